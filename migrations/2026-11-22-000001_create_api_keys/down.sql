@@ -1,0 +1,18 @@
+-- Drops the table only where this crate created it and it holds no row: rows are not ours to drop.
+SET LOCAL lock_timeout = '5s';
+DO $$
+BEGIN
+    IF obj_description(to_regclass('api_keys'), 'pg_class') IS DISTINCT FROM 'Created by api_keys_driver.' THEN
+        RAISE NOTICE 'api_keys was not created by api_keys_driver: it stays';
+        RETURN;
+    END IF;
+
+    LOCK TABLE api_keys;
+    IF EXISTS (SELECT FROM api_keys) THEN
+        RAISE NOTICE 'api_keys holds rows: it stays';
+        RETURN;
+    END IF;
+
+    DROP TABLE api_keys;
+END
+$$;

@@ -1,0 +1,46 @@
+-- An empty database has no api_keys yet; the existing service's database keeps the table that it has.
+--
+-- The columns are those of the existing service, and the later migrations bring both tables to the
+-- same shape. Not built here, because a later index takes their place: an index on (tenant_id) and a
+-- plain one on (key_hash). The table is empty, so its indexes need not be built concurrently.
+DO $$
+BEGIN
+    IF to_regclass('api_keys') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE api_keys (
+        id                    varchar(36)  NOT NULL,
+        tenant_id             varchar(36)  NOT NULL,
+        user_id               varchar(36),
+        name                  varchar(100) NOT NULL,
+        key_prefix            varchar(10)  NOT NULL,
+        key_hash              varchar(128) NOT NULL,
+        permissions_json      text,
+        allowed_workers_json  text,
+        rate_limit_rpm        integer,
+        max_concurrent_runs   integer,
+        status                varchar(50)  NOT NULL DEFAULT 'active',
+        expires_at            timestamptz,
+        revoked_at            timestamptz,
+        revoked_reason        varchar(255),
+        last_used_at          timestamptz,
+        total_requests        bigint       NOT NULL DEFAULT 0,
+        created_at            timestamptz  DEFAULT now(),
+        frozen_at             timestamptz,
+        frozen_by             varchar(100),
+        freeze_reason         text,
+        is_synthetic          boolean      NOT NULL DEFAULT false,
+        synthetic_scenario_id text,
+        is_frozen             boolean      NOT NULL DEFAULT false,
+        CONSTRAINT api_keys_pkey PRIMARY KEY (id)
+    );
+    -- How down.sql knows that the table is this crate's to drop.
+    COMMENT ON TABLE api_keys IS 'Created by api_keys_driver.';
+
+    CREATE INDEX ix_api_keys_key_prefix ON api_keys (key_prefix);
+    CREATE INDEX ix_api_keys_is_frozen ON api_keys (is_frozen, tenant_id);
+    CREATE INDEX idx_api_keys_synthetic_scenario ON api_keys (is_synthetic, synthetic_scenario_id)
+        WHERE is_synthetic;
+END
+$$;

@@ -1,0 +1,18 @@
+-- Drops the table only where this crate created it and it holds no row: rows are not ours to drop.
+SET LOCAL lock_timeout = '5s';
+DO $$
+BEGIN
+    IF obj_description(to_regclass('proxy_calls'), 'pg_class') IS DISTINCT FROM 'Created by api_keys_driver.' THEN
+        RAISE NOTICE 'proxy_calls was not created by api_keys_driver: it stays';
+        RETURN;
+    END IF;
+
+    LOCK TABLE proxy_calls;
+    IF EXISTS (SELECT FROM proxy_calls) THEN
+        RAISE NOTICE 'proxy_calls holds rows: it stays';
+        RETURN;
+    END IF;
+
+    DROP TABLE proxy_calls;
+END
+$$;

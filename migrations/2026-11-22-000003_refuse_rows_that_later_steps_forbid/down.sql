@@ -1,0 +1,2 @@
+-- Nothing was changed, so there is nothing to reverse.
+SELECT 1;

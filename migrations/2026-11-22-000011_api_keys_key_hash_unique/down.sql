@@ -1,0 +1,1 @@
+DROP INDEX CONCURRENTLY uq_api_keys_key_hash;

@@ -1,0 +1,1 @@
+DROP INDEX CONCURRENTLY ix_proxy_calls_key_usage;

@@ -1,0 +1,213 @@
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::ptr;
+
+use chrono::{DateTime, Utc};
+use diesel::connection::TransactionManager;
+use diesel::prelude::*;
+
+use super::{KeySnapshot, KeysDriver};
+use crate::prepared::Prepared;
+use crate::schema::api_keys;
+use crate::{Error, KeyId, Result, TenantId};
+
+/// A key whose row this transaction holds locked: what a change of the key asks for, and is spent on.
+///
+/// It reads as the [`KeySnapshot`] that was found under the lock. Nobody else can make one, copy it or
+/// carry it out of the transaction's closure, so a change without the lock does not compile:
+///
+/// ```
+/// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};
+/// # use chrono::{DateTime, Utc};
+/// # use diesel::{Connection, PgConnection};
+/// # fn freeze(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Result<()> {
+/// conn.transaction(|conn| {
+///     let mut keys = KeysDriver::new(conn);
+///     if let Some(key) = keys.fetch_key_for_update(tenant_id, key_id)? {
+///         keys.update_key_frozen(key, now)?;
+///     }
+///     Ok(())
+/// })
+/// # }
+/// ```
+///
+/// A key that was only fetched is not enough:
+///
+/// ```compile_fail,E0308
+/// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};
+/// # use chrono::{DateTime, Utc};
+/// # use diesel::{Connection, PgConnection};
+/// # fn freeze(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Result<()> {
+/// conn.transaction(|conn| {
+///     let mut keys = KeysDriver::new(conn);
+///     if let Some(key) = keys.fetch_key_by_id(tenant_id, key_id)? {
+///         keys.update_key_frozen(key, now)?;
+///     }
+///     Ok(())
+/// })
+/// # }
+/// ```
+///
+/// It is spent by the first change:
+///
+/// ```compile_fail,E0382
+/// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};
+/// # use chrono::{DateTime, Utc};
+/// # use diesel::{Connection, PgConnection};
+/// # fn freeze(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Result<()> {
+/// conn.transaction(|conn| {
+///     let mut keys = KeysDriver::new(conn);
+///     if let Some(key) = keys.fetch_key_for_update(tenant_id, key_id)? {
+///         keys.update_key_frozen(key, now)?;
+///         keys.update_key_unfrozen(key)?;
+///     }
+///     Ok(())
+/// })
+/// # }
+/// ```
+///
+/// What leaves the closure is a snapshot:
+///
+/// ```
+/// # use api_keys_driver::{Error, KeyId, KeySnapshot, KeysDriver, Result, TenantId};
+/// # use diesel::{Connection, PgConnection};
+/// # fn look(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> Result<Option<KeySnapshot>> {
+/// let key = conn.transaction(|conn| {
+///     let key = KeysDriver::new(conn).fetch_key_for_update(tenant_id, key_id)?;
+///     Ok::<_, Error>(key.map(|key| key.into_snapshot()))
+/// })?;
+/// # Ok(key)
+/// # }
+/// ```
+///
+/// and never the lock, which ends with the transaction:
+///
+/// ```compile_fail
+/// # use api_keys_driver::{Error, KeyId, KeySnapshot, KeysDriver, Result, TenantId};
+/// # use diesel::{Connection, PgConnection};
+/// # fn look(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> Result<Option<KeySnapshot>> {
+/// let key = conn.transaction(|conn| {
+///     let key = KeysDriver::new(conn).fetch_key_for_update(tenant_id, key_id)?;
+///     Ok::<_, Error>(key.map(|key| key))
+/// })?;
+/// # Ok(key.map(|key| key.into_snapshot()))
+/// # }
+/// ```
+///
+/// An engine that begins and commits by hand instead of in a closure gives this guarantee up: then it
+/// must not keep the value beyond its own `COMMIT`.
+#[derive(Debug)]
+#[must_use = "the row stays locked until the transaction ends, changed or not"]
+pub struct LockedKey<'c> {
+    snapshot: KeySnapshot,
+    /// The address of the connection that holds the lock. It cannot move while `'c` lasts.
+    holder: usize,
+    borrow: PhantomData<&'c mut PgConnection>,
+}
+
+impl LockedKey<'_> {
+    /// Gives the lock's proof up and keeps what was read under it. The row stays locked until the
+    /// transaction ends.
+    #[must_use]
+    pub fn into_snapshot(self) -> KeySnapshot {
+        self.snapshot
+    }
+}
+
+impl Deref for LockedKey<'_> {
+    type Target = KeySnapshot;
+
+    fn deref(&self) -> &KeySnapshot {
+        &self.snapshot
+    }
+}
+
+impl<'c> KeysDriver<'c> {
+    /// Fetches a key and locks its row until the transaction ends, after waiting for any other holder.
+    ///
+    /// What is returned was read after the wait. `None` for a missing key and for another tenant's, as
+    /// in [`fetch_key_by_id`](Self::fetch_key_by_id); then nothing is locked. The lock is `FOR NO KEY
+    /// UPDATE`: other changes and locks of the row wait, readers do not, and neither does an insert
+    /// whose foreign key refers to the row. How long it waits at most is the session's `lock_timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInTransaction`] before anything is sent, when Diesel knows of no transaction on the
+    /// connection. A `BEGIN` sent as SQL is not known to Diesel.
+    pub fn fetch_key_for_update(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<Option<LockedKey<'c>>> {
+        self.require_transaction()?;
+        let snapshot = KeySnapshot::query()
+            .filter(api_keys::tenant_id.eq(tenant_id))
+            .filter(api_keys::id.eq(key_id))
+            .for_no_key_update()
+            .get_result(self.conn)
+            .optional()?;
+        let holder = self.address();
+        Ok(snapshot.map(|snapshot| LockedKey { snapshot, holder, borrow: PhantomData }))
+    }
+
+    /// Freezes a key: `is_frozen = true`, `frozen_at` as given. Freezing a frozen key moves `frozen_at`.
+    ///
+    /// Returns the key as it is after the change.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockedElsewhere`] and [`Error::NotInTransaction`] before anything is sent, when the
+    /// connection is not the one that locked the key, or its transaction was ended by hand.
+    /// [`Error::LockedRowGone`] when the transaction itself removed the row since.
+    pub fn update_key_frozen(&mut self, key: LockedKey<'c>, frozen_at: DateTime<Utc>) -> Result<KeySnapshot> {
+        self.update_key_freeze(key, Some(frozen_at))
+    }
+
+    /// Unfreezes a key: `is_frozen = false`, `frozen_at = NULL`, whatever its status.
+    ///
+    /// Returns the key as it is after the change.
+    ///
+    /// # Errors
+    ///
+    /// As for [`update_key_frozen`](Self::update_key_frozen).
+    pub fn update_key_unfrozen(&mut self, key: LockedKey<'c>) -> Result<KeySnapshot> {
+        self.update_key_freeze(key, None)
+    }
+
+    fn update_key_freeze(
+        &mut self,
+        key: LockedKey<'c>,
+        frozen_at: Option<DateTime<Utc>>,
+    ) -> Result<KeySnapshot> {
+        struct UpdateKeyFreeze;
+
+        self.require_lock(&key)?;
+        let update = diesel::update(api_keys::table)
+            .filter(api_keys::tenant_id.eq(&key.tenant_id))
+            .filter(api_keys::id.eq(&key.id))
+            .set((api_keys::is_frozen.eq(frozen_at.is_some()), api_keys::frozen_at.eq(frozen_at)))
+            .returning(KeySnapshot::as_returning());
+        let updated = Prepared::<UpdateKeyFreeze, _>::new(update).get_result(self.conn).optional()?;
+        updated.ok_or_else(|| Error::LockedRowGone(key.snapshot.id))
+    }
+
+    fn require_transaction(&mut self) -> Result<()> {
+        type Transactions = <PgConnection as Connection>::TransactionManager;
+
+        match Transactions::transaction_manager_status_mut(self.conn).transaction_depth()? {
+            Some(_) => Ok(()),
+            None => Err(Error::NotInTransaction),
+        }
+    }
+
+    fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
+        if key.holder != self.address() {
+            return Err(Error::LockedElsewhere(key.id.clone()));
+        }
+        self.require_transaction()
+    }
+
+    fn address(&self) -> usize {
+        ptr::from_ref::<PgConnection>(self.conn).addr()
+    }
+}
