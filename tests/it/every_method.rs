@@ -1,0 +1,126 @@
+//! Every public method of both drivers, for the tests that hold for all of them.
+
+use std::fmt::Debug;
+
+use api_keys_driver::{ApiKeysFacadeDriver, KeyId, KeysDriver, LockedKey, Page, Result, TenantId};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+
+use crate::support::{at, key, tenant};
+
+/// What a method is called with; each takes what it has a use for.
+#[derive(Clone, Debug)]
+pub(crate) struct Input {
+    pub(crate) tenant_id: TenantId,
+    pub(crate) key_id: KeyId,
+    pub(crate) status: String,
+    pub(crate) page: Page,
+    pub(crate) time: DateTime<Utc>,
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self {
+            tenant_id: tenant(),
+            key_id: key("key"),
+            status: "active".into(),
+            page: Page::default(),
+            time: at("2026-01-01T00:00:00Z"),
+        }
+    }
+}
+
+/// A method, to be called inside a transaction. It answers with the `Debug` text of what came back.
+pub(crate) struct Method {
+    pub(crate) name: &'static str,
+    pub(crate) call: fn(&mut PgConnection, &Input) -> Result<String>,
+    /// Whether the call locks the key first, which is a statement of its own.
+    pub(crate) locks_first: bool,
+}
+
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
+pub(crate) const METHODS: &[Method] = &[
+    read("fetch_keys", |conn, with| debug(KeysDriver::new(conn).fetch_keys(&with.tenant_id, with.page))),
+    read("count_keys", |conn, with| debug(KeysDriver::new(conn).count_keys(&with.tenant_id))),
+    read("fetch_key_by_id", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_by_id(&with.tenant_id, &with.key_id))
+    }),
+    read("fetch_key_usage", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_usage(&with.tenant_id, &with.key_id, with.time))
+    }),
+    read("fetch_key_for_update", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_for_update(&with.tenant_id, &with.key_id))
+    }),
+    change("update_key_frozen", |conn, with| {
+        on_locked(conn, with, |keys, key| keys.update_key_frozen(key, with.time))
+    }),
+    change("update_key_unfrozen", |conn, with| {
+        on_locked(conn, with, |keys, key| keys.update_key_unfrozen(key))
+    }),
+    read("fetch_api_keys", |conn, with| {
+        debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, None, with.page))
+    }),
+    read("fetch_api_keys", |conn, with| {
+        debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, Some(&with.status), with.page))
+    }),
+    read("count_api_keys", |conn, with| {
+        debug(ApiKeysFacadeDriver::new(conn).count_api_keys(&with.tenant_id, None))
+    }),
+    read("count_api_keys", |conn, with| {
+        debug(ApiKeysFacadeDriver::new(conn).count_api_keys(&with.tenant_id, Some(&with.status)))
+    }),
+    read("fetch_api_key_by_id", |conn, with| {
+        debug(ApiKeysFacadeDriver::new(conn).fetch_api_key_by_id(&with.tenant_id, &with.key_id))
+    }),
+];
+
+type Call = fn(&mut PgConnection, &Input) -> Result<String>;
+
+const fn read(name: &'static str, call: Call) -> Method {
+    Method { name, call, locks_first: false }
+}
+
+const fn change(name: &'static str, call: Call) -> Method {
+    Method { name, call, locks_first: true }
+}
+
+fn debug<T: Debug>(answer: Result<T>) -> Result<String> {
+    answer.map(|answer| format!("{answer:?}"))
+}
+
+fn on_locked<T: Debug>(
+    conn: &mut PgConnection,
+    with: &Input,
+    change: impl for<'c> FnOnce(&mut KeysDriver<'c>, LockedKey<'c>) -> Result<T>,
+) -> Result<String> {
+    let mut keys = KeysDriver::new(conn);
+    match keys.fetch_key_for_update(&with.tenant_id, &with.key_id)? {
+        Some(key) => debug(change(&mut keys, key)),
+        None => Ok("None".into()),
+    }
+}
+
+/// The methods of the drivers that take the connection's part or make the driver, and send nothing.
+const SILENT: &[&str] = &["new", "connection", "into_snapshot"];
+
+#[test]
+fn the_list_names_every_public_method_of_the_drivers() {
+    let mut sources = vec!["src/api_keys_facade_driver.rs".into(), "src/keys_driver.rs".into()];
+    for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/keys_driver")).unwrap() {
+        sources.push(file.unwrap().path());
+    }
+    let mut public = Vec::new();
+    for source in sources {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+        for line in std::fs::read_to_string(path).unwrap().lines() {
+            if let Some(signature) = line.strip_prefix("    pub fn ") {
+                public.push(signature.split(['(', '<']).next().unwrap().to_owned());
+            }
+        }
+    }
+    assert!(public.contains(&"fetch_keys".into()), "{public:?}");
+    for method in public {
+        let known = METHODS.iter().map(|method| method.name).chain(SILENT.iter().copied());
+        assert!(known.into_iter().any(|name| name == method), "{method} is not in the list");
+    }
+}

@@ -1,0 +1,7 @@
+//! Both drivers, the migrations and the promises, on a real server.
+
+mod api_keys_facade_driver;
+mod every_method;
+mod keys_driver;
+mod statements;
+mod support;

@@ -1,0 +1,65 @@
+//! What goes over the wire: one statement a call, confined to the tenant, prepared once, without the hash.
+
+use diesel::prelude::*;
+
+use crate::every_method::{Input, METHODS};
+use crate::support::{CallRow, KeyRow, TENANT, migrated, statements_of};
+
+#[test]
+fn each_method_is_one_statement_confined_to_the_tenant_without_the_hash() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    CallRow::default().insert(&mut conn);
+
+    for method in METHODS {
+        let (answer, statements) =
+            statements_of(&mut conn, |conn| conn.transaction(|conn| (method.call)(conn, &Input::default())));
+        answer.unwrap();
+        let own: Vec<_> =
+            statements.iter().filter(|sql| !matches!(sql.as_str(), "BEGIN" | "COMMIT")).collect();
+        assert_eq!(own.len(), 1 + usize::from(method.locks_first), "{}: {own:#?}", method.name);
+        for statement in own {
+            assert!(statement.contains("\"tenant_id\" = $"), "{}: {statement}", method.name);
+            assert!(statement.contains(TENANT), "{}: {statement}", method.name);
+            assert!(!statement.contains("key_hash"), "{}: {statement}", method.name);
+            assert!(!statement.contains("SELECT *"), "{}: {statement}", method.name);
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct PreparedStatement {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    statement: String,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    uses: i64,
+}
+
+#[test]
+fn each_statement_is_prepared_once_a_connection() {
+    const ROUNDS: i64 = 7;
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+
+    let mut conn = database.connect().unwrap();
+    let ((), sent) = statements_of(&mut conn, |conn| {
+        for method in METHODS.iter().cycle().take(METHODS.len() * 7) {
+            conn.transaction(|conn| (method.call)(conn, &Input::default())).unwrap();
+        }
+    });
+    let mut sent: Vec<_> = sent.iter().filter_map(|sql| sql.split(" -- binds:").next()).collect();
+    sent.retain(|sql| !matches!(*sql, "BEGIN" | "COMMIT"));
+    sent.sort_unstable();
+    sent.dedup();
+
+    let prepared: Vec<PreparedStatement> = diesel::sql_query(
+        "SELECT statement, generic_plans + custom_plans AS uses FROM pg_prepared_statements
+         WHERE statement ~ 'api_keys|proxy_calls' AND statement !~ 'pg_prepared_statements' ORDER BY statement",
+    )
+    .load(&mut conn)
+    .unwrap();
+    for PreparedStatement { statement, uses } in &prepared {
+        assert!(uses % ROUNDS == 0, "{uses} uses of {statement}");
+    }
+    assert_eq!(prepared.len(), sent.len(), "sent: {sent:#?}");
+}

@@ -1,0 +1,180 @@
+//! What the tests share: a database, rows to put in it, and the statements that were sent.
+
+use std::sync::{Arc, Mutex};
+
+use api_keys_driver::schema::{api_keys, proxy_calls};
+use api_keys_driver::{BigDecimal, KeyId, TenantId};
+use chrono::{DateTime, Utc};
+use diesel::connection::{InstrumentationEvent, SimpleConnection};
+use diesel::prelude::*;
+use throwaway_postgres::Database;
+
+/// A tenant's id. The existing service takes no other form, and fixtures are used in both worlds.
+pub(crate) const TENANT: &str = "11111111-1111-1111-1111-111111111111";
+/// Another tenant's id.
+pub(crate) const OTHER: &str = "22222222-2222-2222-2222-222222222222";
+
+/// A migrated database and a connection to it.
+pub(crate) fn migrated() -> (Database, PgConnection) {
+    let database = throwaway_postgres::migrated().expect("a migrated database");
+    let conn = database.connect().expect("a connection");
+    (database, conn)
+}
+
+/// The database of the existing service before this crate's migrations, with its tenants; `None`
+/// where the service's schema is not beside the crate.
+pub(crate) fn existing_service() -> Option<(Database, PgConnection)> {
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/existing_service/schema.sql");
+    let Ok(schema) = std::fs::read_to_string(schema) else {
+        eprintln!("skipped: the existing service's schema is not beside the crate");
+        return None;
+    };
+    let database = throwaway_postgres::empty().expect("an empty database");
+    let mut conn = database.connect().expect("a connection");
+    conn.batch_execute(&schema).expect("the service's schema");
+    conn.batch_execute(&format!(
+        "INSERT INTO tenants (id, name, slug) VALUES ('{TENANT}', 'One', 'one'), ('{OTHER}', 'Two', 'two')"
+    ))
+    .expect("two tenants");
+    Some((database, conn))
+}
+
+pub(crate) fn tenant() -> TenantId {
+    TenantId::from(TENANT)
+}
+
+pub(crate) fn other() -> TenantId {
+    TenantId::from(OTHER)
+}
+
+pub(crate) fn key(id: &str) -> KeyId {
+    KeyId::from(id)
+}
+
+/// A moment, written as RFC 3339.
+pub(crate) fn at(time: &str) -> DateTime<Utc> {
+    time.parse().expect("a time in RFC 3339")
+}
+
+/// A decimal, written as text.
+pub(crate) fn decimal(text: &str) -> BigDecimal {
+    text.parse().expect("a decimal")
+}
+
+/// A row of `api_keys`. What a test does not name is ordinary.
+#[derive(Clone, Debug, Insertable)]
+#[diesel(table_name = api_keys)]
+pub(crate) struct KeyRow<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) tenant_id: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) key_prefix: &'a str,
+    /// The id, unless a test names another.
+    pub(crate) key_hash: Option<&'a str>,
+    pub(crate) permissions_json: Option<&'a str>,
+    pub(crate) allowed_workers_json: Option<&'a str>,
+    pub(crate) rate_limit_rpm: Option<i32>,
+    pub(crate) max_concurrent_runs: Option<i32>,
+    pub(crate) status: &'a str,
+    pub(crate) expires_at: Option<DateTime<Utc>>,
+    pub(crate) revoked_at: Option<DateTime<Utc>>,
+    pub(crate) revoked_reason: Option<&'a str>,
+    pub(crate) last_used_at: Option<DateTime<Utc>>,
+    pub(crate) total_requests: i64,
+    pub(crate) created_at: DateTime<Utc>,
+    pub(crate) is_synthetic: bool,
+    pub(crate) is_frozen: bool,
+    pub(crate) frozen_at: Option<DateTime<Utc>>,
+}
+
+impl Default for KeyRow<'_> {
+    fn default() -> Self {
+        Self {
+            id: "key",
+            tenant_id: TENANT,
+            name: "Production",
+            key_prefix: "sk-live-abcd",
+            key_hash: None,
+            permissions_json: None,
+            allowed_workers_json: None,
+            rate_limit_rpm: None,
+            max_concurrent_runs: None,
+            status: "active",
+            expires_at: None,
+            revoked_at: None,
+            revoked_reason: None,
+            last_used_at: None,
+            total_requests: 0,
+            created_at: at("2026-01-01T00:00:00Z"),
+            is_synthetic: false,
+            is_frozen: false,
+            frozen_at: None,
+        }
+    }
+}
+
+impl KeyRow<'_> {
+    pub(crate) fn insert(&self, conn: &mut PgConnection) {
+        let row = Self { key_hash: self.key_hash.or(Some(self.id)), ..self.clone() };
+        diesel::insert_into(api_keys::table).values(&row).execute(conn).expect("a key");
+    }
+}
+
+/// A row of `proxy_calls`. What a test does not name is ordinary.
+#[derive(Clone, Debug, Insertable)]
+#[diesel(table_name = proxy_calls)]
+pub(crate) struct CallRow<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) tenant_id: &'a str,
+    pub(crate) api_key_id: Option<&'a str>,
+    pub(crate) endpoint: &'a str,
+    pub(crate) model: &'a str,
+    pub(crate) request_hash: &'a str,
+    pub(crate) request_json: &'a str,
+    pub(crate) cost_cents: Option<BigDecimal>,
+    pub(crate) was_blocked: Option<bool>,
+    pub(crate) replayed_from_id: Option<&'a str>,
+    pub(crate) created_at: DateTime<Utc>,
+}
+
+impl Default for CallRow<'_> {
+    fn default() -> Self {
+        Self {
+            id: "call",
+            tenant_id: TENANT,
+            api_key_id: Some("key"),
+            endpoint: "/v1/chat/completions",
+            model: "small",
+            request_hash: "hash",
+            request_json: "{}",
+            cost_cents: None,
+            was_blocked: Some(false),
+            replayed_from_id: None,
+            created_at: at("2026-01-01T00:00:00Z"),
+        }
+    }
+}
+
+impl CallRow<'_> {
+    pub(crate) fn insert(&self, conn: &mut PgConnection) {
+        diesel::insert_into(proxy_calls::table).values(self).execute(conn).expect("a call");
+    }
+}
+
+/// The statements that `work` sent, each as SQL with its bind values behind `-- binds:`.
+pub(crate) fn statements_of<T>(
+    conn: &mut PgConnection,
+    work: impl FnOnce(&mut PgConnection) -> T,
+) -> (T, Vec<String>) {
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&sent);
+    conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+        if let InstrumentationEvent::StartQuery { query, .. } = event {
+            log.lock().expect("no panic while logging").push(query.to_string());
+        }
+    });
+    let answer = work(conn);
+    conn.set_instrumentation(|_: InstrumentationEvent<'_>| ());
+    let sent = std::mem::take(&mut *sent.lock().expect("no panic while logging"));
+    (answer, sent)
+}
