@@ -132,3 +132,26 @@ fn without_timeouts<T>(
     }
     done
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::BUILT_CONCURRENTLY;
+
+    #[test]
+    fn every_index_that_is_built_concurrently_is_known() {
+        let mut built = Vec::new();
+        for migration in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations")).unwrap() {
+            let Ok(up) = fs::read_to_string(migration.unwrap().path().join("up.sql")) else { continue };
+            if let Some((_, rest)) = up.split_once("INDEX CONCURRENTLY ") {
+                built.push(rest.split_whitespace().next().unwrap().to_owned());
+            }
+        }
+        let mut known = BUILT_CONCURRENTLY.to_vec();
+        known.sort_unstable();
+        built.sort_unstable();
+        assert_eq!(built, known);
+    }
+}

@@ -3,5 +3,6 @@
 mod api_keys_facade_driver;
 mod every_method;
 mod keys_driver;
+mod migrations;
 mod statements;
 mod support;

@@ -1,0 +1,393 @@
+//! The migrations in both worlds: an empty database, and the existing service's with its rows and writers.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use api_keys_driver::schema::api_keys;
+use api_keys_driver::{ApiKeysFacadeDriver, Error, KeysDriver, MIGRATIONS, Page, migrate};
+use diesel::connection::SimpleConnection;
+use diesel::migration::MigrationSource;
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+use diesel_migrations::MigrationHarness;
+
+use crate::support::{CallRow, KeyRow, OTHER, TENANT, at, existing_service, key, tenant};
+
+fn empty() -> (throwaway_postgres::Database, PgConnection) {
+    let database = throwaway_postgres::empty().unwrap();
+    let conn = database.connect().unwrap();
+    (database, conn)
+}
+
+fn names() -> Vec<String> {
+    let mut names: Vec<_> = MigrationSource::<Pg>::migrations(&MIGRATIONS)
+        .unwrap()
+        .iter()
+        .map(|migration| migration.name().to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The cause of an error, as the server put it.
+fn cause(error: &Error) -> String {
+    assert!(matches!(error, Error::Migration(_)), "{error:?}");
+    std::error::Error::source(error).expect("a cause").to_string()
+}
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
+}
+
+fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
+    let lines: Vec<Line> = diesel::sql_query(sql).load(conn).unwrap();
+    lines.into_iter().map(|row| row.line).collect()
+}
+
+/// Columns, constraints and indexes of the two tables, a line each.
+fn catalog(conn: &mut PgConnection) -> Vec<String> {
+    lines(
+        conn,
+        "SELECT format('%s.%s %s not null: %s', attrelid::regclass, attname, format_type(atttypid, atttypmod), attnotnull) AS line
+           FROM pg_attribute WHERE attrelid IN (to_regclass('api_keys'), to_regclass('proxy_calls')) AND attnum > 0
+         UNION ALL
+         SELECT format('%s: %s', conname, pg_get_constraintdef(oid)) FROM pg_constraint
+          WHERE conrelid IN (to_regclass('api_keys'), to_regclass('proxy_calls')) AND contype <> 'n'
+         UNION ALL
+         SELECT format('%s valid: %s', pg_get_indexdef(indexrelid), indisvalid) FROM pg_index
+          WHERE indrelid IN (to_regclass('api_keys'), to_regclass('proxy_calls'))
+         ORDER BY 1",
+    )
+}
+
+fn count(conn: &mut PgConnection, table: &str) -> i64 {
+    #[derive(QueryableByName)]
+    struct Count {
+        #[diesel(sql_type = BigInt)]
+        count: i64,
+    }
+    diesel::sql_query(format!("SELECT count(*) FROM {table}")).get_result::<Count>(conn).unwrap().count
+}
+
+fn assert_shape(conn: &mut PgConnection) {
+    let catalog = catalog(conn);
+    for line in [
+        "api_keys.key_prefix character varying(12) not null: t",
+        "api_keys.created_at timestamp with time zone not null: t",
+        "proxy_calls.created_at timestamp with time zone not null: t",
+        "CREATE UNIQUE INDEX uq_api_keys_key_hash ON public.api_keys USING btree (key_hash) valid: t",
+        "CREATE INDEX ix_api_keys_tenant_newest_first ON public.api_keys USING btree (tenant_id, created_at DESC, id DESC) valid: t",
+        "CREATE INDEX ix_proxy_calls_key_usage ON public.proxy_calls USING btree (tenant_id, api_key_id, created_at) INCLUDE (cost_cents) valid: t",
+    ] {
+        assert!(catalog.iter().any(|found| found == line), "{line} is not in {catalog:#?}");
+    }
+}
+
+/// Writes as the existing service does: by column name, knowing nothing of this crate.
+fn write_like_the_service(conn: &mut PgConnection, id: &str) {
+    conn.batch_execute(&format!(
+        "INSERT INTO api_keys (id, tenant_id, user_id, name, key_prefix, key_hash, permissions_json, status,
+                               total_requests, created_at, is_synthetic, is_frozen)
+         VALUES ('{id}', '{TENANT}', NULL, 'Key {id}', 'sk-live-a', '{id}', '[\"chat\"]', 'active', 0, now(), false, false);
+         UPDATE api_keys SET total_requests = total_requests + 1, last_used_at = now() WHERE id = '{id}';
+         UPDATE api_keys SET is_frozen = true, frozen_at = now(), frozen_by = 'ops', freeze_reason = 'leak' WHERE id = '{id}';
+         UPDATE api_keys SET status = 'revoked', revoked_at = now(), revoked_reason = 'left' WHERE id = '{id}';
+         INSERT INTO proxy_calls (id, tenant_id, api_key_id, endpoint, model, request_hash, request_json, cost_cents,
+                                  was_blocked, replay_eligible, created_at)
+         VALUES ('call-{id}', '{TENANT}', '{id}', '/v1/chat/completions', 'small', 'h', '{{}}', 0.1234, false, false, now());"
+    ))
+    .unwrap();
+}
+
+#[test]
+fn an_empty_database_gets_the_shape_and_no_index_that_another_makes_redundant() {
+    let (_database, mut conn) = empty();
+    assert_eq!(migrate(&mut conn).unwrap(), names());
+    assert_shape(&mut conn);
+    let catalog = catalog(&mut conn);
+    for redundant in ["ix_api_keys_tenant_id ", "ix_api_keys_key_hash ", "ix_proxy_calls_tenant_id "] {
+        assert!(!catalog.iter().any(|line| line.contains(redundant)), "{redundant}");
+    }
+    assert!(migrate(&mut conn).unwrap().is_empty());
+
+    write_like_the_service(&mut conn, "after");
+    let seen = KeysDriver::new(&mut conn).fetch_key_by_id(&tenant(), &key("after")).unwrap().unwrap();
+    assert!(seen.is_frozen);
+}
+
+#[test]
+fn the_existing_database_gets_the_shape_and_loses_nothing() {
+    let Some((_database, mut conn)) = existing_service() else { return };
+    for id in ["one", "two", "three"] {
+        write_like_the_service(&mut conn, id);
+    }
+    conn.batch_execute(&format!("INSERT INTO worker_runs VALUES ('run', '{TENANT}', 'one')")).unwrap();
+    let rows = "SELECT row(k.*)::text AS line FROM api_keys AS k UNION ALL SELECT row(c.*)::text FROM proxy_calls AS c ORDER BY 1";
+    let rows_before = lines(&mut conn, rows);
+    let catalog_before: BTreeSet<_> = catalog(&mut conn).into_iter().collect();
+
+    assert_eq!(migrate(&mut conn).unwrap(), names());
+
+    assert_shape(&mut conn);
+    assert_eq!(lines(&mut conn, rows), rows_before);
+    let catalog_after: BTreeSet<_> = catalog(&mut conn).into_iter().collect();
+    let changed: Vec<_> = catalog_before.difference(&catalog_after).collect();
+    assert_eq!(
+        changed,
+        [
+            "api_keys.created_at timestamp with time zone not null: f",
+            "api_keys.key_prefix character varying(10) not null: t",
+            "proxy_calls.created_at timestamp with time zone not null: f",
+        ]
+    );
+    assert_eq!(count(&mut conn, "worker_runs WHERE api_key_id = 'one'"), 1);
+}
+
+#[test]
+fn the_services_writers_go_on_while_the_existing_database_migrates_and_afterwards() {
+    let Some((database, mut conn)) = existing_service() else { return };
+    for id in 0..50 {
+        write_like_the_service(&mut conn, &format!("before-{id}"));
+    }
+    let (started, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    let written = thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut conn = database.connect().unwrap();
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                write_like_the_service(&mut conn, &format!("during-{written}"));
+                written += 1;
+                started.store(true, Ordering::Relaxed);
+            }
+            written
+        });
+        while !started.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        let migrated = migrate(&mut conn);
+        stop.store(true, Ordering::Relaxed);
+        let written = writer.join().unwrap();
+        migrated.unwrap();
+        written
+    });
+    assert_shape(&mut conn);
+    write_like_the_service(&mut conn, "after");
+    assert_eq!(KeysDriver::new(&mut conn).count_keys(&tenant()).unwrap(), 51 + written);
+
+    let twelve = "sk-live-abcd";
+    conn.batch_execute(&format!("UPDATE api_keys SET key_prefix = '{twelve}' WHERE id = 'after'")).unwrap();
+    let page =
+        ApiKeysFacadeDriver::new(&mut conn).fetch_api_keys(&tenant(), None, Page { limit: 1, offset: 0 });
+    assert_eq!(page.unwrap()[0].key_prefix, twelve);
+
+    let foreign = conn.batch_execute("INSERT INTO worker_runs VALUES ('run', 'nobody', NULL)");
+    assert!(foreign.is_err(), "the foreign keys of the existing database are gone");
+    conn.batch_execute(&format!("DELETE FROM tenants WHERE id = '{TENANT}'")).unwrap();
+    assert_eq!(KeysDriver::new(&mut conn).count_keys(&tenant()).unwrap(), 0, "deleting a tenant cascades");
+}
+
+#[test]
+fn a_wider_key_prefix_is_left_alone() {
+    let Some((_database, mut conn)) = existing_service() else { return };
+    conn.batch_execute("ALTER TABLE api_keys ALTER COLUMN key_prefix TYPE varchar(20)").unwrap();
+    migrate(&mut conn).unwrap();
+    let line = "api_keys.key_prefix character varying(20) not null: t";
+    assert!(catalog(&mut conn).iter().any(|found| found == line));
+}
+
+#[test]
+fn rows_that_forbid_a_step_are_named_and_nothing_is_changed() {
+    let cases = [
+        (
+            "UPDATE api_keys SET key_hash = 'c0ffee' WHERE id IN ('one', 'three')",
+            "api_keys has 2 rows that share a key_hash with another (first ids: one, three)",
+            "UPDATE api_keys SET key_hash = id",
+        ),
+        (
+            "UPDATE api_keys SET created_at = NULL WHERE id = 'two'",
+            "api_keys has 1 row(s) with a NULL created_at (first ids: two)",
+            "UPDATE api_keys SET created_at = now() WHERE created_at IS NULL",
+        ),
+        (
+            "UPDATE proxy_calls SET created_at = NULL",
+            "proxy_calls has 3 row(s) with a NULL created_at (first ids: call-one, call-three, call-two)",
+            "UPDATE proxy_calls SET created_at = now() WHERE created_at IS NULL",
+        ),
+    ];
+    for (spoil, complaint, mend) in cases {
+        let Some((_database, mut conn)) = existing_service() else { return };
+        for id in ["one", "two", "three"] {
+            write_like_the_service(&mut conn, id);
+        }
+        conn.batch_execute(spoil).unwrap();
+        let before = catalog(&mut conn);
+
+        let error = migrate(&mut conn).unwrap_err();
+        let cause = cause(&error);
+        assert!(cause.contains(complaint), "{cause}");
+        assert!(!cause.contains("c0ffee"), "a hash in {cause}");
+        assert_eq!(catalog(&mut conn), before);
+        assert_eq!(count(&mut conn, "api_keys"), 3);
+
+        conn.batch_execute(mend).unwrap();
+        assert_eq!(migrate(&mut conn).unwrap(), names()[2..], "the steps before the complaint stand");
+        assert_shape(&mut conn);
+    }
+}
+
+#[test]
+fn an_index_that_an_interrupted_build_left_is_removed_and_built_again() {
+    let (_database, mut conn) = empty();
+    for migration in &conn.pending_migrations(MIGRATIONS).unwrap()[..10] {
+        conn.run_migration(migration).unwrap();
+    }
+    for id in ["one", "two"] {
+        KeyRow { id, key_hash: Some("same"), ..KeyRow::default() }.insert(&mut conn);
+    }
+    let invalid =
+        "CREATE UNIQUE INDEX uq_api_keys_key_hash ON public.api_keys USING btree (key_hash) valid: f";
+    let build = "CREATE UNIQUE INDEX CONCURRENTLY uq_api_keys_key_hash ON api_keys (key_hash)";
+    diesel::sql_query(build).execute(&mut conn).unwrap_err();
+    assert!(catalog(&mut conn).iter().any(|line| line == invalid));
+
+    // Duplicates that came after the check: the build fails again, and leaves nothing.
+    let error = migrate(&mut conn).unwrap_err();
+    assert!(cause(&error).contains("uq_api_keys_key_hash"), "{error:?}");
+    assert!(!catalog(&mut conn).iter().any(|line| line.contains("uq_api_keys_key_hash")));
+
+    conn.batch_execute("UPDATE api_keys SET key_hash = id").unwrap();
+    diesel::sql_query(build).execute(&mut conn).unwrap();
+    conn.batch_execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'uq_api_keys_key_hash'::regclass",
+    )
+    .unwrap();
+    assert_eq!(migrate(&mut conn).unwrap(), names()[10..]);
+    assert_shape(&mut conn);
+}
+
+#[test]
+fn sixteen_migrators_at_once_apply_each_migration_once() {
+    let (database, mut conn) = empty();
+    let applied: Vec<Vec<String>> = thread::scope(|scope| {
+        let migrators: Vec<_> =
+            (0..16).map(|_| scope.spawn(|| migrate(&mut database.connect().unwrap()).unwrap())).collect();
+        migrators.into_iter().map(|migrator| migrator.join().unwrap()).collect()
+    });
+    let mut applied: Vec<_> = applied.into_iter().flatten().collect();
+    applied.sort();
+    assert_eq!(applied, names());
+    assert_shape(&mut conn);
+}
+
+#[test]
+fn a_step_that_cannot_lock_its_table_gives_up_and_the_next_call_goes_on() {
+    let Some((database, mut conn)) = existing_service() else { return };
+    let mut reader = database.connect().unwrap();
+    reader.batch_execute("BEGIN; SELECT FROM api_keys").unwrap();
+
+    let started = Instant::now();
+    let error = migrate(&mut conn).unwrap_err();
+    assert!(cause(&error).contains("lock timeout"), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
+
+    reader.batch_execute("COMMIT").unwrap();
+    assert_eq!(migrate(&mut conn).unwrap(), names()[3..]);
+    assert_shape(&mut conn);
+}
+
+#[test]
+fn the_sessions_timeouts_do_not_stop_a_long_build_and_are_put_back() {
+    let (database, mut conn) = empty();
+    conn.batch_execute("SET statement_timeout = '300ms'; SET lock_timeout = '200ms'").unwrap();
+    // A concurrent build waits for the transactions that began before it.
+    let mut older = database.connect().unwrap();
+    older.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class").unwrap();
+
+    let mut conn = thread::scope(|scope| {
+        let migrator = scope.spawn(move || {
+            assert_eq!(migrate(&mut conn).unwrap(), names());
+            conn
+        });
+        let waits =
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query ~ 'CONCURRENTLY'
+                     AND wait_event_type = 'Lock' AND query_start < clock_timestamp() - interval '500 ms'";
+        let mut observer = database.connect().unwrap();
+        while diesel::sql_query(waits).execute(&mut observer).unwrap() == 0 {
+            assert!(!migrator.is_finished(), "nothing waited for the older transaction");
+            thread::sleep(Duration::from_millis(10));
+        }
+        older.batch_execute("COMMIT").unwrap();
+        migrator.join().unwrap()
+    });
+    let after = lines(
+        &mut conn,
+        "SELECT current_setting('statement_timeout') || ' ' || current_setting('lock_timeout') AS line",
+    );
+    assert_eq!(after, ["300ms 200ms"]);
+}
+
+#[test]
+fn reverting_drops_the_tables_only_where_they_are_ours_and_empty() {
+    let (_database, mut conn) = empty();
+    migrate(&mut conn).unwrap();
+    conn.revert_all_migrations(MIGRATIONS).unwrap();
+    assert!(catalog(&mut conn).is_empty());
+
+    migrate(&mut conn).unwrap();
+    KeyRow::default().insert(&mut conn);
+    CallRow::default().insert(&mut conn);
+    conn.revert_all_migrations(MIGRATIONS).unwrap();
+    assert_eq!((count(&mut conn, "api_keys"), count(&mut conn, "proxy_calls")), (1, 1));
+    assert_eq!(migrate(&mut conn).unwrap(), names());
+    assert_shape(&mut conn);
+}
+
+#[test]
+fn reverting_gives_the_existing_database_back_with_every_row() {
+    let Some((_database, mut conn)) = existing_service() else { return };
+    let mut before: BTreeSet<_> = catalog(&mut conn).into_iter().collect();
+    migrate(&mut conn).unwrap();
+    write_like_the_service(&mut conn, "one");
+    conn.revert_all_migrations(MIGRATIONS).unwrap();
+
+    // The one thing that stays: see the down.sql of the migration.
+    before.remove("api_keys.key_prefix character varying(10) not null: t");
+    before.insert("api_keys.key_prefix character varying(12) not null: t".into());
+    assert_eq!(catalog(&mut conn).into_iter().collect::<BTreeSet<_>>(), before);
+    assert_eq!(count(&mut conn, "api_keys"), 1);
+
+    conn.batch_execute("TRUNCATE api_keys, proxy_calls, worker_runs").unwrap();
+    migrate(&mut conn).unwrap();
+    conn.revert_all_migrations(MIGRATIONS).unwrap();
+    assert!(!catalog(&mut conn).is_empty(), "a table that the crate did not create is gone");
+}
+
+#[test]
+fn both_worlds_give_the_same_answers() {
+    let Some((_existing, mut existing)) = existing_service() else { return };
+    migrate(&mut existing).unwrap();
+    let (_empty, mut empty) = empty();
+    migrate(&mut empty).unwrap();
+    let answers = [&mut existing, &mut empty].map(|conn| {
+        KeyRow { id: "plain", ..KeyRow::default() }.insert(conn);
+        KeyRow { id: "synthetic", is_synthetic: true, ..KeyRow::default() }.insert(conn);
+        KeyRow { id: "foreign", tenant_id: OTHER, ..KeyRow::default() }.insert(conn);
+        CallRow { api_key_id: Some("plain"), ..CallRow::default() }.insert(conn);
+        let mut keys = KeysDriver::new(conn);
+        (
+            keys.fetch_keys(&tenant(), Page::default()).unwrap(),
+            keys.fetch_key_usage(&tenant(), &key("plain"), at("2026-01-01T00:00:00Z")).unwrap(),
+            ApiKeysFacadeDriver::new(conn)
+                .fetch_api_keys(&tenant(), Some("active"), Page::default())
+                .unwrap(),
+        )
+    });
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(answers[0].0.len(), 2);
+    assert_eq!(api_keys::table.count().get_result::<i64>(&mut empty).unwrap(), 3);
+}
