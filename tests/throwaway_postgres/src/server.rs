@@ -41,7 +41,7 @@ impl Server {
         let (url, lock) = if let Ok(url) = env::var("TEST_DATABASE_URL") {
             (url, None)
         } else {
-            let (url, lock) = join_or_start(&binaries::folder()?)?;
+            let (url, lock) = join_or_start(&binaries::programs()?)?;
             (url, Some(lock))
         };
         let server = Self::at(url)?;
