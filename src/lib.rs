@@ -1,4 +1,52 @@
-//! The data layer for API keys.
+//! The data layer for API keys on PostgreSQL: blocking, through Diesel, with rows mapped into plain structs.
+//!
+//! Two drivers borrow a connection and ask it questions. [`KeysDriver`] is the engines': it lists,
+//! counts, fetches, meters, locks, freezes and unfreezes the keys of any tenant.
+//! [`ApiKeysFacadeDriver`] is the customer's view: it only reads, and hides the keys that test
+//! scenarios made. What they return are snapshots, which own what they hold and never hold a key's hash.
+//!
+//! A driver reads and writes; it decides nothing. The engine above owns the transaction, the clock
+//! and the rules, and changes a key only with the proof that it holds the key's lock:
+//!
+//! ```
+//! use api_keys_driver::{KeyId, KeySnapshot, KeysDriver, Result, TenantId};
+//! use chrono::{DateTime, Utc};
+//! use diesel::{Connection, PgConnection};
+//!
+//! /// Freezes a key that leaked, unless somebody was faster. `None`: there is no such key.
+//! fn freeze_leaked_key(
+//!     conn: &mut PgConnection,
+//!     tenant_id: &TenantId,
+//!     key_id: &KeyId,
+//!     now: DateTime<Utc>,
+//! ) -> Result<Option<KeySnapshot>> {
+//!     conn.transaction(|conn| {
+//!         let mut keys = KeysDriver::new(conn);
+//!         let Some(key) = keys.fetch_key_for_update(tenant_id, key_id)? else { return Ok(None) };
+//!         if key.is_frozen {
+//!             return Ok(Some(key.into_snapshot()));
+//!         }
+//!         keys.update_key_frozen(key, now).map(Some)
+//!     })
+//! }
+//! # let database = throwaway_postgres::migrated().unwrap();
+//! # let mut conn = database.connect().unwrap();
+//! # let frozen = freeze_leaked_key(&mut conn, &"tenant".into(), &"key".into(), DateTime::UNIX_EPOCH);
+//! # assert_eq!(frozen.unwrap(), None);
+//! ```
+//!
+//! [`migrate`] brings an empty database, or the one of the existing Python service, to the schema that
+//! the drivers need.
+//!
+//! # When not to use it
+//!
+//! It is for blocking code: in an async service each call would hold up a thread of the executor. It
+//! knows PostgreSQL only. It neither makes nor hashes secrets, and says of no key whether it is valid.
+//!
+//! # Features
+//!
+//! - `serde`: `Serialize` and `Deserialize` on ids, pages and snapshots. Money is a string there, so
+//!   that no reader rounds it.
 
 mod api_keys_facade_driver;
 mod error;
@@ -7,17 +55,24 @@ mod keys_driver;
 mod migrate;
 mod page;
 mod prepared;
+/// The two tables, for an engine's own statements.
 #[allow(missing_docs, reason = "printed by Diesel")]
 pub mod schema;
 
 pub use bigdecimal::BigDecimal;
 
-pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
-pub use error::{Error, Result};
-pub use ids::{KeyId, TenantId};
 pub use keys_driver::{
     KeySnapshot, KeyUsageSnapshot, KeysDriver, LockedKey, get_keys_driver, get_keys_read_driver,
     get_keys_write_driver,
 };
+
+pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
+
+pub use error::{Error, Result};
+pub use ids::{KeyId, TenantId};
 pub use migrate::{MIGRATIONS, migrate};
 pub use page::Page;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
