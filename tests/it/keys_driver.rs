@@ -366,6 +366,7 @@ fn a_lock_of_another_connection_is_refused() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut second = database.connect().unwrap();
+    second.batch_execute("SET lock_timeout = '2s'").unwrap();
 
     let refused = conn.transaction(|conn| {
         let locked = KeysDriver::new(conn).fetch_key_for_update(&tenant(), &key("key"))?.unwrap();
