@@ -3,8 +3,8 @@ use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::api_keys;
 use api_keys_driver::{
-    Error, KeySnapshot, KeyUsageSnapshot, KeysDriver, LockedKey, Page, Result, get_keys_driver,
-    get_keys_read_driver, get_keys_write_driver,
+    ApiKeyDetailSnapshot, ApiKeySnapshot, Error, KeySnapshot, KeyUsageSnapshot, KeysDriver, LockedKey, Page,
+    Result, get_keys_driver, get_keys_read_driver, get_keys_write_driver,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
@@ -421,6 +421,19 @@ fn the_three_names_that_callers_know_borrow_the_same_driver() {
     for get in [get_keys_driver, get_keys_read_driver, get_keys_write_driver] {
         assert_eq!(get(&mut conn).count_keys(&tenant()).unwrap(), 1);
     }
+}
+
+#[test]
+fn snapshots_and_errors_are_detached() {
+    fn detached<T: std::fmt::Debug + Send + Sync + 'static>() {}
+    fn plain<T: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static>() {
+        detached::<T>();
+    }
+    plain::<KeySnapshot>();
+    plain::<KeyUsageSnapshot>();
+    plain::<ApiKeySnapshot>();
+    plain::<ApiKeyDetailSnapshot>();
+    detached::<Error>();
 }
 
 #[test]

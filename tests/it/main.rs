@@ -4,6 +4,7 @@ mod api_keys_facade_driver;
 mod every_method;
 mod keys_driver;
 mod migrations;
+mod oracle;
 #[cfg(feature = "serde")]
 mod serde;
 mod statements;
