@@ -278,6 +278,7 @@ fn freezing_and_unfreezing_change_the_two_columns_and_return_the_row() {
     assert_eq!(frozen, KeySnapshot { is_frozen: true, frozen_at: Some(now), ..before.clone() });
     let stored = KeysDriver::new(&mut conn).fetch_key_by_id(&tenant(), &key("key")).unwrap();
     assert_eq!(stored, Some(frozen));
+    assert_eq!(bystander(&mut conn), bystander_before);
 
     let later = now + TimeDelta::microseconds(1);
     assert_eq!(freeze(&mut conn, later).frozen_at, Some(later));
