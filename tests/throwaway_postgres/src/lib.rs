@@ -16,10 +16,12 @@
 
 mod binaries;
 mod database;
+mod private;
 mod server;
 
 pub use binaries::programs;
 pub use database::Database;
+pub use private::PrivateServer;
 pub use server::Server;
 
 /// Any error; none is told apart, because nothing but a person reads them.

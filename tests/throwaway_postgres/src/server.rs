@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 use crate::{Database, Result, binaries, database};
 
 const NOBODY: u32 = 65534;
-const ENOUGH_MEMORY: u64 = 2 << 30;
+pub(crate) const ENOUGH_MEMORY: u64 = 2 << 30;
 
 /// A server that databases can be created on.
 #[derive(Clone)]
@@ -77,30 +77,35 @@ fn join_or_start(bin: &Path) -> Result<(String, File)> {
     if !home.join("ready").exists() {
         // Before the server: whatever becomes of this process, somebody cleans up.
         start_watchdog(&lock_path, &home)?;
-        start(bin, &home)?;
+        stop_leftover(&home.join("data"))?;
+        initialize(bin, &home)?;
+        launch(bin, &home, &["-c", "synchronous_commit=off"])?;
         File::create(home.join("ready"))?;
     }
     Ok((url_in(&home), lock))
 }
 
-fn url_in(home: &Path) -> String {
+pub(crate) fn url_in(home: &Path) -> String {
     format!("postgresql:///postgres?host={}&user=postgres", home.display())
 }
 
 /// A folder name that the users of one set of programs agree on; in memory where there is enough.
 fn home_of(bin: &Path) -> PathBuf {
-    let memory = Path::new("/dev/shm");
-    let has_room = statvfs(memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize > ENOUGH_MEMORY);
-    let parent = if has_room { memory.to_path_buf() } else { env::temp_dir() };
-
     let mut hasher = DefaultHasher::new();
     bin.hash(&mut hasher);
     let user = rustix::process::geteuid().as_raw();
-    parent.join(format!("throwaway_postgres-{user}-{:08x}", hasher.finish() >> 32))
+    parent_folder(ENOUGH_MEMORY).join(format!("throwaway_postgres-{user}-{:08x}", hasher.finish() >> 32))
+}
+
+/// In memory, where there is enough.
+pub(crate) fn parent_folder(enough: u64) -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let has_room = statvfs(memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize > enough);
+    if has_room { memory.to_path_buf() } else { env::temp_dir() }
 }
 
 /// Takes the shared lock that keeps the server alive until this process ends.
-fn share(path: &Path) -> Result<File> {
+pub(crate) fn share(path: &Path) -> Result<File> {
     loop {
         let lock = File::options().create(true).append(true).open(path)?;
         flock(&lock, FlockOperation::LockShared)?;
@@ -111,7 +116,7 @@ fn share(path: &Path) -> Result<File> {
     }
 }
 
-fn start_watchdog(lock: &Path, home: &Path) -> Result<()> {
+pub(crate) fn start_watchdog(lock: &Path, home: &Path) -> Result<()> {
     Command::new("sh")
         .args(["-c", include_str!("watchdog.sh"), "throwaway_postgres"])
         .args([lock, home])
@@ -123,9 +128,8 @@ fn start_watchdog(lock: &Path, home: &Path) -> Result<()> {
     Ok(())
 }
 
-fn start(bin: &Path, home: &Path) -> Result<()> {
+pub(crate) fn initialize(bin: &Path, home: &Path) -> Result<()> {
     let data = home.join("data");
-    stop_leftover(&data)?;
     fs::set_permissions(home, Permissions::from_mode(0o700))?;
     if rustix::process::geteuid().is_root() {
         chown(home, Some(NOBODY), Some(NOBODY))?;
@@ -139,12 +143,17 @@ fn start(bin: &Path, home: &Path) -> Result<()> {
     if !output.status.success() {
         return Err(format!("initdb failed: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
+    Ok(())
+}
 
+pub(crate) fn launch(bin: &Path, home: &Path, settings: &[&str]) -> Result<Child> {
+    let data = home.join("data");
     let log = home.join("log");
     let postgres = as_server_user(&bin.join("postgres"), home)
         .args([Path::new("-D"), &data, Path::new("-k"), home])
         .args(["-c", "listen_addresses=", "-c", "max_connections=300"])
-        .args(["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"])
+        .args(["-c", "fsync=off", "-c", "full_page_writes=off"])
+        .args(settings)
         // In the data folder instead of /dev/shm, so that nothing stays if the server is killed.
         .args(["-c", "dynamic_shared_memory_type=mmap"])
         .stdin(Stdio::null())
@@ -172,6 +181,13 @@ fn stop_leftover(data: &Path) -> Result<()> {
     }
 }
 
+pub(crate) fn give_to_server_user(file: &File) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::fchown(file, Some(NOBODY), Some(NOBODY))?;
+    }
+    Ok(())
+}
+
 /// PostgreSQL refuses to run as root.
 fn as_server_user(program: &Path, home: &Path) -> Command {
     let mut command = Command::new(program);
@@ -182,7 +198,7 @@ fn as_server_user(program: &Path, home: &Path) -> Command {
     command
 }
 
-fn wait_until_ready(mut postgres: Child, url: &str, log: &Path) -> Result<()> {
+fn wait_until_ready(mut postgres: Child, url: &str, log: &Path) -> Result<Child> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while PgConnection::establish(url).is_err() {
         if postgres.try_wait()?.is_some() || Instant::now() > deadline {
@@ -191,5 +207,5 @@ fn wait_until_ready(mut postgres: Child, url: &str, log: &Path) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(())
+    Ok(postgres)
 }
