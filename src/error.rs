@@ -1,18 +1,47 @@
+mod classify;
+
+use self::classify::Kind;
 use crate::KeyId;
 
 /// A `Result` whose error is this crate's, unless another is named.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call did not answer.
+/// Why a call did not answer. [`advice`](Error::advice) says what to do about it.
 ///
 /// "Not found" is not among the reasons: it is `None`. A message says what to do and leaves what the
-/// database said to [`source`](std::error::Error::source). Neither shows a secret.
+/// database said to [`source`](std::error::Error::source). Neither shows a secret, nor the values of a row.
+///
+/// Diesel does not pass the server's error codes on, so some kinds are known by the server's message
+/// only: deadlock, both timeouts, an aborted transaction, a lost prepared statement and a schema
+/// mismatch. The text must be the English one. On a server whose `lc_messages` is another language
+/// these arrive as [`Error::Query`], which nobody retries; `ALTER DATABASE .. SET lc_messages = 'C'`
+/// mends that.
+///
+/// ```
+/// use api_keys_driver::{Advice, KeysDriver, PoolConfig, Result, TenantId, Timeouts};
+///
+/// /// Counts a tenant's keys, once more on another connection if the first one is gone.
+/// fn count_keys(pool: &api_keys_driver::Pool, tenant_id: &TenantId) -> Result<i64> {
+///     let count = || KeysDriver::new(&mut pool.get()?).count_keys(tenant_id);
+///     match count() {
+///         Err(error) if error.advice() == Advice::Reconnect => count(),
+///         counted => counted,
+///     }
+/// }
+/// # let database = throwaway_postgres::migrated().unwrap();
+/// # let pool = PoolConfig::new(database.url()).build().unwrap();
+/// # assert_eq!(count_keys(&pool, &"nobody".into()).unwrap(), 0);
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A row was to be locked or changed outside a transaction. Nothing was sent to the server.
     #[error("there is no transaction: lock and change a key inside `connection.transaction(..)`")]
     NotInTransaction,
+
+    /// A transaction was to begin within another. Nothing was sent to the server.
+    #[error("there is a transaction already: begin this one on a connection that has none")]
+    AlreadyInTransaction,
 
     /// A [`LockedKey`](crate::LockedKey) came to the driver of a connection that does not hold its lock.
     /// Nothing was sent to the server.
@@ -23,16 +52,156 @@ pub enum Error {
     #[error("the row of key {0} is gone although it was locked: its own transaction removed it")]
     LockedRowGone(KeyId),
 
-    /// The server refused a statement, the connection broke, or a row could not be read.
-    #[error("a statement failed")]
-    Query(#[from] diesel::result::Error),
+    /// Two transactions waited for each other, and the server gave this one up.
+    #[error("the transaction was given up to end a deadlock: run it again")]
+    Deadlock(#[source] diesel::result::Error),
 
-    /// The pool gave no connection in time.
-    #[error("the pool gave no connection")]
+    /// A transaction above `READ COMMITTED` met a concurrent change.
+    #[error("the transaction met a concurrent change: run it again")]
+    SerializationFailure(#[source] diesel::result::Error),
+
+    /// Another transaction held a lock for longer than `lock_timeout`.
+    #[error("another transaction held the lock for too long: run the transaction again")]
+    LockTimeout(#[source] diesel::result::Error),
+
+    /// A statement took longer than `statement_timeout`.
+    #[error("a statement took too long: ask for less, or raise `statement_timeout`")]
+    StatementTimeout(#[source] diesel::result::Error),
+
+    /// The server or the session takes no writes and no locks. After a failover a connection may still
+    /// lead to what is now a replica.
+    #[error("the server takes no writes: connect to the primary")]
+    ReadOnly(#[source] diesel::result::Error),
+
+    /// The connection is gone. What it had not committed is undone. A commit that was under way may have
+    /// happened: [`Transaction`](crate::Transaction) reports that as [`Error::CommitUnknown`].
+    #[error("the connection is lost: take another, and begin again")]
+    ConnectionLost(#[source] diesel::result::Error),
+
+    /// The connection was lost between the commit and the server's answer: it happened, or it did not.
+    #[error("the connection was lost during the commit: look whether it happened before doing it again")]
+    CommitUnknown(#[source] diesel::result::Error),
+
+    /// An earlier statement of the transaction failed and its error was not passed on. The server rolled
+    /// the transaction back.
+    #[error("the transaction is undone: one of its statements failed, and the work must return that error")]
+    TransactionAborted(#[source] diesel::result::Error),
+
+    /// A value was there already that may be there only once.
+    #[error("{constraint} allows a value only once, and it is there already")]
+    UniqueViolation {
+        /// The constraint or index that refused the row.
+        constraint: String,
+        /// What the server said.
+        source: diesel::result::Error,
+    },
+
+    /// A table, a column or a value in it is not what this crate was built for.
+    #[error("the database does not fit this version of the crate: run `migrate`, or use another version")]
+    SchemaMismatch(#[source] diesel::result::Error),
+
+    /// The server has not the prepared statement that the connection counts on: the tables changed under
+    /// the connection, or a bouncer hands its sessions to others.
+    #[error(
+        "a prepared statement is lost: take another connection, and behind a transaction-mode bouncer \
+         turn the statement cache off"
+    )]
+    PreparedStatementLost(#[source] diesel::result::Error),
+
+    /// The server refused a statement for another reason.
+    #[error("a statement failed")]
+    Query(#[source] diesel::result::Error),
+
+    /// The connection string cannot be read, or its host has no address. What libpq said is left out,
+    /// because it may quote the password.
+    #[error(
+        "the connection string is not understood, or its host is not known: check it, \
+         and percent-encode what a URL cannot hold"
+    )]
+    ConnectionString,
+
+    /// The server cannot be reached, or refuses the user.
+    #[error("there is no connection to the server: see that it runs and lets this user in")]
+    Connect(#[source] diesel::ConnectionError),
+
+    /// The pool gave no connection in time: all are in use, or the server cannot be reached.
+    #[error("the pool gave no connection: give one back sooner, or make the pool larger")]
     Pool(#[from] diesel::r2d2::PoolError),
 
     /// A migration stopped. Those before it stand, and nothing of it does: mend what the source names,
     /// then migrate again.
     #[error("a migration stopped")]
     Migration(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What to do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Advice {
+    /// Run the whole transaction again, on the same connection: the server undid it, and it may well
+    /// succeed. [`Transaction`](crate::Transaction) does this.
+    RetryTransaction,
+    /// Drop the connection, take another after a pause, and begin again there.
+    Reconnect,
+    /// Take another connection and read what is there. Only that tells whether the transaction happened.
+    CheckOutcome,
+    /// Give up: to do the same again would fail the same way.
+    Fail,
+}
+
+impl Error {
+    /// Says what to do about this error. What is not recognised is not retried: [`Advice::Fail`].
+    #[must_use]
+    pub fn advice(&self) -> Advice {
+        match self {
+            Self::Deadlock(source)
+            | Self::SerializationFailure(source)
+            | Self::LockTimeout(source)
+            | Self::StatementTimeout(source)
+            | Self::ReadOnly(source)
+            | Self::ConnectionLost(source)
+            | Self::TransactionAborted(source)
+            | Self::UniqueViolation { source, .. }
+            | Self::SchemaMismatch(source)
+            | Self::PreparedStatementLost(source)
+            | Self::Query(source) => Kind::of(source).advice(),
+            Self::CommitUnknown(_) => Advice::CheckOutcome,
+            Self::Connect(_) | Self::Pool(_) => Advice::Reconnect,
+            Self::NotInTransaction
+            | Self::AlreadyInTransaction
+            | Self::LockedElsewhere(_)
+            | Self::LockedRowGone(_)
+            | Self::ConnectionString
+            | Self::Migration(_) => Advice::Fail,
+        }
+    }
+}
+
+impl From<diesel::result::Error> for Error {
+    fn from(source: diesel::result::Error) -> Self {
+        match Kind::of(&source) {
+            Kind::Deadlock => Self::Deadlock(source),
+            Kind::SerializationFailure => Self::SerializationFailure(source),
+            Kind::LockTimeout => Self::LockTimeout(source),
+            Kind::StatementTimeout => Self::StatementTimeout(source),
+            Kind::ReadOnly => Self::ReadOnly(source),
+            Kind::ConnectionLost => Self::ConnectionLost(source),
+            Kind::TransactionAborted => Self::TransactionAborted(source),
+            Kind::UniqueViolation { constraint } => Self::UniqueViolation { constraint, source },
+            Kind::SchemaMismatch => Self::SchemaMismatch(source),
+            Kind::PreparedStatementLost => Self::PreparedStatementLost(source),
+            Kind::Other => Self::Query(source),
+        }
+    }
+}
+
+/// The advice of what an engine's own error wraps; of one that wraps nothing of ours, [`Advice::Fail`].
+///
+/// A transparent wrapper hides the [`Error`] in it and shows what Diesel said, so both are looked for.
+pub(crate) fn advice_on(error: &(dyn std::error::Error + 'static)) -> Advice {
+    std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| {
+            let ours = error.downcast_ref().map(Error::advice);
+            ours.or_else(|| error.downcast_ref().map(|error| Kind::of(error).advice()))
+        })
+        .unwrap_or(Advice::Fail)
 }

@@ -1,11 +1,13 @@
 mod key;
 mod locked_key;
+mod try_lock;
 mod usage;
 
 use diesel::prelude::*;
 
 pub use self::key::KeySnapshot;
 pub use self::locked_key::LockedKey;
+pub use self::try_lock::TryLock;
 pub use self::usage::KeyUsageSnapshot;
 
 use crate::schema::api_keys;

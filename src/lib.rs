@@ -54,24 +54,30 @@ mod ids;
 mod keys_driver;
 mod migrate;
 mod page;
+mod pool;
 mod prepared;
 /// The two tables, for an engine's own statements.
 #[allow(missing_docs, reason = "printed by Diesel")]
 pub mod schema;
+mod timeouts;
+mod transaction;
 
 pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
-    KeySnapshot, KeyUsageSnapshot, KeysDriver, LockedKey, get_keys_driver, get_keys_read_driver,
+    KeySnapshot, KeyUsageSnapshot, KeysDriver, LockedKey, TryLock, get_keys_driver, get_keys_read_driver,
     get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
 
-pub use error::{Error, Result};
+pub use error::{Advice, Error, Result};
 pub use ids::{KeyId, TenantId};
 pub use migrate::{MIGRATIONS, migrate};
 pub use page::Page;
+pub use pool::{Pool, PoolConfig, StatementCache};
+pub use timeouts::Timeouts;
+pub use transaction::Transaction;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -146,8 +146,12 @@ impl<'c> KeysDriver<'c> {
             .for_no_key_update()
             .get_result(self.conn)
             .optional()?;
-        let holder = self.address();
-        Ok(snapshot.map(|snapshot| LockedKey { snapshot, holder, borrow: PhantomData }))
+        Ok(snapshot.map(|snapshot| self.locked(snapshot)))
+    }
+
+    /// The proof for a row that this connection has just locked.
+    pub(super) fn locked(&self, snapshot: KeySnapshot) -> LockedKey<'c> {
+        LockedKey { snapshot, holder: self.address(), borrow: PhantomData }
     }
 
     /// Freezes a key: `is_frozen = true`, `frozen_at` as given. Freezing a frozen key moves `frozen_at`.
@@ -191,7 +195,7 @@ impl<'c> KeysDriver<'c> {
         updated.ok_or_else(|| Error::LockedRowGone(key.snapshot.id))
     }
 
-    fn require_transaction(&mut self) -> Result<()> {
+    pub(super) fn require_transaction(&mut self) -> Result<()> {
         type Transactions = <PgConnection as Connection>::TransactionManager;
 
         match Transactions::transaction_manager_status_mut(self.conn).transaction_depth()? {

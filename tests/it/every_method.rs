@@ -51,6 +51,9 @@ pub(crate) const METHODS: &[Method] = &[
     read("fetch_key_for_update", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_for_update(&with.tenant_id, &with.key_id))
     }),
+    read("try_fetch_key_for_update", |conn, with| {
+        debug(KeysDriver::new(conn).try_fetch_key_for_update(&with.tenant_id, &with.key_id))
+    }),
     change("update_key_frozen", |conn, with| {
         on_locked(conn, with, |keys, key| keys.update_key_frozen(key, with.time))
     }),

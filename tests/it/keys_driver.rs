@@ -1,5 +1,4 @@
 use std::thread;
-use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::api_keys;
 use api_keys_driver::{
@@ -10,7 +9,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 
-use crate::support::{CallRow, KeyRow, OTHER, TENANT, at, decimal, key, migrated, other, tenant};
+use crate::support::{
+    CallRow, KeyRow, OTHER, TENANT, at, decimal, key, migrated, other, tenant, wait_until_one_waits,
+};
 
 const ALL: Page = Page { limit: u32::MAX, offset: 0 };
 
@@ -249,17 +250,6 @@ fn freeze(conn: &mut PgConnection, now: DateTime<Utc>) -> KeySnapshot {
 #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
 fn unfreeze(conn: &mut PgConnection) -> KeySnapshot {
     with_locked(conn, |keys, key| keys.update_key_unfrozen(key)).unwrap()
-}
-
-/// Waits until some session of the database waits for a lock.
-fn wait_until_one_waits(conn: &mut PgConnection) {
-    let waiting =
-        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while diesel::sql_query(waiting).execute(conn).unwrap() == 0 {
-        assert!(Instant::now() < deadline, "nobody waits");
-        thread::yield_now();
-    }
 }
 
 #[test]

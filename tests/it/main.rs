@@ -1,11 +1,15 @@
 //! Both drivers, the migrations and the promises, on a real server.
 
 mod api_keys_facade_driver;
+mod errors;
 mod every_method;
 mod keys_driver;
 mod migrations;
 mod oracle;
+mod pool;
 #[cfg(feature = "serde")]
 mod serde;
 mod statements;
 mod support;
+mod transaction;
+mod try_lock;

@@ -1,6 +1,7 @@
 //! What the tests share: a database, rows to put in it, and the statements that were sent.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::{api_keys, proxy_calls};
 use api_keys_driver::{BigDecimal, KeyId, TenantId};
@@ -177,4 +178,15 @@ pub(crate) fn statements_of<T>(
     conn.set_instrumentation(|_: InstrumentationEvent<'_>| ());
     let sent = std::mem::take(&mut *sent.lock().expect("no panic while logging"));
     (answer, sent)
+}
+
+/// Waits until some session of the database waits for a lock.
+pub(crate) fn wait_until_one_waits(conn: &mut PgConnection) {
+    let waiting =
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while diesel::sql_query(waiting).execute(conn).unwrap() == 0 {
+        assert!(Instant::now() < deadline, "nobody waits");
+        std::thread::yield_now();
+    }
 }

@@ -1,0 +1,86 @@
+//! What a failure is, told from Diesel's own kinds and, where Diesel has none, from the server's words.
+
+use diesel::result::DatabaseErrorKind::{
+    ClosedConnection, ReadOnlyTransaction, SerializationFailure, UnableToSendCommand, UniqueViolation,
+};
+use diesel::result::Error as DieselError;
+
+use super::Advice;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Deadlock,
+    SerializationFailure,
+    LockTimeout,
+    StatementTimeout,
+    ReadOnly,
+    ConnectionLost,
+    TransactionAborted,
+    UniqueViolation { constraint: String },
+    SchemaMismatch,
+    PreparedStatementLost,
+    Other,
+}
+
+impl Kind {
+    pub(super) fn of(error: &DieselError) -> Self {
+        match error {
+            DieselError::DatabaseError(SerializationFailure, _) => Self::SerializationFailure,
+            DieselError::DatabaseError(ReadOnlyTransaction, _) => Self::ReadOnly,
+            DieselError::DatabaseError(ClosedConnection | UnableToSendCommand, _)
+            | DieselError::BrokenTransactionManager => Self::ConnectionLost,
+            DieselError::DatabaseError(UniqueViolation, said) => Self::UniqueViolation {
+                constraint: said.constraint_name().unwrap_or("a unique index").to_owned(),
+            },
+            DieselError::DatabaseError(_, said) => Self::of_message(said.message()),
+            DieselError::DeserializationError(_) => Self::SchemaMismatch,
+            DieselError::RollbackErrorOnCommit { commit_error, .. } => Self::of(commit_error),
+            _ => Self::Other,
+        }
+    }
+
+    /// The server's primary messages, word for word, names left out. What is not here is [`Kind::Other`].
+    fn of_message(message: &str) -> Self {
+        let is_about = |before: &str, after: &str| message.starts_with(before) && message.ends_with(after);
+        match message {
+            "deadlock detected" => Self::Deadlock,
+            "canceling statement due to lock timeout" => Self::LockTimeout,
+            "canceling statement due to statement timeout" => Self::StatementTimeout,
+            "current transaction is aborted, commands ignored until end of transaction block" => {
+                Self::TransactionAborted
+            }
+            "cached plan must not change result type" => Self::PreparedStatementLost,
+            // Diesel sees only some ends of a connection: it depends on what libpq has read by then.
+            _ if message.starts_with("terminating connection ")
+                || message.starts_with("server closed the connection unexpectedly\n") =>
+            {
+                Self::ConnectionLost
+            }
+            _ if is_about("prepared statement \"", "\" does not exist")
+                || is_about("prepared statement \"", "\" already exists") =>
+            {
+                Self::PreparedStatementLost
+            }
+            _ if is_about("relation \"", "\" does not exist")
+                || is_about("column ", " does not exist")
+                || is_about("column \"", "") && message.contains("\" is of type ")
+                || message.starts_with("operator does not exist: ") =>
+            {
+                Self::SchemaMismatch
+            }
+            _ => Self::Other,
+        }
+    }
+
+    pub(super) fn advice(&self) -> Advice {
+        match self {
+            Self::Deadlock | Self::SerializationFailure | Self::LockTimeout => Advice::RetryTransaction,
+            Self::ReadOnly | Self::ConnectionLost | Self::PreparedStatementLost => Advice::Reconnect,
+            Self::StatementTimeout
+            | Self::TransactionAborted
+            | Self::UniqueViolation { .. }
+            | Self::SchemaMismatch
+            | Self::Other => Advice::Fail,
+        }
+    }
+}

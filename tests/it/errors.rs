@@ -1,0 +1,324 @@
+//! Each kind of error, made to happen on a real server.
+
+use std::thread;
+
+use api_keys_driver::schema::api_keys;
+use api_keys_driver::{Advice, Error, KeyId, KeysDriver, PoolConfig, Result, TryLock};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use throwaway_postgres::PrivateServer;
+
+use crate::support::{KeyRow, key, migrated, tenant, wait_until_one_waits};
+
+/// Checks the kind and the advice, and that the text neither repeats its source nor shows more than it should.
+macro_rules! assert_error {
+    ($result:expr, $kind:pat, $advice:expr) => {{
+        let error = $result.expect_err("a failure");
+        assert!(matches!(&error, $kind), "{error:?}");
+        assert_eq!(error.advice(), $advice, "{error:?}");
+        let source = std::error::Error::source(&error).expect("a source").to_string();
+        assert!(!error.to_string().contains(&source), "{error}");
+        error
+    }};
+}
+
+fn lock(conn: &mut PgConnection, id: &str) -> Result<KeyId> {
+    let locked = KeysDriver::new(conn).fetch_key_for_update(&tenant(), &key(id))?;
+    Ok(locked.expect("the key").id.clone())
+}
+
+fn count(conn: &mut PgConnection) -> Result<i64> {
+    KeysDriver::new(conn).count_keys(&tenant())
+}
+
+#[test]
+fn two_transactions_that_wait_for_each_other_are_a_deadlock() {
+    let (database, mut conn) = migrated();
+    for id in ["a", "b"] {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let mut second = database.connect().unwrap();
+    let answers = thread::scope(|scope| {
+        let mut waiting = None;
+        let first = conn.transaction(|conn| {
+            lock(conn, "a")?;
+            waiting = Some(scope.spawn(|| {
+                second.transaction(|second| {
+                    lock(second, "b")?;
+                    lock(second, "a")
+                })
+            }));
+            wait_until_one_waits(&mut database.connect().unwrap());
+            lock(conn, "b")
+        });
+        [first, waiting.unwrap().join().unwrap()]
+    });
+    let (lost, kept): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_err);
+    assert_eq!(kept.len(), 1, "one of them goes on");
+    for lost in lost {
+        assert_error!(lost, Error::Deadlock(_), Advice::RetryTransaction);
+    }
+}
+
+#[test]
+fn a_change_behind_a_repeatable_read_is_a_serialization_failure() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    for waits in [true, false] {
+        let failed = conn.build_transaction().repeatable_read().run(|conn| {
+            count(conn)?;
+            diesel::update(api_keys::table)
+                .set(api_keys::total_requests.eq(api_keys::total_requests + 1))
+                .execute(&mut database.connect().unwrap())?;
+            if waits {
+                lock(conn, "key").map(drop)
+            } else {
+                KeysDriver::new(conn).try_fetch_key_for_update(&tenant(), &key("key")).map(drop)
+            }
+        });
+        assert_error!(failed, Error::SerializationFailure(_), Advice::RetryTransaction);
+    }
+}
+
+#[test]
+fn a_lock_that_is_held_for_too_long_is_a_lock_timeout() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let mut second = database.connect().unwrap();
+    second.batch_execute("SET lock_timeout = '50ms'").unwrap();
+    conn.transaction::<_, Error, _>(|conn| {
+        lock(conn, "key")?;
+        let failed = second.transaction(|second| lock(second, "key"));
+        assert_error!(failed, Error::LockTimeout(_), Advice::RetryTransaction);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(second.transaction(|second| lock(second, "key")).unwrap(), key("key"));
+}
+
+#[test]
+fn a_statement_that_takes_too_long_is_a_statement_timeout() {
+    let (_database, mut conn) = migrated();
+    conn.batch_execute("SET statement_timeout = '50ms'").unwrap();
+    let failed = conn.batch_execute("SELECT pg_sleep(60)").map_err(Error::from);
+    assert_error!(failed, Error::StatementTimeout(_), Advice::Fail);
+    count(&mut conn).expect("the connection goes on");
+}
+
+#[test]
+fn a_lock_in_a_read_only_session_is_read_only() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute("SET default_transaction_read_only = on").unwrap();
+    let failed = conn.transaction(|conn| lock(conn, "key"));
+    assert_error!(failed, Error::ReadOnly(_), Advice::Reconnect);
+    assert_eq!(count(&mut conn).unwrap(), 1);
+}
+
+#[test]
+fn a_server_that_became_a_replica_is_read_only_until_it_is_promoted() {
+    let mut server = PrivateServer::start_new().unwrap();
+    let database = server.create_migrated_database().unwrap();
+    KeyRow::default().insert(&mut database.connect().unwrap());
+    let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
+
+    server.stop().unwrap();
+    server.set_replica(true).unwrap();
+    server.start().unwrap();
+    assert_eq!(count(&mut pool.get().unwrap()).unwrap(), 1, "a replica can be read");
+    let failed = pool.get().unwrap().transaction(|conn| lock(conn, "key"));
+    assert_error!(failed, Error::ReadOnly(_), Advice::Reconnect);
+
+    server.stop().unwrap();
+    server.set_replica(false).unwrap();
+    server.start().unwrap();
+    pool.get().unwrap().transaction(|conn| lock(conn, "key")).expect("a lock on the primary");
+}
+
+#[test]
+fn a_terminated_backend_is_a_lost_connection_at_every_further_call() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let failed = conn.transaction(|conn| {
+        lock(conn, "key")?;
+        database
+            .connect()
+            .unwrap()
+            .batch_execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = 'api_keys'::regclass",
+            )
+            .unwrap();
+        count(conn)
+    });
+    assert_error!(failed, Error::ConnectionLost(_), Advice::Reconnect);
+    assert_error!(count(&mut conn), Error::ConnectionLost(_), Advice::Reconnect);
+    let failed = conn.transaction(|conn| lock(conn, "key"));
+    assert_error!(failed, Error::ConnectionLost(_), Advice::Reconnect);
+    assert_eq!(count(&mut database.connect().unwrap()).unwrap(), 1);
+}
+
+#[test]
+fn a_transaction_that_sits_idle_for_too_long_loses_its_connection_and_its_lock() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute("SET idle_in_transaction_session_timeout = '50ms'").unwrap();
+    let failed = conn.transaction(|conn| {
+        lock(conn, "key")?;
+        // Waits for the lock until the server has ended the session that holds it.
+        database.connect().unwrap().transaction(|second| lock(second, "key"))?;
+        count(conn)
+    });
+    assert_error!(failed, Error::ConnectionLost(_), Advice::Reconnect);
+}
+
+#[test]
+fn a_server_that_was_stopped_or_crashed_is_a_lost_connection_and_the_pool_finds_it_again() {
+    let mut server = PrivateServer::start_new().unwrap();
+    let database = server.create_migrated_database().unwrap();
+    let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
+    for end in [PrivateServer::stop, PrivateServer::crash] {
+        let mut conn = pool.get().unwrap();
+        end(&mut server).unwrap();
+        assert_error!(count(&mut conn), Error::ConnectionLost(_), Advice::Reconnect);
+        drop(conn);
+        server.start().unwrap();
+        assert_eq!(count(&mut pool.get().unwrap()).unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_value_that_is_there_already_names_its_constraint_and_shows_no_hash() {
+    let (_database, mut conn) = migrated();
+    let hash = "5d41402abc4b2a76b9719d911017c592";
+    KeyRow { id: "first", key_hash: Some(hash), ..KeyRow::default() }.insert(&mut conn);
+    let again = api_keys::id.eq("second");
+    let failed = diesel::insert_into(api_keys::table)
+        .values((
+            again,
+            api_keys::tenant_id.eq(tenant()),
+            api_keys::name.eq(""),
+            api_keys::key_prefix.eq(""),
+            api_keys::key_hash.eq(hash),
+        ))
+        .execute(&mut conn)
+        .map_err(Error::from);
+    let error = assert_error!(failed, Error::UniqueViolation { .. }, Advice::Fail);
+    assert!(error.to_string().contains("uq_api_keys_key_hash"), "{error}");
+    let source = std::error::Error::source(&error).unwrap();
+    for text in
+        [format!("{error:?}"), format!("{error:#?}"), error.to_string(), format!("{source} {source:?}")]
+    {
+        assert!(!text.contains(hash), "{text}");
+    }
+}
+
+#[test]
+fn a_database_of_another_shape_is_a_schema_mismatch() {
+    let changes = [
+        "ALTER TABLE api_keys RENAME TO keys",
+        "ALTER TABLE api_keys DROP COLUMN frozen_at",
+        "ALTER TABLE api_keys RENAME COLUMN tenant_id TO owner",
+        "ALTER TABLE api_keys ALTER COLUMN id TYPE uuid USING gen_random_uuid()",
+        "ALTER TABLE api_keys ALTER COLUMN created_at DROP DEFAULT, ALTER COLUMN created_at TYPE date",
+        "ALTER TABLE api_keys ALTER COLUMN name DROP NOT NULL; UPDATE api_keys SET name = NULL",
+    ];
+    for change in changes {
+        let (_database, mut conn) = migrated();
+        KeyRow::default().insert(&mut conn);
+        conn.batch_execute(change).unwrap();
+        let mut keys = KeysDriver::new(&mut conn);
+        let failed = keys.fetch_key_by_id(&tenant(), &key("key"));
+        assert_error!(failed, Error::SchemaMismatch(_), Advice::Fail);
+        // Nor is it taken for a busy row.
+        let tried = conn.transaction(|conn| {
+            KeysDriver::new(conn).try_fetch_key_for_update(&tenant(), &key("key")).map(|tried| {
+                assert!(!matches!(tried, TryLock::Busy), "{change}");
+            })
+        });
+        assert_error!(tried, Error::SchemaMismatch(_), Advice::Fail);
+    }
+}
+
+#[test]
+fn a_column_of_another_type_refuses_the_change_as_a_schema_mismatch() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute(
+        "ALTER TABLE api_keys ALTER is_frozen DROP DEFAULT, ALTER is_frozen TYPE integer USING 0",
+    )
+    .unwrap();
+    let failed = conn.transaction(|conn| {
+        let mut keys = KeysDriver::new(conn);
+        let locked = keys.fetch_key_for_update(&tenant(), &key("key"))?.unwrap();
+        keys.update_key_unfrozen(locked)
+    });
+    assert_error!(failed, Error::SchemaMismatch(_), Advice::Fail);
+}
+
+#[test]
+fn a_statement_after_a_swallowed_error_is_an_aborted_transaction() {
+    let (_database, mut conn) = migrated();
+    let failed = conn.transaction(|conn| {
+        let _ = conn.batch_execute("SELECT 1/0");
+        count(conn)
+    });
+    assert_error!(failed, Error::TransactionAborted(_), Advice::Fail);
+}
+
+#[test]
+fn a_prepared_statement_that_is_lost_or_out_of_date_asks_for_another_connection() {
+    let (database, mut conn) = migrated();
+    let fetch =
+        |conn: &mut PgConnection| KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key("key")).map(drop);
+    for change in ["DEALLOCATE ALL", "ALTER TABLE api_keys ALTER COLUMN key_prefix TYPE varchar(13)"] {
+        fetch(&mut conn).unwrap();
+        conn.batch_execute(change).unwrap();
+        assert_error!(fetch(&mut conn), Error::PreparedStatementLost(_), Advice::Reconnect);
+        conn = database.connect().unwrap();
+    }
+    let twice = "PREPARE p AS SELECT; PREPARE p AS SELECT";
+    let failed = conn.batch_execute(twice).map_err(Error::from);
+    assert_error!(failed, Error::PreparedStatementLost(_), Advice::Reconnect);
+}
+
+#[test]
+fn what_is_not_recognised_is_not_retried() {
+    let (_database, mut conn) = migrated();
+    let unknown = [
+        "SELECT 1/0",
+        "DO $$ BEGIN RAISE EXCEPTION 'Deadlock detected'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'deadlock detected.'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'Verklemmung entdeckt' USING ERRCODE = 'deadlock_detected'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'my relation \"x\" does not exist'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'relation \"x\" does not exist yet'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'prepared statement \"x\" is slow'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'my prepared statement \"x\" already exists'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'column x is odd'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'a column x does not exist'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'column \"x\" is broad'; END $$",
+        "DO $$ BEGIN RAISE EXCEPTION 'x\" is of type y'; END $$",
+    ];
+    for statement in unknown {
+        let failed = conn.batch_execute(statement).map_err(Error::from);
+        assert_error!(failed, Error::Query(_), Advice::Fail);
+    }
+}
+
+#[test]
+fn a_cancelled_statement_is_not_taken_for_a_timeout() {
+    let (database, mut conn) = migrated();
+    let mut killer = database.connect().unwrap();
+    let failed = thread::scope(|scope| {
+        let sleeping = scope.spawn(|| conn.batch_execute("SELECT pg_sleep(60)").map_err(Error::from));
+        while !sleeping.is_finished() {
+            killer
+                .batch_execute(
+                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'
+                     AND datname = current_database()",
+                )
+                .unwrap();
+        }
+        sleeping.join().unwrap()
+    });
+    assert_error!(failed, Error::Query(_), Advice::Fail);
+}
