@@ -18,11 +18,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// mends that.
 ///
 /// ```
-/// use api_keys_driver::{Advice, KeysDriver, PoolConfig, Result, TenantId, Timeouts};
+/// use api_keys_driver::{Advice, KeysDriver, PoolConfig, Result, TenantId};
 ///
 /// /// Counts a tenant's keys, once more on another connection if the first one is gone.
 /// fn count_keys(pool: &api_keys_driver::Pool, tenant_id: &TenantId) -> Result<i64> {
-///     let count = || KeysDriver::new(&mut pool.get()?).count_keys(tenant_id);
+///     let count = || KeysDriver::new(&mut *pool.get()?).count_keys(tenant_id);
 ///     match count() {
 ///         Err(error) if error.advice() == Advice::Reconnect => count(),
 ///         counted => counted,

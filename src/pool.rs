@@ -54,7 +54,7 @@ pub enum StatementCache {
 ///     .size(8)
 ///     .timeouts(Timeouts { lock: Duration::from_secs(1), ..Timeouts::default() })
 ///     .build()?;
-/// let count = KeysDriver::new(&mut pool.get()?).count_keys(&"nobody".into())?;
+/// let count = KeysDriver::new(&mut *pool.get()?).count_keys(&"nobody".into())?;
 /// # assert_eq!(count, 0);
 /// # Ok(())
 /// # }

@@ -57,7 +57,8 @@ impl Kind {
                 Self::ConnectionLost
             }
             _ if is_about("prepared statement \"", "\" does not exist")
-                || is_about("prepared statement \"", "\" already exists") =>
+                || is_about("prepared statement \"", "\" already exists")
+                || message.starts_with("bind message supplies ") =>
             {
                 Self::PreparedStatementLost
             }

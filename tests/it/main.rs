@@ -1,11 +1,14 @@
 //! Both drivers, the migrations and the promises, on a real server.
 
 mod api_keys_facade_driver;
+mod contention;
 mod errors;
 mod every_method;
+mod hostile;
 mod keys_driver;
 mod migrations;
 mod oracle;
+mod pgbouncer;
 mod pool;
 #[cfg(feature = "serde")]
 mod serde;

@@ -27,7 +27,7 @@ pub struct PrivateServer {
 impl PrivateServer {
     /// Makes and starts a server.
     pub fn start_new() -> Result<Self> {
-        let bin = binaries::folder()?;
+        let bin = binaries::programs()?;
         let random = RandomState::new().build_hasher().finish();
         let home = parent_folder(ENOUGH_MEMORY).join(format!("throwaway_postgres-private-{random:016x}"));
         let lock_path = home.with_extension("lock");

@@ -1,0 +1,174 @@
+//! Whatever a caller passes: no foreign row, no panic, no statement without its tenant.
+
+use api_keys_driver::{Error, Page};
+use chrono::DateTime;
+use diesel::prelude::*;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use throwaway_postgres::Database;
+
+use crate::every_method::{Input, METHODS};
+use crate::support::{CallRow, KeyRow, OTHER, TENANT, decimal, migrated, statements_of};
+
+/// The methods that look for a key without knowing its tenant yet, as their documentation says.
+const WITHOUT_TENANT: &[&str] = &[];
+
+/// Stands in every row of the other tenant, and nowhere else.
+const FOREIGN: &str = "belongs to another";
+
+/// A database in which another tenant has all that can be had.
+fn foreign_rows() -> (Database, PgConnection) {
+    let (database, mut conn) = migrated();
+    for id in ["key", "other key", "", "'; DROP TABLE api_keys; --"] {
+        KeyRow {
+            id,
+            tenant_id: OTHER,
+            name: FOREIGN,
+            key_hash: Some(&format!("hash of {id}")),
+            permissions_json: Some(FOREIGN),
+            ..KeyRow::default()
+        }
+        .insert(&mut conn);
+        CallRow {
+            id,
+            tenant_id: OTHER,
+            api_key_id: Some(id),
+            cost_cents: Some(decimal("77")),
+            ..CallRow::default()
+        }
+        .insert(&mut conn);
+    }
+    (database, conn)
+}
+
+/// Calls every method with the input, which names no row that there is.
+fn call_every_method(conn: &mut PgConnection, with: &Input) {
+    for method in METHODS {
+        let (answer, sent) = statements_of(conn, |conn| {
+            conn.transaction::<_, Error, _>(|conn| {
+                let answer = (method.call)(conn, with);
+                assert!(!matches!(answer, Err(Error::TransactionAborted(_))), "{answer:?}");
+                answer
+            })
+        });
+        match &answer {
+            Ok(answer) => {
+                assert!(!answer.contains(FOREIGN), "{}: {answer}", method.name);
+                let nothing = ["[]", "0", "None", "NotFound"];
+                let no_usage = "KeyUsageSnapshot { request_count: 0, ";
+                let is_nothing = nothing.contains(&answer.as_str()) || answer.starts_with(no_usage);
+                assert!(is_nothing, "{}: {answer}", method.name);
+            }
+            // What the server refuses is refused: nothing else may fail.
+            Err(error) => {
+                let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+                let is_refusal = why.starts_with("invalid byte sequence") || why.contains("timestamp");
+                assert!(matches!(error, Error::Query(_)) && is_refusal, "{}: {error:?}", method.name);
+            }
+        }
+        for statement in sent {
+            let sql = statement.split(" -- binds:").next().unwrap_or_default();
+            let has_tenant = sql.contains("\"tenant_id\" = $");
+            let is_transaction = matches!(sql, "BEGIN" | "COMMIT" | "ROLLBACK");
+            let is_known = WITHOUT_TENANT.contains(&method.name);
+            assert!(has_tenant || is_transaction || is_known, "{}: {sql}", method.name);
+        }
+    }
+}
+
+fn checksum(conn: &mut PgConnection) -> Vec<String> {
+    diesel::dsl::sql::<diesel::sql_types::Text>(
+        "SELECT k::text FROM api_keys k UNION ALL SELECT c::text FROM proxy_calls c ORDER BY 1",
+    )
+    .load(conn)
+    .unwrap()
+}
+
+#[test]
+fn no_hostile_text_reaches_a_foreign_row() {
+    let (_database, mut conn) = foreign_rows();
+    let before = checksum(&mut conn);
+    let megabyte = "x".repeat(1 << 20);
+    let hostile = [
+        "",
+        " ",
+        "\0",
+        "key\0",
+        "%",
+        "_",
+        "NULL",
+        "$1",
+        "' OR '1'='1",
+        "' OR tenant_id <> '",
+        "'; DROP TABLE api_keys; --",
+        "\\'; UPDATE api_keys SET is_frozen = true; --",
+        "\" = $1 OR \"tenant_id\" = \"tenant_id",
+        "ＫＥＹ",
+        "кey",
+        "key\u{200b}",
+        "\u{202e}yek",
+        "22222222-2222-2222-2222-222222222222 ",
+        "２２２２２２２２-2222-2222-2222-222222222222",
+        "22222222\u{2010}2222-2222-2222-222222222222",
+        "\u{feff}22222222-2222-2222-2222-222222222222",
+        &megabyte,
+    ];
+    let ordinary = Input::default();
+    for text in hostile {
+        // Ids that the other tenant has are among these, and ids that only look like the other tenant's.
+        for with in [
+            Input { tenant_id: text.into(), ..ordinary.clone() },
+            Input { key_id: text.into(), ..ordinary.clone() },
+            Input { status: text.into(), ..ordinary.clone() },
+            Input { tenant_id: text.into(), key_id: text.into(), status: text.into(), ..ordinary.clone() },
+        ] {
+            call_every_method(&mut conn, &with);
+        }
+    }
+    assert_eq!(checksum(&mut conn), before);
+}
+
+#[test]
+fn another_tenants_ids_are_as_good_as_none() {
+    let (_database, mut conn) = foreign_rows();
+    let before = checksum(&mut conn);
+    for key_id in ["key", "other key", "", "'; DROP TABLE api_keys; --"] {
+        call_every_method(&mut conn, &Input { key_id: key_id.into(), ..Input::default() });
+    }
+    assert_eq!(checksum(&mut conn), before);
+}
+
+#[test]
+fn no_random_input_reaches_a_foreign_row_or_panics() {
+    let (_database, mut conn) = foreign_rows();
+    let before = checksum(&mut conn);
+    let texts = || prop_oneof![Just("key".to_owned()), Just(TENANT.to_owned()), any::<String>()];
+    let times = (i64::MIN..i64::MAX).prop_map(|micros| DateTime::from_timestamp_micros(micros));
+    let inputs =
+        (texts(), texts(), texts(), any::<(u32, u32)>(), times.prop_filter_map("a time", |time| time));
+    let inputs = inputs.prop_map(|(tenant_id, key_id, status, (limit, offset), time)| Input {
+        tenant_id: tenant_id.into(),
+        key_id: key_id.into(),
+        status,
+        page: Page { limit, offset },
+        time,
+    });
+    let conn = std::cell::RefCell::new(&mut conn);
+    TestRunner::new(Config { cases: 128, failure_persistence: None, ..Config::default() })
+        .run(&inputs, |with| {
+            call_every_method(&mut conn.borrow_mut(), &with);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(checksum(*conn.borrow_mut()), before);
+}
+
+#[test]
+fn the_same_input_finds_the_rows_when_they_are_the_tenants_own() {
+    let (_database, mut conn) = foreign_rows();
+    let with = Input { tenant_id: OTHER.into(), ..Input::default() };
+    for method in METHODS {
+        let answer = conn.transaction(|conn| (method.call)(conn, &with)).unwrap();
+        assert!(!["[]", "0", "None", "NotFound"].contains(&answer.as_str()), "{}: {answer}", method.name);
+    }
+}

@@ -1,0 +1,275 @@
+//! Behind the real PgBouncer in transaction mode, where a session is another client's after each transaction.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::ops::AddAssign;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use api_keys_driver::{
+    ApiKeysFacadeDriver, Error, KeyId, KeysDriver, Page, Pool, PoolConfig, Result, StatementCache, TenantId,
+    Timeouts, Transaction, TryLock,
+};
+use diesel::prelude::*;
+use throwaway_postgres::{Database, PrivateServer};
+
+use crate::support::{CallRow, KeyRow, at, decimal};
+
+const WORKERS: usize = 8;
+const SESSIONS: usize = 2;
+const QUESTIONS: usize = 7;
+const ROUNDS: usize = 40;
+
+/// A PgBouncer that ends with this value, and with this process.
+struct Bouncer {
+    /// A shell that waits for its input to end, and then ends the bouncer.
+    shell: Child,
+    folder: PathBuf,
+}
+
+impl Bouncer {
+    /// Starts it in front of a server; `None` where no PgBouncer is installed, except in CI.
+    fn start(server: &PrivateServer) -> Option<Self> {
+        let Some(program) = program() else {
+            let missing = "PgBouncer is not installed (Debian: apt-get install pgbouncer), so that nothing \
+                           behind it is tested";
+            assert!(env::var_os("CI").is_none(), "{missing}");
+            eprintln!("\n*** SKIPPED: {missing} ***\n");
+            return None;
+        };
+        let owner = fs::metadata(server.socket_folder()).unwrap();
+        let folder = server.socket_folder().join("bouncer");
+        fs::create_dir(&folder).unwrap();
+        let settings = folder.join("pgbouncer.ini");
+        fs::write(
+            &settings,
+            format!(
+                "[databases]\n* = host={server} user=postgres\n\
+                 [pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {folder}\nauth_type = any\n\
+                 pool_mode = transaction\ndefault_pool_size = {SESSIONS}\nmax_client_conn = 100\n\
+                 logfile = {folder}/log\n",
+                server = server.socket_folder().display(),
+                folder = folder.display(),
+            ),
+        )
+        .unwrap();
+        chown(&folder, Some(owner.uid()), Some(owner.gid())).unwrap();
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "\"$0\" --quiet \"$1\" & read -r _; kill $!; wait"])
+            .args([&program, &settings])
+            .stdin(Stdio::piped());
+        if owner.uid() != fs::metadata("/proc/self").unwrap().uid() {
+            shell.uid(owner.uid()).gid(owner.gid());
+        }
+        let bouncer = Self { shell: shell.spawn().unwrap(), folder };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !bouncer.folder.join(".s.PGSQL.6432").exists() {
+            let log = || fs::read_to_string(bouncer.folder.join("log"));
+            assert!(Instant::now() < deadline, "PgBouncer did not start: {:?}", log());
+            thread::sleep(Duration::from_millis(10));
+        }
+        Some(bouncer)
+    }
+
+    fn url(&self, database: &Database) -> String {
+        // Of two values, libpq takes the last.
+        format!("{}&host={}&port=6432", database.url(), self.folder.display())
+    }
+
+    /// A pool as it has to be behind the bouncer.
+    fn pool(&self, database: &Database) -> Pool {
+        let size = u32::try_from(WORKERS).unwrap();
+        let config = PoolConfig::new(self.url(database)).size(size);
+        config.statement_cache(StatementCache::Off).build().unwrap()
+    }
+}
+
+impl Drop for Bouncer {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
+
+fn program() -> Option<PathBuf> {
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/usr/local/sbin", "/usr/local/bin"].map(PathBuf::from);
+    env::split_paths(&folders).chain(usual).map(|folder| folder.join("pgbouncer")).find(|path| path.is_file())
+}
+
+/// The first version whose transaction mode can know prepared statements.
+fn knows_prepared_statements(program: &Path) -> io::Result<bool> {
+    let output = Command::new(program).arg("--version").output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let minor = text.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok());
+    Ok(minor.is_none_or(|minor| minor >= 21))
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Answers {
+    right: usize,
+    wrong: usize,
+    failed: usize,
+}
+
+impl AddAssign for Answers {
+    fn add_assign(&mut self, other: Self) {
+        self.right += other.right;
+        self.wrong += other.wrong;
+        self.failed += other.failed;
+    }
+}
+
+impl Answers {
+    fn note(&mut self, is_right: Result<bool>) {
+        match is_right {
+            Ok(true) => self.right += 1,
+            Ok(false) => self.wrong += 1,
+            Err(_) => self.failed += 1,
+        }
+    }
+}
+
+/// A tenant of its own for each worker, with as many keys and calls as its number.
+fn insert_tenants(conn: &mut PgConnection) {
+    for worker in 1..=WORKERS {
+        for n in 0..worker {
+            let id = format!("{worker}-{n}");
+            let tenant_id = worker.to_string();
+            KeyRow { id: &id, tenant_id: &tenant_id, name: &id, ..KeyRow::default() }.insert(conn);
+            CallRow {
+                id: &id,
+                tenant_id: &tenant_id,
+                api_key_id: Some(&format!("{worker}-0")),
+                cost_cents: Some(decimal("0.5")),
+                ..CallRow::default()
+            }
+            .insert(conn);
+        }
+    }
+}
+
+type Question<'a> = &'a dyn Fn(&mut PgConnection) -> Result<bool>;
+
+/// Asks for everything that the worker's tenant has and compares it with what is known to be there.
+///
+/// Each worker begins with another question, so that a statement's name means another statement to each.
+fn work(worker: usize, mut ask: impl FnMut(Question<'_>) -> Result<bool>) -> Answers {
+    let tenant_id = TenantId::from(worker.to_string());
+    let key_id = KeyId::from(format!("{worker}-0"));
+    let page = Page { limit: 3, offset: 0 };
+    let rows = i64::try_from(worker).unwrap();
+    let questions: [Question<'_>; QUESTIONS] = [
+        &|conn| {
+            let keys = KeysDriver::new(conn).fetch_keys(&tenant_id, page)?;
+            Ok(keys.len() == worker.min(3) && keys.iter().all(|key| key.tenant_id == tenant_id))
+        },
+        &|conn| Ok(KeysDriver::new(conn).count_keys(&tenant_id)? == rows),
+        &|conn| {
+            let key = KeysDriver::new(conn).fetch_key_by_id(&tenant_id, &key_id)?;
+            Ok(key.is_some_and(|key| key.id == key_id && key.name == key_id.as_str()))
+        },
+        &|conn| {
+            let since = at("2026-01-01T00:00:00Z");
+            Ok(KeysDriver::new(conn).fetch_key_usage(&tenant_id, &key_id, since)?.request_count == rows)
+        },
+        &|conn| {
+            let keys = ApiKeysFacadeDriver::new(conn).fetch_api_keys(&tenant_id, Some("active"), page)?;
+            let own = format!("{worker}-");
+            Ok(keys.len() == worker.min(3) && keys.iter().all(|key| key.id.as_str().starts_with(&own)))
+        },
+        &|conn| {
+            Transaction::attempts(5).timeouts(Timeouts::default()).run(conn, |conn| {
+                let mut keys = KeysDriver::new(conn);
+                let Some(locked) = keys.fetch_key_for_update(&tenant_id, &key_id)? else { return Ok(false) };
+                let (is_ours, was_frozen) = (locked.id == key_id, locked.is_frozen);
+                let changed = if was_frozen {
+                    keys.update_key_unfrozen(locked)?
+                } else {
+                    keys.update_key_frozen(locked, at("2026-06-01T12:00:00Z"))?
+                };
+                Ok::<_, Error>(is_ours && changed.id == key_id && changed.is_frozen != was_frozen)
+            })
+        },
+        &|conn| {
+            Transaction::attempts(5).run(conn, |conn| {
+                let tried = KeysDriver::new(conn).try_fetch_key_for_update(&tenant_id, &key_id)?;
+                Ok::<_, Error>(matches!(tried, TryLock::Locked(key) if key.id == key_id))
+            })
+        },
+    ];
+    let mut answers = Answers::default();
+    for question in questions.iter().cycle().skip(worker % QUESTIONS).take(ROUNDS * QUESTIONS) {
+        answers.note(ask(question));
+    }
+    answers
+}
+
+/// Lets all workers ask at once. `work_as` is one of them.
+fn work_all(work_as: impl Fn(usize) -> Answers + Sync) -> Answers {
+    let mut all = Answers::default();
+    thread::scope(|scope| {
+        let work_as = &work_as;
+        let workers: Vec<_> = (1..=WORKERS).map(|worker| scope.spawn(move || work_as(worker))).collect();
+        for worker in workers {
+            all += worker.join().unwrap();
+        }
+    });
+    all
+}
+
+diesel::define_sql_function!(fn current_setting(name: diesel::sql_types::Text) -> Text);
+
+fn lock_timeout(pool: &Pool) -> String {
+    diesel::select(current_setting("lock_timeout")).get_result(&mut pool.get().unwrap()).unwrap()
+}
+
+#[test]
+fn with_the_statement_cache_off_every_answer_is_right_under_load() {
+    let server = PrivateServer::start_new().unwrap();
+    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let database = server.create_migrated_database().unwrap();
+    insert_tenants(&mut database.connect().unwrap());
+
+    let pool = bouncer.pool(&database);
+    let answers = work_all(|worker| {
+        work(worker, |question| question(&mut *pool.get()?).inspect_err(|error| eprintln!("{error:?}")))
+    });
+    println!("cache off: {answers:?}");
+    assert_eq!(answers, Answers { right: WORKERS * ROUNDS * QUESTIONS, ..Answers::default() });
+    assert_eq!(lock_timeout(&pool), "0", "no setting stayed behind");
+}
+
+#[test]
+fn with_the_statement_cache_on_answers_are_wrong_or_fail() {
+    let server = PrivateServer::start_new().unwrap();
+    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let database = server.create_migrated_database().unwrap();
+    insert_tenants(&mut database.connect().unwrap());
+
+    // Not from a pool: the pool's own test of a connection fails, so that it would hand out none.
+    let answers = work_all(|worker| {
+        let mut conn = PgConnection::establish(&bouncer.url(&database)).unwrap();
+        work(worker, |question| question(&mut conn))
+    });
+    println!("cache on: {answers:?}");
+    if !knows_prepared_statements(&program().unwrap()).unwrap() {
+        assert!(answers.wrong + answers.failed > 0, "then the cache need not be off: {answers:?}");
+    }
+}
+
+#[test]
+fn timeouts_of_the_role_hold_behind_the_bouncer() {
+    let server = PrivateServer::start_new().unwrap();
+    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let database = server.create_migrated_database().unwrap();
+    let mut direct = database.connect().unwrap();
+    diesel::sql_query("ALTER ROLE postgres SET lock_timeout = '7s'").execute(&mut direct).unwrap();
+    assert_eq!(lock_timeout(&bouncer.pool(&database)), "7s");
+}
