@@ -143,7 +143,7 @@ fn no_random_input_reaches_a_foreign_row_or_panics() {
     let (_database, mut conn) = foreign_rows();
     let before = checksum(&mut conn);
     let texts = || prop_oneof![Just("key".to_owned()), Just(TENANT.to_owned()), any::<String>()];
-    let times = (i64::MIN..i64::MAX).prop_map(|micros| DateTime::from_timestamp_micros(micros));
+    let times = (i64::MIN..i64::MAX).prop_map(DateTime::from_timestamp_micros);
     let inputs =
         (texts(), texts(), texts(), any::<(u32, u32)>(), times.prop_filter_map("a time", |time| time));
     let inputs = inputs.prop_map(|(tenant_id, key_id, status, (limit, offset), time)| Input {

@@ -12,6 +12,7 @@ mod pgbouncer;
 mod pool;
 #[cfg(feature = "serde")]
 mod serde;
+mod soak;
 mod statements;
 mod support;
 mod transaction;

@@ -127,7 +127,7 @@ impl AddAssign for Answers {
 }
 
 impl Answers {
-    fn note(&mut self, is_right: Result<bool>) {
+    fn note(&mut self, is_right: &Result<bool>) {
         match is_right {
             Ok(true) => self.right += 1,
             Ok(false) => self.wrong += 1,
@@ -206,7 +206,7 @@ fn work(worker: usize, mut ask: impl FnMut(Question<'_>) -> Result<bool>) -> Ans
     ];
     let mut answers = Answers::default();
     for question in questions.iter().cycle().skip(worker % QUESTIONS).take(ROUNDS * QUESTIONS) {
-        answers.note(ask(question));
+        answers.note(&ask(question));
     }
     answers
 }

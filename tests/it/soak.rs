@@ -1,0 +1,13 @@
+//! The soak, shortly: `cargo run --release --example soak` is the long one.
+
+use std::time::Duration;
+
+#[path = "../soak/soak.rs"]
+#[expect(clippy::module_inception, reason = "an example of its own")]
+mod soak;
+
+#[test]
+fn a_short_soak_loses_nothing() {
+    let counts = soak::soak(Duration::from_secs(6));
+    assert!(counts.is_good(), "\n{counts}");
+}
