@@ -12,8 +12,12 @@ use crate::{Error, Result};
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
 /// The indexes that the migrations build concurrently. An interrupted build leaves its index behind, invalid.
-const BUILT_CONCURRENTLY: &[&str] =
-    &["uq_api_keys_key_hash", "ix_api_keys_tenant_newest_first", "ix_proxy_calls_key_usage"];
+const BUILT_CONCURRENTLY: &[&str] = &[
+    "uq_api_keys_key_hash",
+    "ix_api_keys_tenant_newest_first",
+    "ix_proxy_calls_key_usage",
+    "ix_api_keys_tenant_status_expiry",
+];
 
 /// The advisory lock that only one migrator of a database holds: `api_keys` in ASCII.
 const MIGRATOR: i64 = i64::from_be_bytes(*b"api_keys");

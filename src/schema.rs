@@ -1,6 +1,23 @@
 // @generated automatically by Diesel CLI.
 
 diesel::table! {
+    api_key_events (transaction_id, id) {
+        transaction_id -> Int8,
+        id -> Int8,
+        tenant_id -> Text,
+        key_id -> Text,
+        revision -> Int8,
+        kind -> Text,
+        at -> Timestamptz,
+        actor -> Nullable<Text>,
+        reason -> Nullable<Text>,
+        status -> Text,
+        is_frozen -> Bool,
+        expires_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
     api_keys (id) {
         #[max_length = 36]
         id -> Varchar,
@@ -34,6 +51,7 @@ diesel::table! {
         is_synthetic -> Bool,
         synthetic_scenario_id -> Nullable<Text>,
         is_frozen -> Bool,
+        revision -> Int8,
     }
 }
 
@@ -76,4 +94,4 @@ diesel::table! {
     }
 }
 
-diesel::allow_tables_to_appear_in_same_query!(api_keys, proxy_calls,);
+diesel::allow_tables_to_appear_in_same_query!(api_key_events, api_keys, proxy_calls,);
