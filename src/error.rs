@@ -52,6 +52,23 @@ pub enum Error {
     #[error("the row of key {0} is gone although it was locked: its own transaction removed it")]
     LockedRowGone(KeyId),
 
+    /// A key was to be inserted whose id a key has, of whichever tenant. Nothing was inserted.
+    #[error("there is a key {0}: insert the new one with another id")]
+    KeyExists(KeyId),
+
+    /// A key was to be inserted whose hash a key has, of whichever tenant. Nothing was inserted.
+    #[error("there is a key with this hash: make another secret")]
+    KeyHashExists,
+
+    /// A text does not fit its column. Nothing was sent to the server.
+    #[error("{column} holds {limit} characters at most: shorten the text")]
+    TooLong {
+        /// The column.
+        column: &'static str,
+        /// The most characters that it holds.
+        limit: usize,
+    },
+
     /// Two transactions waited for each other, and the server gave this one up.
     #[error("the transaction was given up to end a deadlock: run it again")]
     Deadlock(#[source] diesel::result::Error),
@@ -170,6 +187,9 @@ impl Error {
             | Self::AlreadyInTransaction
             | Self::LockedElsewhere(_)
             | Self::LockedRowGone(_)
+            | Self::KeyExists(_)
+            | Self::KeyHashExists
+            | Self::TooLong { .. }
             | Self::ConnectionString
             | Self::Migration(_) => Advice::Fail,
         }
@@ -204,4 +224,8 @@ pub(crate) fn advice_on(error: &(dyn std::error::Error + 'static)) -> Advice {
             ours.or_else(|| error.downcast_ref().map(|error| Kind::of(error).advice()))
         })
         .unwrap_or(Advice::Fail)
+}
+
+pub(crate) fn require_at_most(limit: usize, column: &'static str, text: &str) -> Result<()> {
+    if text.chars().count() > limit { Err(Error::TooLong { column, limit }) } else { Ok(()) }
 }

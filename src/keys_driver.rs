@@ -1,24 +1,41 @@
+mod auth;
+mod event_position;
+mod events;
+mod freeze;
 mod key;
+mod key_hash;
 mod locked_key;
+mod new_key;
+mod revocation;
+mod rotation;
 mod try_lock;
 mod usage;
+mod uses;
 
 use diesel::prelude::*;
 
+pub use self::auth::KeyAuthSnapshot;
+pub use self::event_position::{EventPosition, InvalidEventPosition};
+pub use self::events::KeyEventSnapshot;
+pub use self::freeze::{Freeze, KeyFreezeSnapshot};
 pub use self::key::KeySnapshot;
+pub use self::key_hash::KeyHash;
 pub use self::locked_key::LockedKey;
+pub use self::new_key::NewKey;
 pub use self::try_lock::TryLock;
 pub use self::usage::KeyUsageSnapshot;
+pub use self::uses::KeyUse;
 
 use crate::schema::api_keys;
 use crate::{KeyId, Page, Result, TenantId};
 
-/// Reads, locks, freezes and unfreezes the keys of any tenant, for engines.
+/// Reads and writes the keys of any tenant, from their first day to their last, for engines.
 ///
 /// A driver borrows a connection for as long as it is needed and costs nothing to make. It decides
 /// nothing: no status is checked, no clock is read, nothing is retried, and no transaction is begun
 /// or ended. Each method is one statement, confined to the tenant, and sees what the caller's
-/// transaction sees. Synthetic keys are keys like any other here; customers look through
+/// transaction sees; [`fetch_key_by_hash`](Self::fetch_key_by_hash) and
+/// [`fetch_key_events_after`](Self::fetch_key_events_after) are for those who know no tenant yet. Synthetic keys are keys like any other here; customers look through
 /// [`ApiKeysFacadeDriver`](crate::ApiKeysFacadeDriver), which hides them.
 ///
 /// Times are UTC, in whole microseconds as PostgreSQL keeps them: finer digits are cut off.

@@ -65,8 +65,9 @@ mod transaction;
 pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
-    KeySnapshot, KeyUsageSnapshot, KeysDriver, LockedKey, TryLock, get_keys_driver, get_keys_read_driver,
-    get_keys_write_driver,
+    EventPosition, Freeze, InvalidEventPosition, KeyAuthSnapshot, KeyEventSnapshot, KeyFreezeSnapshot,
+    KeyHash, KeySnapshot, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, NewKey, TryLock, get_keys_driver,
+    get_keys_read_driver, get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};

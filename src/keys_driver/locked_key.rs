@@ -2,12 +2,10 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::ptr;
 
-use chrono::{DateTime, Utc};
 use diesel::connection::TransactionManager;
 use diesel::prelude::*;
 
 use super::{KeySnapshot, KeysDriver};
-use crate::prepared::Prepared;
 use crate::schema::api_keys;
 use crate::{Error, KeyId, Result, TenantId};
 
@@ -154,47 +152,6 @@ impl<'c> KeysDriver<'c> {
         LockedKey { snapshot, holder: self.address(), borrow: PhantomData }
     }
 
-    /// Freezes a key: `is_frozen = true`, `frozen_at` as given. Freezing a frozen key moves `frozen_at`.
-    ///
-    /// Returns the key as it is after the change.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::LockedElsewhere`] and [`Error::NotInTransaction`] before anything is sent, when the
-    /// connection is not the one that locked the key, or its transaction was ended by hand.
-    /// [`Error::LockedRowGone`] when the transaction itself removed the row since.
-    pub fn update_key_frozen(&mut self, key: LockedKey<'c>, frozen_at: DateTime<Utc>) -> Result<KeySnapshot> {
-        self.update_key_freeze(key, Some(frozen_at))
-    }
-
-    /// Unfreezes a key: `is_frozen = false`, `frozen_at = NULL`, whatever its status.
-    ///
-    /// Returns the key as it is after the change.
-    ///
-    /// # Errors
-    ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen).
-    pub fn update_key_unfrozen(&mut self, key: LockedKey<'c>) -> Result<KeySnapshot> {
-        self.update_key_freeze(key, None)
-    }
-
-    fn update_key_freeze(
-        &mut self,
-        key: LockedKey<'c>,
-        frozen_at: Option<DateTime<Utc>>,
-    ) -> Result<KeySnapshot> {
-        struct UpdateKeyFreeze;
-
-        self.require_lock(&key)?;
-        let update = diesel::update(api_keys::table)
-            .filter(api_keys::tenant_id.eq(&key.tenant_id))
-            .filter(api_keys::id.eq(&key.id))
-            .set((api_keys::is_frozen.eq(frozen_at.is_some()), api_keys::frozen_at.eq(frozen_at)))
-            .returning(KeySnapshot::as_returning());
-        let updated = Prepared::<UpdateKeyFreeze, _>::new(update).get_result(self.conn).optional()?;
-        updated.ok_or_else(|| Error::LockedRowGone(key.snapshot.id))
-    }
-
     pub(super) fn require_transaction(&mut self) -> Result<()> {
         type Transactions = <PgConnection as Connection>::TransactionManager;
 
@@ -204,7 +161,7 @@ impl<'c> KeysDriver<'c> {
         }
     }
 
-    fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
+    pub(super) fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
         if key.holder != self.address() {
             return Err(Error::LockedElsewhere(key.id.clone()));
         }

@@ -1,8 +1,12 @@
 //! Every public method of both drivers, for the tests that hold for all of them.
 
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use api_keys_driver::{ApiKeysFacadeDriver, KeyId, KeysDriver, LockedKey, Page, Result, TenantId};
+use api_keys_driver::{
+    ApiKeysFacadeDriver, EventPosition, Freeze, KeyId, KeyUse, KeysDriver, LockedKey, NewKey, Page, Result,
+    TenantId,
+};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 
@@ -16,6 +20,7 @@ pub(crate) struct Input {
     pub(crate) status: String,
     pub(crate) page: Page,
     pub(crate) time: DateTime<Utc>,
+    pub(crate) text: String,
 }
 
 impl Default for Input {
@@ -26,6 +31,7 @@ impl Default for Input {
             status: "active".into(),
             page: Page::default(),
             time: at("2026-01-01T00:00:00Z"),
+            text: "text".into(),
         }
     }
 }
@@ -60,6 +66,49 @@ pub(crate) const METHODS: &[Method] = &[
     change("update_key_unfrozen", |conn, with| {
         on_locked(conn, with, |keys, key| keys.update_key_unfrozen(key))
     }),
+    read("insert_key", |conn, with| {
+        let (tenant_id, id) = (with.tenant_id.clone(), KeyId::from(unused()));
+        let key = NewKey::new(tenant_id, id, &with.text, "sk-live-abcd", unused(), with.time);
+        debug(KeysDriver::new(conn).insert_key(&key))
+    }),
+    read("fetch_key_by_hash", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_by_hash(with.key_id.as_str()))
+    }),
+    read("record_key_uses", |conn, with| {
+        let (tenant_id, key_id) = (with.tenant_id.clone(), with.key_id.clone());
+        debug(KeysDriver::new(conn).record_key_uses(&[KeyUse { tenant_id, key_id, count: 1, at: with.time }]))
+    }),
+    change("update_key_frozen_by", |conn, with| {
+        let freeze = Freeze { at: with.time, by: &with.text, reason: Some(&with.text) };
+        on_locked(conn, with, |keys, key| keys.update_key_frozen_by(key, &freeze))
+    }),
+    read("fetch_key_freeze", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_freeze(&with.tenant_id, &with.key_id))
+    }),
+    change("update_key_revoked", |conn, with| {
+        on_locked(conn, with, |keys, key| keys.update_key_revoked(key, with.time, Some(&with.text)))
+    }),
+    read("update_all_keys_revoked", |conn, with| {
+        debug(KeysDriver::new(conn).update_all_keys_revoked(&with.tenant_id, with.time, Some(&with.text)))
+    }),
+    change("update_key_expires_at", |conn, with| {
+        on_locked(conn, with, |keys, key| keys.update_key_expires_at(key, Some(with.time)))
+    }),
+    read("fetch_keys_expiring", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_keys_expiring(&with.tenant_id, with.time, with.page))
+    }),
+    read("fetch_keys_unused", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_keys_unused(&with.tenant_id, with.time, with.page))
+    }),
+    read("count_keys_by_status", |conn, with| {
+        debug(KeysDriver::new(conn).count_keys_by_status(&with.tenant_id))
+    }),
+    read("fetch_key_events", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_events(&with.tenant_id, &with.key_id, with.page))
+    }),
+    read("fetch_key_events_after", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_events_after(EventPosition::default(), with.page.limit))
+    }),
     read("fetch_api_keys", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, None, with.page))
     }),
@@ -89,6 +138,12 @@ const fn change(name: &'static str, call: Call) -> Method {
 
 fn debug<T: Debug>(answer: Result<T>) -> Result<String> {
     answer.map(|answer| format!("{answer:?}"))
+}
+
+/// A text that no row holds yet.
+fn unused() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("unused {}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn on_locked<T: Debug>(

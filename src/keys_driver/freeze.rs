@@ -1,0 +1,112 @@
+use chrono::{DateTime, Utc};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+
+use super::{KeySnapshot, KeysDriver, LockedKey};
+use crate::error::require_at_most;
+use crate::prepared::Prepared;
+use crate::schema::api_keys;
+use crate::{Error, KeyId, Result, TenantId};
+
+/// Who freezes a key, when and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freeze<'a> {
+    /// When the key is frozen.
+    pub at: DateTime<Utc>,
+    /// Who freezes it: at most 100 characters.
+    pub by: &'a str,
+    /// Why, if there is more to say.
+    pub reason: Option<&'a str>,
+}
+
+/// Who froze a key, when and why, as far as it was said.
+#[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[diesel(table_name = api_keys, check_for_backend(Pg))]
+pub struct KeyFreezeSnapshot {
+    /// When the key was frozen.
+    pub frozen_at: Option<DateTime<Utc>>,
+    /// Who froze it.
+    pub frozen_by: Option<String>,
+    /// Why it was frozen.
+    pub freeze_reason: Option<String>,
+}
+
+impl<'c> KeysDriver<'c> {
+    /// Fetches who froze a key, when and why; `None` when it is not frozen, and for a missing key and
+    /// another tenant's.
+    pub fn fetch_key_freeze(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<Option<KeyFreezeSnapshot>> {
+        let freeze = KeyFreezeSnapshot::query()
+            .filter(api_keys::tenant_id.eq(tenant_id))
+            .filter(api_keys::id.eq(key_id))
+            .filter(api_keys::is_frozen)
+            .get_result(self.conn)
+            .optional()?;
+        Ok(freeze)
+    }
+
+    /// Freezes a key: `is_frozen = true`, `frozen_at` as given. Freezing a frozen key moves `frozen_at`.
+    ///
+    /// Nobody is named and no reason given: those of a former freeze are cleared. Returns the key as it
+    /// is after the change.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockedElsewhere`] and [`Error::NotInTransaction`] before anything is sent, when the
+    /// connection is not the one that locked the key, or its transaction was ended by hand.
+    /// [`Error::LockedRowGone`] when the transaction itself removed the row since.
+    pub fn update_key_frozen(&mut self, key: LockedKey<'c>, frozen_at: DateTime<Utc>) -> Result<KeySnapshot> {
+        self.update_key_freeze(key, Some(frozen_at), None, None)
+    }
+
+    /// Freezes a key as [`update_key_frozen`](Self::update_key_frozen) does, and says who did it and why.
+    ///
+    /// # Errors
+    ///
+    /// As for [`update_key_frozen`](Self::update_key_frozen), and [`Error::TooLong`] before anything is
+    /// sent, when `by` has more than 100 characters.
+    pub fn update_key_frozen_by(&mut self, key: LockedKey<'c>, freeze: &Freeze<'_>) -> Result<KeySnapshot> {
+        require_at_most(100, "frozen_by", freeze.by)?;
+        self.update_key_freeze(key, Some(freeze.at), Some(freeze.by), freeze.reason)
+    }
+
+    /// Unfreezes a key: `is_frozen = false`, and when, by whom and why are cleared. Its status stays:
+    /// unfreezing revives no revoked key.
+    ///
+    /// Returns the key as it is after the change.
+    ///
+    /// # Errors
+    ///
+    /// As for [`update_key_frozen`](Self::update_key_frozen).
+    pub fn update_key_unfrozen(&mut self, key: LockedKey<'c>) -> Result<KeySnapshot> {
+        self.update_key_freeze(key, None, None, None)
+    }
+
+    fn update_key_freeze(
+        &mut self,
+        key: LockedKey<'c>,
+        at: Option<DateTime<Utc>>,
+        by: Option<&str>,
+        reason: Option<&str>,
+    ) -> Result<KeySnapshot> {
+        struct UpdateKeyFreeze;
+
+        self.require_lock(&key)?;
+        let update = diesel::update(api_keys::table)
+            .filter(api_keys::tenant_id.eq(&key.tenant_id))
+            .filter(api_keys::id.eq(&key.id))
+            .set((
+                api_keys::is_frozen.eq(at.is_some()),
+                api_keys::frozen_at.eq(at),
+                api_keys::frozen_by.eq(by),
+                api_keys::freeze_reason.eq(reason),
+            ))
+            .returning(KeySnapshot::as_returning());
+        let updated = Prepared::<UpdateKeyFreeze, _>::new(update).get_result(self.conn).optional()?;
+        updated.ok_or_else(|| Error::LockedRowGone(key.into_snapshot().id))
+    }
+}

@@ -1,0 +1,121 @@
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+
+use super::{KeyHash, KeySnapshot, KeysDriver};
+use crate::schema::api_keys;
+use crate::{Error, KeyId, Result, TenantId};
+
+/// A key to be inserted: every column that an engine sets.
+///
+/// The engine makes the secret and hands over what is kept of it, a prefix and a hash.
+/// [`NewKey::new`] asks for what a key must have; the rest is set like any field:
+///
+/// ```
+/// # use api_keys_driver::{KeyId, NewKey, TenantId};
+/// # use chrono::{DateTime, TimeDelta, Utc};
+/// # fn key(tenant_id: TenantId, id: KeyId, prefix: &str, hash: &str, now: DateTime<Utc>) -> NewKey {
+/// NewKey {
+///     expires_at: Some(now + TimeDelta::days(90)),
+///     rate_limit_rpm: Some(60),
+///     ..NewKey::new(tenant_id, id, "Production", prefix, hash, now)
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Insertable)]
+// NULL is sent as a value: the keyword DEFAULT would change the statement with each key.
+#[diesel(table_name = api_keys, treat_none_as_default_value = false)]
+pub struct NewKey {
+    /// The tenant that the key belongs to.
+    pub tenant_id: TenantId,
+    /// The key's own id, at most 36 characters. No other key of any tenant has it.
+    pub id: KeyId,
+    /// The user who asked for the key, if the engine knows.
+    pub user_id: Option<String>,
+    /// What people call the key, at most 100 characters.
+    pub name: String,
+    /// The first characters of the secret, by which people tell keys apart: at most 12.
+    pub key_prefix: String,
+    /// What is stored of the secret, at most 128 characters. No other key has it.
+    pub key_hash: KeyHash,
+    /// What the key may do. The text is stored as it is.
+    pub permissions_json: Option<String>,
+    /// Which workers the key may run. The text is stored as it is.
+    pub allowed_workers_json: Option<String>,
+    /// The most requests a minute, if limited.
+    pub rate_limit_rpm: Option<i32>,
+    /// The most runs at a time, if limited.
+    pub max_concurrent_runs: Option<i32>,
+    /// The status to begin with.
+    pub status: String,
+    /// When the key expires, if it ever does.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// When the key was created, by the engine's clock.
+    pub created_at: DateTime<Utc>,
+    /// Whether a test scenario made the key: then customers do not see it.
+    pub is_synthetic: bool,
+    /// The scenario that made the key.
+    pub synthetic_scenario_id: Option<String>,
+}
+
+impl NewKey {
+    /// An active key that never expires, may do what its lack of restrictions allows, and is not synthetic.
+    pub fn new(
+        tenant_id: TenantId,
+        id: KeyId,
+        name: impl Into<String>,
+        key_prefix: impl Into<String>,
+        key_hash: impl Into<KeyHash>,
+        created_at: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            tenant_id,
+            id,
+            user_id: None,
+            name: name.into(),
+            key_prefix: key_prefix.into(),
+            key_hash: key_hash.into(),
+            permissions_json: None,
+            allowed_workers_json: None,
+            rate_limit_rpm: None,
+            max_concurrent_runs: None,
+            status: "active".into(),
+            expires_at: None,
+            created_at,
+            is_synthetic: false,
+            synthetic_scenario_id: None,
+        }
+    }
+}
+
+impl KeysDriver<'_> {
+    /// Inserts a key and returns it as it is stored.
+    ///
+    /// It is not frozen and was never used. Nothing is shortened to fit: a text that is too long for
+    /// its column is [`Error::Query`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KeyExists`] when a key has the id, [`Error::KeyHashExists`] when one has the hash,
+    /// whichever tenant it belongs to. As after any error, the server takes no more statements of the
+    /// transaction: to go on in it, insert inside a nested one.
+    pub fn insert_key(&mut self, key: &NewKey) -> Result<KeySnapshot> {
+        diesel::insert_into(api_keys::table)
+            .values(key)
+            .returning(KeySnapshot::as_returning())
+            .get_result(self.conn)
+            .map_err(|error| name_taken(error, &key.id))
+    }
+}
+
+/// What the server says of a taken hash holds the hash, so it is not kept as the source.
+fn name_taken(error: DieselError, id: &KeyId) -> Error {
+    if let DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, violation) = &error {
+        match violation.constraint_name() {
+            Some("api_keys_pkey") => return Error::KeyExists(id.clone()),
+            Some("uq_api_keys_key_hash") => return Error::KeyHashExists,
+            _ => {}
+        }
+    }
+    error.into()
+}

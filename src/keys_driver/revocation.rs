@@ -1,0 +1,104 @@
+use chrono::{DateTime, Utc};
+use diesel::dsl::case_when;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::sql_types::{Nullable, Text, Timestamptz};
+
+use super::{KeySnapshot, KeysDriver, LockedKey};
+use crate::error::require_at_most;
+use crate::prepared::Prepared;
+use crate::schema::api_keys;
+use crate::{Error, Result, TenantId};
+
+impl<'c> KeysDriver<'c> {
+    /// Revokes a key: `status = 'revoked'`, `revoked_at` and `revoked_reason` as given.
+    ///
+    /// A revoked key is returned as it is: the first time and reason stand, and no event is appended.
+    /// Whether the key is frozen stays as it was.
+    ///
+    /// # Errors
+    ///
+    /// As for [`update_key_frozen`](Self::update_key_frozen), and [`Error::TooLong`] before anything is
+    /// sent, when the reason has more than 255 characters.
+    pub fn update_key_revoked(
+        &mut self,
+        key: LockedKey<'c>,
+        revoked_at: DateTime<Utc>,
+        reason: Option<&str>,
+    ) -> Result<KeySnapshot> {
+        struct UpdateKeyRevoked;
+
+        require_reason_fits(reason)?;
+        self.require_lock(&key)?;
+        // Decided by the row and not by `key`, which may be older: a transaction can lock a key twice.
+        let is_revoked = || api_keys::status.eq("revoked");
+        let update = diesel::update(api_keys::table)
+            .filter(api_keys::tenant_id.eq(&key.tenant_id))
+            .filter(api_keys::id.eq(&key.id))
+            .set((
+                api_keys::status.eq("revoked"),
+                api_keys::revoked_at
+                    .eq(case_when(is_revoked(), api_keys::revoked_at).otherwise(Some(revoked_at))),
+                api_keys::revoked_reason
+                    .eq(case_when(is_revoked(), api_keys::revoked_reason).otherwise(reason)),
+            ))
+            .returning(KeySnapshot::as_returning());
+        let updated = Prepared::<UpdateKeyRevoked, _>::new(update).get_result(self.conn).optional()?;
+        updated.ok_or_else(|| Error::LockedRowGone(key.into_snapshot().id))
+    }
+
+    /// Revokes every key of a tenant that is not revoked yet, and returns how many that were.
+    ///
+    /// Frozen, expired and synthetic keys are revoked too. The rows are locked in the order of their ids
+    /// until the transaction ends, so this deadlocks neither with itself nor with
+    /// [`record_key_uses`](Self::record_key_uses). A key that another transaction inserts meanwhile is
+    /// not seen: keep new ones from being made first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`] before anything is sent, when the reason has more than 255 characters.
+    pub fn update_all_keys_revoked(
+        &mut self,
+        tenant_id: &TenantId,
+        revoked_at: DateTime<Utc>,
+        reason: Option<&str>,
+    ) -> Result<u64> {
+        require_reason_fits(reason)?;
+        let revoked = UpdateAllKeysRevoked { tenant_id, revoked_at, reason }.execute(self.conn)?;
+        Ok(revoked as u64)
+    }
+}
+
+fn require_reason_fits(reason: Option<&str>) -> Result<()> {
+    require_at_most(255, "revoked_reason", reason.unwrap_or_default())
+}
+
+/// By hand: Diesel has no `WITH`, and no other `UPDATE` locks its rows in a chosen order.
+struct UpdateAllKeysRevoked<'a> {
+    tenant_id: &'a TenantId,
+    revoked_at: DateTime<Utc>,
+    reason: Option<&'a str>,
+}
+
+impl QueryId for UpdateAllKeysRevoked<'_> {
+    type QueryId = UpdateAllKeysRevoked<'static>;
+}
+
+impl RunQueryDsl<PgConnection> for UpdateAllKeysRevoked<'_> {}
+
+impl QueryFragment<Pg> for UpdateAllKeysRevoked<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(r#"WITH "locked" AS (SELECT "id" FROM "api_keys" WHERE "tenant_id" = "#);
+        out.push_bind_param::<Text, _>(self.tenant_id)?;
+        out.push_sql(
+            r#" AND "status" <> 'revoked' ORDER BY "id" FOR NO KEY UPDATE)
+               UPDATE "api_keys" SET "status" = 'revoked', "revoked_at" = "#,
+        );
+        out.push_bind_param::<Timestamptz, _>(&self.revoked_at)?;
+        out.push_sql(r#", "revoked_reason" = "#);
+        out.push_bind_param::<Nullable<Text>, _>(&self.reason)?;
+        out.push_sql(r#" FROM "locked" WHERE "api_keys"."id" = "locked"."id" AND "api_keys"."tenant_id" = "#);
+        out.push_bind_param::<Text, _>(self.tenant_id)
+    }
+}
