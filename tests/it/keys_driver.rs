@@ -232,7 +232,7 @@ fn a_spend_that_a_double_cannot_hold_is_exact() {
 }
 
 /// Runs `work` on the locked key in a transaction of its own.
-fn with_locked<T>(
+pub(crate) fn with_locked<T>(
     conn: &mut PgConnection,
     work: impl for<'c> FnOnce(&mut KeysDriver<'c>, LockedKey<'c>) -> Result<T>,
 ) -> Result<T> {

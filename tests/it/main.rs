@@ -3,9 +3,13 @@
 mod api_keys_facade_driver;
 mod contention;
 mod errors;
+mod events;
 mod every_method;
 mod hostile;
 mod keys_driver;
+mod life;
+mod life_migrations;
+mod life_plans;
 mod migrations;
 mod oracle;
 mod pgbouncer;
@@ -17,3 +21,4 @@ mod statements;
 mod support;
 mod transaction;
 mod try_lock;
+mod uses;
