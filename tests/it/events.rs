@@ -1,1 +1,469 @@
+//! What is recorded of a change, and that whoever follows the events sees each exactly once.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use api_keys_driver::schema::{api_key_events, api_keys};
+use api_keys_driver::{
+    EventPosition, Freeze, InvalidEventPosition, KeyEventSnapshot, KeyUse, KeysDriver, Page, Result,
+};
+use chrono::{DateTime, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+
+use crate::keys_driver::with_locked;
+use crate::life::new_key;
+use crate::support::{KeyRow, OTHER, at, key, migrated, other, tenant};
+
+fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
+    KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap()
+}
+
+fn kinds(conn: &mut PgConnection, id: &str) -> Vec<(i64, String)> {
+    history(conn, id).into_iter().map(|event| (event.revision, event.kind)).collect()
+}
+
+fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
+    kinds.iter().map(|(revision, kind)| (*revision, (*kind).into())).collect()
+}
+
+/// Takes every event there is after a position, and returns the keys in the order that they came in.
+fn follow(conn: &mut PgConnection, position: &mut EventPosition) -> Vec<String> {
+    let mut ids = Vec::new();
+    loop {
+        let events = KeysDriver::new(conn).fetch_key_events_after(*position, 7).unwrap();
+        let Some(last) = events.last() else { return ids };
+        *position = last.position;
+        ids.extend(events.into_iter().map(|event| String::from(event.key_id)));
+    }
+}
+
+/// Follows until as many events came. Other tests' transactions on the same server hold a follower up.
+fn follow_until(conn: &mut PgConnection, position: &mut EventPosition, count: usize) -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut ids = Vec::new();
+    while ids.len() < count {
+        assert!(Instant::now() < deadline, "only {ids:?} came");
+        ids.extend(follow(conn, position));
+    }
+    ids
+}
+
+#[test]
+fn each_change_says_what_who_why_and_when_and_what_it_left() {
+    let (_database, mut conn) = migrated();
+    let (frozen_at, revoked_at) = (at("2026-06-01T12:00:00Z"), at("2026-06-02T12:00:00Z"));
+    let expiry = Some(at("2026-06-03T12:00:00Z"));
+    let freeze = Freeze { at: frozen_at, by: "ops", reason: Some("odd traffic") };
+    KeysDriver::new(&mut conn).insert_key(&new_key("key")).unwrap();
+    with_locked(&mut conn, |keys, key| keys.update_key_frozen_by(key, &freeze)).unwrap();
+    with_locked(&mut conn, |keys, key| keys.update_key_expires_at(key, expiry)).unwrap();
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
+    with_locked(&mut conn, |keys, key| keys.update_key_unfrozen(key)).unwrap();
+    with_locked(&mut conn, |keys, key| keys.update_key_revoked(key, revoked_at, Some("leaked"))).unwrap();
+    diesel::delete(api_keys::table).execute(&mut conn).unwrap();
+
+    let ordinary = |position, revision, kind: &str, at| KeyEventSnapshot {
+        position,
+        tenant_id: tenant(),
+        key_id: key("key"),
+        revision,
+        kind: kind.into(),
+        at,
+        actor: None,
+        reason: None,
+        status: "active".into(),
+        is_frozen: false,
+        expires_at: None,
+    };
+    let events = history(&mut conn, "key");
+    let place = |nth: usize| (events[nth].position, i64::try_from(nth).unwrap() + 1);
+    let expected = |nth: usize, kind, at| ordinary(place(nth).0, place(nth).1, kind, at);
+    let given_no_time = |nth: usize| {
+        let server_says = events[nth].at;
+        assert!((Utc::now() - server_says).abs() < chrono::TimeDelta::minutes(10), "{server_says}");
+        server_says
+    };
+    assert_eq!(
+        events,
+        [
+            expected(0, "inserted", at("2026-01-01T00:00:00Z")),
+            KeyEventSnapshot {
+                actor: Some("ops".into()),
+                reason: Some("odd traffic".into()),
+                is_frozen: true,
+                ..expected(1, "frozen", frozen_at)
+            },
+            KeyEventSnapshot {
+                is_frozen: true,
+                expires_at: expiry,
+                ..expected(2, "expiry_set", given_no_time(2))
+            },
+            KeyEventSnapshot { expires_at: expiry, ..expected(3, "unfrozen", given_no_time(3)) },
+            KeyEventSnapshot {
+                reason: Some("leaked".into()),
+                status: "revoked".into(),
+                expires_at: expiry,
+                ..expected(4, "revoked", revoked_at)
+            },
+            KeyEventSnapshot {
+                status: "revoked".into(),
+                expires_at: expiry,
+                ..expected(5, "deleted", given_no_time(5))
+            },
+        ]
+    );
+}
+
+#[test]
+fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let now = at("2026-06-01T12:00:00Z");
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
+    with_locked(&mut conn, |keys, key| keys.update_key_unfrozen(key)).unwrap();
+    with_locked(&mut conn, |keys, key| keys.update_key_expires_at(key, None)).unwrap();
+    let failed: Result<()> = with_locked(&mut conn, |keys, key| {
+        keys.update_key_frozen(key, now)?;
+        Err(diesel::result::Error::RollbackTransaction.into())
+    });
+    assert!(failed.is_err());
+    conn.batch_execute(
+        "INSERT INTO api_keys SELECT * FROM api_keys ON CONFLICT DO NOTHING;
+         UPDATE api_keys SET name = name, status = status, is_frozen = is_frozen",
+    )
+    .unwrap();
+    assert_eq!(kinds(&mut conn, "key"), named(&[(1, "inserted")]));
+}
+
+#[test]
+fn one_statement_that_does_several_things_has_an_event_for_each_with_one_revision_and_state() {
+    let (_database, mut conn) = migrated();
+    KeyRow { is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    conn.batch_execute(
+        "UPDATE api_keys SET is_frozen = false, status = 'revoked', expires_at = now(), name = 'Old'",
+    )
+    .unwrap();
+    assert_eq!(
+        kinds(&mut conn, "key"),
+        named(&[(1, "inserted"), (2, "unfrozen"), (2, "revoked"), (2, "expiry_set"), (2, "changed")])
+    );
+    let states: BTreeSet<_> = history(&mut conn, "key")
+        .into_iter()
+        .skip(1)
+        .map(|event| (event.status, event.is_frozen, event.expires_at))
+        .collect();
+    assert_eq!(states.len(), 1);
+}
+
+#[test]
+fn every_column_but_those_of_a_use_is_watched() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    #[derive(QueryableByName)]
+    struct Column {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        column_name: String,
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        data_type: String,
+    }
+    let columns: Vec<Column> = diesel::sql_query(
+        "SELECT column_name::text, data_type::text FROM information_schema.columns
+         WHERE table_name = 'api_keys' AND column_name <> 'revision' ORDER BY ordinal_position",
+    )
+    .load(&mut conn)
+    .unwrap();
+    assert_eq!(columns.len(), 23);
+    let mut unwatched = Vec::new();
+    for Column { column_name, data_type } in columns {
+        let value = match data_type.as_str() {
+            "boolean" => "true",
+            "integer" | "bigint" => "77",
+            "timestamp with time zone" => "'2027-01-01Z'",
+            _ => "'other'",
+        };
+        let count = |conn: &mut PgConnection| api_key_events::table.count().get_result::<i64>(conn).unwrap();
+        let before = count(&mut conn);
+        conn.batch_execute(&format!("UPDATE api_keys SET {column_name} = {value}")).unwrap();
+        if count(&mut conn) == before {
+            unwatched.push(column_name);
+        }
+    }
+    // An id never changes.
+    assert_eq!(unwatched, ["id", "last_used_at", "total_requests"]);
+}
+
+#[test]
+fn a_history_is_paged_and_of_one_key_and_tenant() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    KeyRow { id: "another", ..KeyRow::default() }.insert(&mut conn);
+    conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET name = 'y'").unwrap();
+    let mut keys = KeysDriver::new(&mut conn);
+    let page = keys.fetch_key_events(&tenant(), &key("key"), Page { limit: 1, offset: 1 }).unwrap();
+    assert_eq!((page.len(), page[0].revision, &page[0].key_id), (1, 2, &key("key")));
+    assert_eq!(keys.fetch_key_events(&tenant(), &key("key"), Page::default()).unwrap().len(), 3);
+    assert!(keys.fetch_key_events(&other(), &key("key"), Page::default()).unwrap().is_empty());
+}
+
+#[test]
+fn no_hash_enters_an_event() {
+    let (_database, mut conn) = migrated();
+    KeyRow { key_hash: Some("5ec2e7"), ..KeyRow::default() }.insert(&mut conn);
+    conn.batch_execute("UPDATE api_keys SET key_hash = '5ec2e7-b'").unwrap();
+    let found = diesel::sql_query("SELECT FROM api_key_events AS e WHERE e::text LIKE '%5ec2e7%'");
+    assert_eq!(found.execute(&mut conn).unwrap(), 0);
+    assert_eq!(history(&mut conn, "key").len(), 2);
+}
+
+#[test]
+fn a_writer_needs_no_right_on_the_events_and_cannot_lead_them_elsewhere() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    // A role that every server has, and that may do nothing with tables.
+    conn.batch_execute(
+        "GRANT SELECT, UPDATE ON api_keys TO pg_signal_backend;
+         SET ROLE pg_signal_backend;
+         CREATE TEMP TABLE api_key_events AS SELECT 1 AS decoy;
+         SET search_path = pg_catalog;
+         UPDATE public.api_keys SET is_frozen = true;
+         RESET ROLE; RESET search_path; DROP TABLE pg_temp.api_key_events",
+    )
+    .unwrap();
+    assert_eq!(kinds(&mut conn, "key"), named(&[(1, "inserted"), (2, "frozen")]));
+}
+
+#[test]
+fn an_event_with_an_early_id_that_is_committed_late_is_not_skipped() {
+    let (database, mut early) = migrated();
+    let (mut late, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
+    let mut position = EventPosition::default();
+
+    early.batch_execute("BEGIN").unwrap();
+    KeyRow { id: "early id", ..KeyRow::default() }.insert(&mut early);
+    KeyRow { id: "late id", ..KeyRow::default() }.insert(&mut late);
+    assert!(follow(&mut follower, &mut position).is_empty(), "an event passed one that may come before it");
+
+    early.batch_execute("COMMIT").unwrap();
+    assert_eq!(follow_until(&mut follower, &mut position, 2), ["early id", "late id"]);
+    assert!(follow(&mut follower, &mut position).is_empty());
+}
+
+#[test]
+fn a_transaction_that_stays_open_is_waited_for_and_one_that_fails_is_not_missed() {
+    let (database, mut conn) = migrated();
+    let (mut open, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
+    let mut position = EventPosition::default();
+    KeyRow { id: "before", ..KeyRow::default() }.insert(&mut conn);
+
+    // It has an id as soon as it has written anything; no event is needed.
+    open.batch_execute("BEGIN; CREATE TEMP TABLE anything ()").unwrap();
+    for id in ["b", "c"] {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    assert_eq!(follow_until(&mut follower, &mut position, 1), ["before"]);
+    KeyRow { id: "a", ..KeyRow::default() }.insert(&mut open);
+    assert!(follow(&mut follower, &mut position).is_empty());
+
+    open.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(follow_until(&mut follower, &mut position, 2), ["b", "c"]);
+}
+
+#[test]
+fn a_transaction_that_only_reads_is_not_waited_for() {
+    let (database, mut conn) = migrated();
+    let mut reader = database.connect().unwrap();
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM api_keys").unwrap();
+    KeyRow::default().insert(&mut conn);
+    assert_eq!(follow_until(&mut conn, &mut EventPosition::default(), 1), ["key"]);
+    reader.batch_execute("COMMIT").unwrap();
+}
+
+#[test]
+fn two_interleaved_transactions_come_in_the_order_of_their_beginning_and_revisions_tell_the_newer() {
+    let (database, mut first) = migrated();
+    let (mut second, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
+    let mut position = EventPosition::default();
+    KeyRow::default().insert(&mut first);
+    follow_until(&mut follower, &mut position, 1);
+
+    // The first begins first and changes the key last.
+    first.batch_execute("BEGIN; SELECT pg_current_xact_id()").unwrap();
+    second.batch_execute("BEGIN; UPDATE api_keys SET is_frozen = true; COMMIT").unwrap();
+    first.batch_execute("UPDATE api_keys SET is_frozen = false; COMMIT").unwrap();
+
+    let mut events = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while events.len() < 2 && Instant::now() < deadline {
+        events = KeysDriver::new(&mut follower).fetch_key_events_after(position, 10).unwrap();
+    }
+    let revisions: Vec<_> = events.iter().map(|event| (event.kind.as_str(), event.revision)).collect();
+    assert_eq!(revisions, [("unfrozen", 3), ("frozen", 2)]);
+}
+
+#[test]
+fn nested_transactions_have_the_place_of_the_outer_one() {
+    let (database, mut conn) = migrated();
+    let mut follower = database.connect().unwrap();
+    conn.transaction(|conn| {
+        KeyRow { id: "outer", ..KeyRow::default() }.insert(conn);
+        conn.transaction(|conn| {
+            KeyRow { id: "nested", ..KeyRow::default() }.insert(conn);
+            diesel::QueryResult::Ok(())
+        })?;
+        assert!(follow(&mut follower, &mut EventPosition::default()).is_empty());
+        diesel::QueryResult::Ok(())
+    })
+    .unwrap();
+    assert_eq!(follow_until(&mut follower, &mut EventPosition::default(), 2), ["outer", "nested"]);
+}
+
+#[test]
+fn a_limit_and_a_position_are_exact() {
+    let (_database, mut conn) = migrated();
+    conn.transaction(|conn| {
+        for id in ["a", "b", "c"] {
+            KeyRow { id, ..KeyRow::default() }.insert(conn);
+        }
+        KeyRow { id: "d", tenant_id: OTHER, ..KeyRow::default() }.insert(conn);
+        diesel::QueryResult::Ok(())
+    })
+    .unwrap();
+    let mut position = EventPosition::default();
+    assert_eq!(follow_until(&mut conn, &mut position, 4), ["a", "b", "c", "d"]);
+
+    let mut keys = KeysDriver::new(&mut conn);
+    let two = keys.fetch_key_events_after(EventPosition::default(), 2).unwrap();
+    assert_eq!(two.len(), 2);
+    let rest = keys.fetch_key_events_after(two[1].position, u32::MAX).unwrap();
+    assert_eq!(rest.iter().map(|event| event.key_id.as_str()).collect::<Vec<_>>(), ["c", "d"]);
+    assert!(keys.fetch_key_events_after(EventPosition::default(), 0).unwrap().is_empty());
+}
+
+#[test]
+fn a_position_is_kept_as_text_and_no_other_text_is_one() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let mut position = EventPosition::default();
+    follow_until(&mut conn, &mut position, 1);
+    assert!(position > EventPosition::default());
+    assert_eq!(position.to_string().parse(), Ok(position));
+    for text in ["", "1", ".", "1.", ".1", "1.2.3", "a.b", "99999999999999999999.1"] {
+        assert_eq!(text.parse::<EventPosition>(), Err(InvalidEventPosition), "{text:?}");
+    }
+}
+
+#[test]
+fn after_a_restore_on_a_younger_server_the_events_are_followed_from_the_beginning() {
+    let (_database, mut conn) = migrated();
+    KeyRow { id: "a", ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "b", ..KeyRow::default() }.insert(&mut conn);
+    conn.batch_execute("UPDATE api_key_events SET transaction_id = transaction_id + 1000000000").unwrap();
+    assert!(follow(&mut conn, &mut EventPosition::default()).is_empty(), "ids of another server");
+
+    conn.batch_execute("UPDATE api_key_events SET transaction_id = 0").unwrap();
+    KeyRow { id: "c", ..KeyRow::default() }.insert(&mut conn);
+    assert_eq!(follow_until(&mut conn, &mut EventPosition::default(), 3), ["a", "b", "c"]);
+}
+
+/// What the documentation's cache knows, and by which revision.
+#[derive(Default)]
+struct FrozenKeys {
+    followed_to: EventPosition,
+    seen: HashMap<String, (i64, bool)>,
+    times: BTreeMap<EventPosition, u32>,
+}
+
+impl FrozenKeys {
+    fn catch_up(&mut self, conn: &mut PgConnection) {
+        loop {
+            let events = KeysDriver::new(conn).fetch_key_events_after(self.followed_to, 20).unwrap();
+            let Some(last) = events.last() else { return };
+            self.followed_to = last.position;
+            for event in events {
+                *self.times.entry(event.position).or_default() += 1;
+                let news = (event.revision, event.is_frozen);
+                let seen = self.seen.entry(event.key_id.into()).or_insert(news);
+                if event.revision > seen.0 {
+                    *seen = news;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_follower_among_concurrent_writers_sees_each_event_once_and_ends_with_what_the_table_holds() {
+    const WRITERS: usize = 8;
+    const ROUNDS: usize = 40;
+    const KEYS: [&str; 5] = ["a", "b", "c", "d", "e"];
+    let (database, mut conn) = migrated();
+    for id in KEYS {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let (mut cache, writing) = (FrozenKeys::default(), AtomicBool::new(true));
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let mut conn = database.connect().unwrap();
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        write(&mut conn, KEYS[(writer + round) % KEYS.len()], writer, round);
+                    }
+                })
+            })
+            .collect();
+        let follower = scope.spawn(|| {
+            let mut conn = database.connect().unwrap();
+            while writing.load(Ordering::Relaxed) {
+                cache.catch_up(&mut conn);
+            }
+        });
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        writing.store(false, Ordering::Relaxed);
+        follower.join().unwrap();
+    });
+
+    let positions = (api_key_events::transaction_id, api_key_events::id);
+    let committed: Vec<(i64, i64)> =
+        api_key_events::table.select(positions).order(positions).load(&mut conn).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while cache.times.len() < committed.len() && Instant::now() < deadline {
+        cache.catch_up(&mut conn);
+    }
+    let followed: Vec<_> = cache.times.keys().map(EventPosition::to_string).collect();
+    let committed: Vec<_> = committed.iter().map(|(transaction, id)| format!("{transaction}.{id}")).collect();
+    assert!(committed.len() > WRITERS * ROUNDS / 2, "{}", committed.len());
+    assert_eq!(followed, committed);
+    assert!(cache.times.values().all(|times| *times == 1));
+
+    let columns = (api_keys::id, (api_keys::revision, api_keys::is_frozen));
+    let stored: HashMap<String, (i64, bool)> =
+        api_keys::table.select(columns).load(&mut conn).unwrap().into_iter().collect();
+    assert_eq!(cache.seen, stored);
+}
+
+/// Freezes or unfreezes a key in a transaction that began before the key's lock was asked for.
+fn write(conn: &mut PgConnection, id: &str, writer: usize, round: usize) {
+    let now: DateTime<Utc> = at("2026-06-01T12:00:00Z");
+    let done: Result<()> = conn.transaction(|conn| {
+        diesel::sql_query("SELECT pg_current_xact_id()").execute(conn)?;
+        thread::yield_now();
+        let mut keys = KeysDriver::new(conn);
+        let locked = keys.fetch_key_for_update(&tenant(), &key(id))?.expect("a key");
+        if round % 2 == 0 {
+            let by = writer.to_string();
+            let at = now + chrono::TimeDelta::seconds(round.cast_signed() as i64);
+            keys.update_key_frozen_by(locked, &Freeze { at, by: &by, reason: None })?;
+        } else {
+            keys.update_key_unfrozen(locked)?;
+        }
+        keys.record_key_uses(&[KeyUse { tenant_id: tenant(), key_id: key(id), count: 1, at: now }])?;
+        if round % 7 == 3 { Err(diesel::result::Error::RollbackTransaction.into()) } else { Ok(()) }
+    });
+    assert_eq!(done.is_ok(), round % 7 != 3, "{done:?}");
+}
