@@ -9,11 +9,11 @@ use api_keys_driver::schema::{api_key_events, api_keys};
 use api_keys_driver::{
     EventPosition, Freeze, InvalidEventPosition, KeyEventSnapshot, KeyUse, KeysDriver, Page, Result,
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::keys_driver::with_locked;
+use crate::keys_driver::{unfreeze, with_locked};
 use crate::life::new_key;
 use crate::support::{KeyRow, OTHER, at, key, migrated, other, tenant};
 
@@ -60,8 +60,7 @@ fn each_change_says_what_who_why_and_when_and_what_it_left() {
     KeysDriver::new(&mut conn).insert_key(&new_key("key")).unwrap();
     with_locked(&mut conn, |keys, key| keys.update_key_frozen_by(key, &freeze)).unwrap();
     with_locked(&mut conn, |keys, key| keys.update_key_expires_at(key, expiry)).unwrap();
-    #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
-    with_locked(&mut conn, |keys, key| keys.update_key_unfrozen(key)).unwrap();
+    unfreeze(&mut conn);
     with_locked(&mut conn, |keys, key| keys.update_key_revoked(key, revoked_at, Some("leaked"))).unwrap();
     diesel::delete(api_keys::table).execute(&mut conn).unwrap();
 
@@ -83,7 +82,7 @@ fn each_change_says_what_who_why_and_when_and_what_it_left() {
     let expected = |nth: usize, kind, at| ordinary(place(nth).0, place(nth).1, kind, at);
     let given_no_time = |nth: usize| {
         let server_says = events[nth].at;
-        assert!((Utc::now() - server_says).abs() < chrono::TimeDelta::minutes(10), "{server_says}");
+        assert!((Utc::now() - server_says).abs() < TimeDelta::minutes(10), "{server_says}");
         server_says
     };
     assert_eq!(
@@ -122,8 +121,7 @@ fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let now = at("2026-06-01T12:00:00Z");
-    #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
-    with_locked(&mut conn, |keys, key| keys.update_key_unfrozen(key)).unwrap();
+    unfreeze(&mut conn);
     with_locked(&mut conn, |keys, key| keys.update_key_expires_at(key, None)).unwrap();
     let failed: Result<()> = with_locked(&mut conn, |keys, key| {
         keys.update_key_frozen(key, now)?;
@@ -158,17 +156,18 @@ fn one_statement_that_does_several_things_has_an_event_for_each_with_one_revisio
     assert_eq!(states.len(), 1);
 }
 
+#[derive(QueryableByName)]
+struct Column {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    column_name: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    data_type: String,
+}
+
 #[test]
 fn every_column_but_those_of_a_use_is_watched() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
-    #[derive(QueryableByName)]
-    struct Column {
-        #[diesel(sql_type = diesel::sql_types::Text)]
-        column_name: String,
-        #[diesel(sql_type = diesel::sql_types::Text)]
-        data_type: String,
-    }
     let columns: Vec<Column> = diesel::sql_query(
         "SELECT column_name::text, data_type::text FROM information_schema.columns
          WHERE table_name = 'api_keys' AND column_name <> 'revision' ORDER BY ordinal_position",
@@ -457,7 +456,7 @@ fn write(conn: &mut PgConnection, id: &str, writer: usize, round: usize) {
         let locked = keys.fetch_key_for_update(&tenant(), &key(id))?.expect("a key");
         if round % 2 == 0 {
             let by = writer.to_string();
-            let at = now + chrono::TimeDelta::seconds(round.cast_signed() as i64);
+            let at = now + TimeDelta::seconds(i64::try_from(round).unwrap());
             keys.update_key_frozen_by(locked, &Freeze { at, by: &by, reason: None })?;
         } else {
             keys.update_key_unfrozen(locked)?;

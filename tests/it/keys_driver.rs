@@ -248,7 +248,7 @@ fn freeze(conn: &mut PgConnection, now: DateTime<Utc>) -> KeySnapshot {
 }
 
 #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
-fn unfreeze(conn: &mut PgConnection) -> KeySnapshot {
+pub(crate) fn unfreeze(conn: &mut PgConnection) -> KeySnapshot {
     with_locked(conn, |keys, key| keys.update_key_unfrozen(key)).unwrap()
 }
 

@@ -11,7 +11,7 @@ use api_keys_driver::{
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 
-use crate::keys_driver::with_locked;
+use crate::keys_driver::{unfreeze, with_locked};
 use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, other, statements_of, tenant};
 
 pub(crate) fn new_key(id: &str) -> NewKey {
@@ -216,8 +216,7 @@ fn a_freeze_says_who_when_and_why_until_the_next_one_or_an_unfreeze() {
     assert_eq!(freeze_of(&mut conn), Some(nobody));
 
     with_locked(&mut conn, |keys, key| keys.update_key_frozen_by(key, &freeze)).unwrap();
-    #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
-    let unfrozen = with_locked(&mut conn, |keys, key| keys.update_key_unfrozen(key)).unwrap();
+    let unfrozen = unfreeze(&mut conn);
     assert_eq!(unfrozen, before);
     let columns = (api_keys::frozen_by, api_keys::freeze_reason);
     let cleared: (Option<String>, Option<String>) =
@@ -499,8 +498,7 @@ fn a_frozen_key_stays_frozen_and_an_unfreeze_revives_no_revoked_key() {
     with_locked(&mut conn, |keys, key| keys.update_key_revoked(key, now, None)).unwrap();
     assert_eq!(freeze_of(&mut conn), frozen, "after a revocation");
 
-    #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
-    let unfrozen = with_locked(&mut conn, |keys, key| keys.update_key_unfrozen(key)).unwrap();
+    let unfrozen = unfreeze(&mut conn);
     assert_eq!((unfrozen.is_frozen, unfrozen.status.as_str()), (false, "revoked"));
     assert_eq!(revocation_of(&mut conn, "key"), (Some(now), None));
 }

@@ -1,1 +1,162 @@
+//! Revisions and events where the service's tables, rows and writers were there before this crate.
 
+use api_keys_driver::schema::{api_key_events, api_keys};
+use api_keys_driver::{EventPosition, KeyEventSnapshot, KeysDriver, MIGRATIONS, Page, migrate};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel_migrations::MigrationHarness;
+use throwaway_postgres::Database;
+
+use crate::support::{TENANT, at, existing_service, key, tenant};
+
+/// Both worlds before this crate's migrations of the life of a key, each with two keys.
+fn worlds() -> Vec<(&'static str, Database, PgConnection)> {
+    let empty = throwaway_postgres::empty().unwrap();
+    let mut conn = empty.connect().unwrap();
+    migrate_to_before_events(&mut conn);
+    let mut worlds = vec![("empty", empty, conn)];
+    if let Some((service, conn)) = existing_service() {
+        worlds.push(("service", service, conn));
+    }
+    for (_, _, conn) in &mut worlds {
+        conn.batch_execute(&format!(
+            "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, is_frozen, frozen_at, frozen_by)
+             VALUES ('old', '{TENANT}', 'Old', 'sk', 'old', false, NULL, NULL),
+                    ('ice', '{TENANT}', 'Ice', 'sk', 'ice', true, '2026-01-01Z', 'ops')"
+        ))
+        .unwrap();
+    }
+    worlds
+}
+
+fn migrate_to_before_events(conn: &mut PgConnection) {
+    let pending = conn.pending_migrations(MIGRATIONS).unwrap();
+    for migration in pending {
+        if !migration.name().to_string().contains("-0002") {
+            conn.run_migration(&migration).unwrap();
+        }
+    }
+}
+
+fn revert_all(conn: &mut PgConnection) {
+    conn.revert_all_migrations(MIGRATIONS).unwrap();
+}
+
+fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
+    KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap()
+}
+
+fn kinds(conn: &mut PgConnection, id: &str) -> Vec<(i64, String)> {
+    history(conn, id).into_iter().map(|event| (event.revision, event.kind)).collect()
+}
+
+fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
+    kinds.iter().map(|(revision, kind)| (*revision, (*kind).into())).collect()
+}
+
+#[test]
+fn keys_that_are_frozen_already_have_an_event_and_others_begin_without_one() {
+    for (world, _database, mut conn) in worlds() {
+        migrate(&mut conn).unwrap();
+        let ice = history(&mut conn, "ice");
+        assert_eq!(ice.len(), 1, "{world}");
+        assert_eq!((ice[0].kind.as_str(), ice[0].revision, ice[0].is_frozen), ("frozen", 0, true));
+        assert_eq!((ice[0].at, ice[0].actor.as_deref()), (at("2026-01-01T00:00:00Z"), Some("ops")));
+        assert!(history(&mut conn, "old").is_empty(), "{world}");
+    }
+}
+
+#[test]
+fn the_services_own_writes_go_on_and_are_recorded() {
+    for (world, _database, mut conn) in worlds() {
+        migrate(&mut conn).unwrap();
+        // As the service writes: the columns that it knows, by name.
+        conn.batch_execute(&format!(
+            "INSERT INTO api_keys (id, tenant_id, user_id, name, key_prefix, key_hash, permissions_json,
+                 allowed_workers_json, rate_limit_rpm, max_concurrent_runs, status, expires_at, revoked_at,
+                 revoked_reason, last_used_at, total_requests, created_at, frozen_at, frozen_by, freeze_reason,
+                 is_synthetic, synthetic_scenario_id, is_frozen)
+             VALUES ('new', '{TENANT}', NULL, 'New', 'sk-live-wxyz', 'new', NULL, NULL, NULL, NULL, 'active', NULL,
+                 NULL, NULL, NULL, 0, '2026-02-01Z', NULL, NULL, NULL, false, NULL, false);
+             UPDATE api_keys SET last_used_at = now(), total_requests = total_requests + 1 WHERE id = 'new';
+             UPDATE api_keys SET is_frozen = true, frozen_at = '2026-02-02Z', frozen_by = 'admin',
+                 freeze_reason = 'abuse' WHERE id = 'new';
+             UPDATE api_keys SET status = 'revoked', revoked_at = '2026-02-03Z', revoked_reason = 'rotated'
+                 WHERE id = 'new';
+             UPDATE api_keys SET status = 'active' WHERE id = 'new'"
+        ))
+        .unwrap();
+
+        let events = history(&mut conn, "new");
+        let told: Vec<_> = events
+            .iter()
+            .map(|event| (event.kind.as_str(), event.actor.as_deref(), event.reason.as_deref()))
+            .collect();
+        let expected = [
+            ("inserted", None, None),
+            ("frozen", Some("admin"), Some("abuse")),
+            ("revoked", None, Some("rotated")),
+            ("changed", None, None),
+        ];
+        assert_eq!(told, expected, "{world}");
+        let times: Vec<_> = events.iter().take(3).map(|event| event.at).collect();
+        let given = ["2026-02-01T00:00:00Z", "2026-02-02T00:00:00Z", "2026-02-03T00:00:00Z"];
+        assert_eq!(times, given.map(at), "{world}");
+        assert_eq!(events.iter().map(|event| event.revision).collect::<Vec<_>>(), [1, 2, 3, 4], "{world}");
+    }
+}
+
+#[test]
+fn keys_that_go_with_their_tenant_are_recorded() {
+    let Some((_database, mut conn)) = existing_service() else { return };
+    migrate(&mut conn).unwrap();
+    conn.batch_execute(&format!(
+        "INSERT INTO users (id, clerk_user_id, email) VALUES ('user', 'user', 'user');
+         INSERT INTO api_keys (id, tenant_id, user_id, name, key_prefix, key_hash)
+         VALUES ('key', '{TENANT}', 'user', 'Key', 'sk', 'key');
+         DELETE FROM users;
+         DELETE FROM tenants"
+    ))
+    .unwrap();
+    assert_eq!(kinds(&mut conn, "key"), named(&[(1, "inserted"), (2, "changed"), (3, "deleted")]));
+}
+
+#[test]
+fn a_revert_keeps_keys_and_events_and_a_new_start_goes_on_above_them() {
+    for (world, _database, mut conn) in worlds() {
+        migrate(&mut conn).unwrap();
+        conn.batch_execute(
+            "UPDATE api_keys SET name = 'x' WHERE id = 'old'; UPDATE api_keys SET name = 'y' WHERE id = 'old'",
+        )
+        .unwrap();
+
+        revert_all(&mut conn);
+        conn.batch_execute("UPDATE api_keys SET is_frozen = id = 'old'").unwrap();
+        assert_eq!(api_keys::table.count().get_result(&mut conn), Ok(2), "{world}");
+
+        migrate(&mut conn).unwrap();
+        let changed = [(1, "changed"), (2, "changed"), (3, "frozen")];
+        assert_eq!(kinds(&mut conn, "old"), named(&changed), "{world}");
+        assert_eq!(kinds(&mut conn, "ice"), named(&[(0, "frozen"), (3, "changed")]), "{world}");
+        let now = history(&mut conn, "ice").pop().unwrap();
+        assert!(!now.is_frozen, "{world}");
+        conn.batch_execute("UPDATE api_keys SET name = 'z'").unwrap();
+        assert_eq!(kinds(&mut conn, "ice").pop(), Some((4, "changed".into())), "{world}");
+    }
+}
+
+#[test]
+fn a_revert_of_a_database_without_keys_leaves_nothing_behind() {
+    let database = throwaway_postgres::migrated().unwrap();
+    let mut conn = database.connect().unwrap();
+    revert_all(&mut conn);
+    let left = diesel::sql_query(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname ~ 'api_key'
+         UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+    );
+    assert_eq!(left.execute(&mut conn).unwrap(), 0);
+    migrate(&mut conn).unwrap();
+    let mut keys = KeysDriver::new(&mut conn);
+    assert!(keys.fetch_key_events_after(EventPosition::default(), 1).unwrap().is_empty());
+    assert_eq!(api_key_events::table.count().get_result(&mut conn), Ok(0));
+}

@@ -126,6 +126,7 @@ fn sixteen_threads_with_overlapping_shuffled_batches_neither_deadlock_nor_lose_a
         KeyRow { id, tenant_id: owner(n).as_str(), ..KeyRow::default() }.insert(&mut conn);
     }
     let noon = at("2026-06-01T12:00:00Z");
+    let micros = |n: usize| TimeDelta::microseconds(i64::try_from(n).unwrap());
 
     thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -136,8 +137,7 @@ fn sixteen_threads_with_overlapping_shuffled_batches_neither_deadlock_nor_lose_a
                         .into_iter()
                         .map(|n| KeyUse {
                             tenant_id: owner(n),
-                            at: noon
-                                + TimeDelta::microseconds((thread * BATCHES + batch).cast_signed() as i64),
+                            at: noon + micros(thread * BATCHES + batch),
                             ..used(&ids[n], u32::try_from(n).unwrap() + 1, noon)
                         })
                         .collect();
@@ -149,8 +149,8 @@ fn sixteen_threads_with_overlapping_shuffled_batches_neither_deadlock_nor_lose_a
     let mut keys = KeysDriver::new(&mut conn);
     for (n, id) in ids.iter().enumerate() {
         let key = keys.fetch_key_by_id(&owner(n), &key(id)).unwrap().unwrap();
-        assert_eq!(key.total_requests, ((n + 1) * THREADS * BATCHES).cast_signed() as i64, "{id}");
-        let last = noon + TimeDelta::microseconds((THREADS * BATCHES - 1).cast_signed() as i64);
+        assert_eq!(key.total_requests, i64::try_from((n + 1) * THREADS * BATCHES).unwrap(), "{id}");
+        let last = noon + micros(THREADS * BATCHES - 1);
         assert_eq!(key.last_used_at, Some(last), "{id}");
     }
 }
