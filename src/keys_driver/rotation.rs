@@ -110,8 +110,8 @@ impl<'c> KeysDriver<'c> {
     ///
     /// A key that was never used counts from its creation. Frozen and synthetic keys are there too.
     ///
-    /// Each call reads all active keys of the tenant, about a microsecond each: an index on
-    /// `last_used_at` would have to be rewritten by every use.
+    /// Each call reads all active keys of the tenant, some microseconds each: an index that knew better
+    /// would have to be rewritten by every use.
     pub fn fetch_keys_unused(
         &mut self,
         tenant_id: &TenantId,

@@ -134,6 +134,7 @@ fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
     )
     .unwrap();
     assert_eq!(kinds(&mut conn, "key"), named(&[(1, "inserted")]));
+    assert_eq!(KeysDriver::new(&mut conn).fetch_key_by_hash("key").unwrap().unwrap().revision, 1);
 }
 
 #[test]
