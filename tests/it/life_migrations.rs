@@ -107,6 +107,24 @@ fn the_services_own_writes_go_on_and_are_recorded() {
 }
 
 #[test]
+fn the_service_goes_on_changing_its_table_and_its_new_columns_are_watched() {
+    for (world, _database, mut conn) in worlds() {
+        migrate(&mut conn).unwrap();
+        conn.batch_execute(
+            "ALTER TABLE api_keys ALTER COLUMN name TYPE varchar(200), ALTER COLUMN status TYPE text,
+                 ALTER COLUMN key_prefix TYPE varchar(16);
+             ALTER TABLE api_keys ADD COLUMN labels json;
+             UPDATE api_keys SET labels = '{}' WHERE id = 'old';
+             UPDATE api_keys SET labels = '{}', total_requests = 7 WHERE id = 'old';
+             ALTER TABLE api_keys DROP COLUMN labels;
+             UPDATE api_keys SET name = 'x' WHERE id = 'old'",
+        )
+        .unwrap();
+        assert_eq!(kinds(&mut conn, "old"), named(&[(1, "changed"), (2, "changed")]), "{world}");
+    }
+}
+
+#[test]
 fn keys_that_go_with_their_tenant_are_recorded() {
     let Some((_database, mut conn)) = existing_service() else { return };
     migrate(&mut conn).unwrap();
