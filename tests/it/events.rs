@@ -35,6 +35,7 @@ fn follow(conn: &mut PgConnection, position: &mut EventPosition) -> Vec<String> 
     loop {
         let events = KeysDriver::new(conn).fetch_key_events_after(*position, 7).unwrap();
         let Some(last) = events.last() else { return ids };
+        assert!(last.position > *position, "no way forward");
         *position = last.position;
         ids.extend(events.into_iter().map(|event| String::from(event.key_id)));
     }

@@ -67,7 +67,7 @@ fn an_empty_batch_sends_nothing() {
 }
 
 #[test]
-fn a_use_is_no_change_and_rewrites_no_index() {
+fn a_use_is_no_change_and_touches_no_indexed_column() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut keys = KeysDriver::new(&mut conn);
