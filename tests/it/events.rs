@@ -381,6 +381,7 @@ impl FrozenKeys {
         loop {
             let events = KeysDriver::new(conn).fetch_key_events_after(self.followed_to, 20).unwrap();
             let Some(last) = events.last() else { return };
+            assert!(last.position > self.followed_to, "no way forward");
             self.followed_to = last.position;
             for event in events {
                 *self.times.entry(event.position).or_default() += 1;
