@@ -15,7 +15,7 @@ use diesel::prelude::*;
 
 use crate::keys_driver::{unfreeze, with_locked};
 use crate::life::new_key;
-use crate::support::{KeyRow, OTHER, at, key, migrated, other, tenant};
+use crate::support::{KeyRow, OTHER, at, key, migrated_apart, other, tenant};
 
 fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
     KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap()
@@ -41,7 +41,7 @@ fn follow(conn: &mut PgConnection, position: &mut EventPosition) -> Vec<String> 
     }
 }
 
-/// Follows until as many events came. Other tests' transactions on the same server hold a follower up.
+/// Follows until as many events came. The transactions of other tests of events hold a follower up.
 fn follow_until(conn: &mut PgConnection, position: &mut EventPosition, count: usize) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut ids = Vec::new();
@@ -54,7 +54,7 @@ fn follow_until(conn: &mut PgConnection, position: &mut EventPosition, count: us
 
 #[test]
 fn each_change_says_what_who_why_and_when_and_what_it_left() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     let (frozen_at, revoked_at) = (at("2026-06-01T12:00:00Z"), at("2026-06-02T12:00:00Z"));
     let expiry = Some(at("2026-06-03T12:00:00Z"));
     let freeze = Freeze { at: frozen_at, by: "ops", reason: Some("odd traffic") };
@@ -119,7 +119,7 @@ fn each_change_says_what_who_why_and_when_and_what_it_left() {
 
 #[test]
 fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     let now = at("2026-06-01T12:00:00Z");
     unfreeze(&mut conn);
@@ -140,7 +140,7 @@ fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
 
 #[test]
 fn one_statement_that_does_several_things_has_an_event_for_each_with_one_revision_and_state() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     KeyRow { is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute(
         "UPDATE api_keys SET is_frozen = false, status = 'revoked', expires_at = now(), name = 'Old'",
@@ -168,7 +168,7 @@ struct Column {
 
 #[test]
 fn every_column_but_those_of_a_use_is_watched() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     let columns: Vec<Column> = diesel::sql_query(
         "SELECT column_name::text, data_type::text FROM information_schema.columns
@@ -197,7 +197,7 @@ fn every_column_but_those_of_a_use_is_watched() {
 
 #[test]
 fn a_history_is_paged_and_of_one_key_and_tenant() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     KeyRow { id: "another", ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET name = 'y'").unwrap();
@@ -210,7 +210,7 @@ fn a_history_is_paged_and_of_one_key_and_tenant() {
 
 #[test]
 fn no_hash_enters_an_event() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     KeyRow { key_hash: Some("5ec2e7"), ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute("UPDATE api_keys SET key_hash = '5ec2e7-b'").unwrap();
     let found = diesel::sql_query("SELECT FROM api_key_events AS e WHERE e::text LIKE '%5ec2e7%'");
@@ -220,7 +220,7 @@ fn no_hash_enters_an_event() {
 
 #[test]
 fn a_writer_needs_no_right_on_the_events_and_cannot_lead_them_elsewhere() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     // A role that every server has, and that may do nothing with tables.
     conn.batch_execute(
@@ -237,7 +237,7 @@ fn a_writer_needs_no_right_on_the_events_and_cannot_lead_them_elsewhere() {
 
 #[test]
 fn an_event_with_an_early_id_that_is_committed_late_is_not_skipped() {
-    let (database, mut early) = migrated();
+    let (database, mut early) = migrated_apart();
     let (mut late, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
     let mut position = EventPosition::default();
 
@@ -253,7 +253,7 @@ fn an_event_with_an_early_id_that_is_committed_late_is_not_skipped() {
 
 #[test]
 fn a_transaction_that_stays_open_is_waited_for_and_one_that_fails_is_not_missed() {
-    let (database, mut conn) = migrated();
+    let (database, mut conn) = migrated_apart();
     let (mut open, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
     let mut position = EventPosition::default();
     KeyRow { id: "before", ..KeyRow::default() }.insert(&mut conn);
@@ -273,7 +273,7 @@ fn a_transaction_that_stays_open_is_waited_for_and_one_that_fails_is_not_missed(
 
 #[test]
 fn a_transaction_that_only_reads_is_not_waited_for() {
-    let (database, mut conn) = migrated();
+    let (database, mut conn) = migrated_apart();
     let mut reader = database.connect().unwrap();
     reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM api_keys").unwrap();
     KeyRow::default().insert(&mut conn);
@@ -283,7 +283,7 @@ fn a_transaction_that_only_reads_is_not_waited_for() {
 
 #[test]
 fn two_interleaved_transactions_come_in_the_order_of_their_beginning_and_revisions_tell_the_newer() {
-    let (database, mut first) = migrated();
+    let (database, mut first) = migrated_apart();
     let (mut second, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
     let mut position = EventPosition::default();
     KeyRow::default().insert(&mut first);
@@ -305,7 +305,7 @@ fn two_interleaved_transactions_come_in_the_order_of_their_beginning_and_revisio
 
 #[test]
 fn nested_transactions_have_the_place_of_the_outer_one() {
-    let (database, mut conn) = migrated();
+    let (database, mut conn) = migrated_apart();
     let mut follower = database.connect().unwrap();
     conn.transaction(|conn| {
         KeyRow { id: "outer", ..KeyRow::default() }.insert(conn);
@@ -322,7 +322,7 @@ fn nested_transactions_have_the_place_of_the_outer_one() {
 
 #[test]
 fn a_limit_and_a_position_are_exact() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     conn.transaction(|conn| {
         for id in ["a", "b", "c"] {
             KeyRow { id, ..KeyRow::default() }.insert(conn);
@@ -344,7 +344,7 @@ fn a_limit_and_a_position_are_exact() {
 
 #[test]
 fn a_position_is_kept_as_text_and_no_other_text_is_one() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     let mut position = EventPosition::default();
     follow_until(&mut conn, &mut position, 1);
@@ -357,7 +357,7 @@ fn a_position_is_kept_as_text_and_no_other_text_is_one() {
 
 #[test]
 fn after_a_restore_on_a_younger_server_the_events_are_followed_from_the_beginning() {
-    let (_database, mut conn) = migrated();
+    let (_database, mut conn) = migrated_apart();
     KeyRow { id: "a", ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "b", ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute("UPDATE api_key_events SET transaction_id = transaction_id + 1000000000").unwrap();
@@ -400,7 +400,7 @@ fn a_follower_among_concurrent_writers_sees_each_event_once_and_ends_with_what_t
     const WRITERS: usize = 8;
     const ROUNDS: usize = 40;
     const KEYS: [&str; 5] = ["a", "b", "c", "d", "e"];
-    let (database, mut conn) = migrated();
+    let (database, mut conn) = migrated_apart();
     for id in KEYS {
         KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
     }

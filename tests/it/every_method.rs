@@ -126,6 +126,18 @@ pub(crate) const METHODS: &[Method] = &[
     }),
 ];
 
+/// The look-up that finds the tenant out, and the one that follows all tenants.
+pub(crate) const WITHOUT_TENANT: &[&str] = &["fetch_key_by_hash", "fetch_key_events_after"];
+
+/// How a method's statements say which tenant they are for.
+pub(crate) fn confinement(method: &str) -> &'static str {
+    match method {
+        "insert_key" => "INSERT INTO \"api_keys\" (\"tenant_id\"",
+        "record_key_uses" => "\"api_keys\".\"tenant_id\" = \"uses\".\"tenant_id\"",
+        _ => "\"tenant_id\" = $",
+    }
+}
+
 type Call = fn(&mut PgConnection, &Input) -> Result<String>;
 
 const fn read(name: &'static str, call: Call) -> Method {

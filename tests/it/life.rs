@@ -184,7 +184,7 @@ fn a_look_up_that_fails_is_an_error_and_not_an_unknown_key() {
     let (_database, mut conn) = migrated();
     diesel::sql_query("DROP TABLE api_keys").execute(&mut conn).unwrap();
     let failed = KeysDriver::new(&mut conn).fetch_key_by_hash("key");
-    assert!(matches!(failed, Err(Error::Query(_))), "{failed:?}");
+    assert!(matches!(failed, Err(Error::SchemaMismatch(_))), "{failed:?}");
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn what_the_connection_string_sets_itself_stands_in_both_of_its_forms() {
 #[test]
 fn a_pool_whose_connections_are_all_in_use_is_exhausted() {
     let (database, _conn) = migrated();
-    let pool = PoolConfig::new(database.url()).size(1).wait(Duration::from_millis(50)).build().unwrap();
+    let pool = PoolConfig::new(database.url()).size(1).wait(Duration::from_secs(1)).build().unwrap();
     let held = pool.get().unwrap();
     let error = pool.get().map(drop).map_err(Error::from).unwrap_err();
     assert!(matches!(error, Error::Pool(_)), "{error:?}");

@@ -2,23 +2,11 @@
 
 use diesel::prelude::*;
 
-use crate::every_method::{Input, METHODS};
+use crate::every_method::{Input, METHODS, WITHOUT_TENANT, confinement};
 use crate::support::{CallRow, KeyRow, TENANT, migrated, statements_of};
-
-/// The look-up that finds the tenant out, and the one that follows all tenants.
-const WITHOUT_TENANT: &[&str] = &["fetch_key_by_hash", "fetch_key_events_after"];
 
 /// The methods whose statements name the column of the hash. None shows its value in a log.
 const NAMING_THE_HASH: &[&str] = &["insert_key", "fetch_key_by_hash"];
-
-/// How a method's statements say which tenant they are for.
-fn confinement(method: &str) -> &'static str {
-    match method {
-        "insert_key" => "INSERT INTO \"api_keys\" (\"tenant_id\"",
-        "record_key_uses" => "\"api_keys\".\"tenant_id\" = \"uses\".\"tenant_id\"",
-        _ => "\"tenant_id\" = $",
-    }
-}
 
 #[test]
 fn each_method_is_one_statement_confined_to_the_tenant_without_the_hash() {

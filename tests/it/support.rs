@@ -1,6 +1,6 @@
 //! What the tests share: a database, rows to put in it, and the statements that were sent.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::{api_keys, proxy_calls};
@@ -8,7 +8,7 @@ use api_keys_driver::{BigDecimal, KeyId, TenantId};
 use chrono::{DateTime, Utc};
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
-use throwaway_postgres::Database;
+use throwaway_postgres::{Database, PrivateServer};
 
 /// A tenant's id. The existing service takes no other form, and fixtures are used in both worlds.
 pub(crate) const TENANT: &str = "11111111-1111-1111-1111-111111111111";
@@ -18,6 +18,17 @@ pub(crate) const OTHER: &str = "22222222-2222-2222-2222-222222222222";
 /// A migrated database and a connection to it.
 pub(crate) fn migrated() -> (Database, PgConnection) {
     let database = throwaway_postgres::migrated().expect("a migrated database");
+    let conn = database.connect().expect("a connection");
+    (database, conn)
+}
+
+/// A migrated database on a server of this process alone. Who follows events there waits for no
+/// transaction of another process.
+pub(crate) fn migrated_apart() -> (Database, PgConnection) {
+    static SERVER: LazyLock<PrivateServer> =
+        LazyLock::new(|| PrivateServer::start_new().expect("a private server"));
+
+    let database = SERVER.create_migrated_database().expect("a migrated database");
     let conn = database.connect().expect("a connection");
     (database, conn)
 }
@@ -180,13 +191,18 @@ pub(crate) fn statements_of<T>(
     (answer, sent)
 }
 
+/// Waits until something holds.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "still not: {what}");
+        std::thread::yield_now();
+    }
+}
+
 /// Waits until some session of the database waits for a lock.
 pub(crate) fn wait_until_one_waits(conn: &mut PgConnection) {
     let waiting =
         "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while diesel::sql_query(waiting).execute(conn).unwrap() == 0 {
-        assert!(Instant::now() < deadline, "nobody waits");
-        std::thread::yield_now();
-    }
+    eventually("somebody waits", || diesel::sql_query(waiting).execute(conn).unwrap() > 0);
 }

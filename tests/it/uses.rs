@@ -7,9 +7,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::keys_driver::wait_until_one_waits;
 use crate::life::fetch;
-use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, other, statements_of, tenant};
+use crate::support::{
+    KeyRow, OTHER, TENANT, at, key, migrated, other, statements_of, tenant, wait_until_one_waits,
+};
 
 fn used(key_id: &str, count: u32, at: DateTime<Utc>) -> KeyUse {
     KeyUse { tenant_id: tenant(), key_id: key(key_id), count, at }
