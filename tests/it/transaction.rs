@@ -230,7 +230,7 @@ fn both_of_two_transactions_that_deadlock_succeed_in_the_end() {
             })
             .unwrap();
         let runs = runs + second.unwrap().join().unwrap();
-        assert_eq!(runs, 3, "one of them ran twice");
+        assert!(runs > 2, "neither ran twice: they did not deadlock");
     });
     assert!(is_frozen(&mut conn, "a") && is_frozen(&mut conn, "b"));
 }
