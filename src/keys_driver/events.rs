@@ -26,9 +26,8 @@ pub struct KeyEventSnapshot {
     /// What was done: `inserted`, `frozen`, `unfrozen`, `revoked`, `expiry_set`, `deleted`, or
     /// `changed` for anything else, such as another name, or a status that is not `revoked`.
     pub kind: String,
-    /// When, as given with the change: `created_at`, `frozen_at` or `revoked_at`. The other changes
-    /// are given no time, and neither may be what others write: then when the transaction began, by
-    /// the server's clock.
+    /// When, as given with the change: `created_at`, `frozen_at` or `revoked_at`. Where no time is
+    /// given, as for every other change, when the transaction began, by the server's clock.
     pub at: DateTime<Utc>,
     /// Who did it, where that was given: a freeze's `frozen_by`.
     pub actor: Option<String>,
@@ -66,7 +65,8 @@ impl KeysDriver<'_> {
     /// Each change has its events, whoever made it: this driver, or somebody who writes the table
     /// beside it. They are part of the transaction that made the change, and are seen when it is. A
     /// change that leaves every column as it was, and a use, have none. History begins with the
-    /// migration, and outlives the key: nothing here deletes an event.
+    /// migration, and outlives the key. Nothing here deletes an event: to keep the table small, delete
+    /// what every follower has passed.
     pub fn fetch_key_events(
         &mut self,
         tenant_id: &TenantId,

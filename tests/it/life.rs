@@ -9,6 +9,7 @@ use api_keys_driver::{
     KeysDriver, NewKey, Page, Result,
 };
 use chrono::{DateTime, TimeDelta, Utc};
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
 use crate::keys_driver::{unfreeze, with_locked};
@@ -361,6 +362,7 @@ fn a_lock_of_another_connection_changes_nothing() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut second = database.connect().unwrap();
+    second.batch_execute("SET lock_timeout = '5s'").unwrap();
     let now = at("2026-06-01T12:00:00Z");
     let refused = conn.transaction(|conn| {
         let mut keys = KeysDriver::new(conn);
