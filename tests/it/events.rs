@@ -41,9 +41,12 @@ fn follow(conn: &mut PgConnection, position: &mut EventPosition) -> Vec<String> 
     }
 }
 
-/// Follows until as many events came. The transactions of other tests of events hold a follower up.
+/// The transactions of other tests of events hold a follower up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Follows until as many events came.
 fn follow_until(conn: &mut PgConnection, position: &mut EventPosition, count: usize) -> Vec<String> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     let mut ids = Vec::new();
     while ids.len() < count {
         assert!(Instant::now() < deadline, "only {ids:?} came");
@@ -295,7 +298,7 @@ fn two_interleaved_transactions_come_in_the_order_of_their_beginning_and_revisio
     first.batch_execute("UPDATE api_keys SET is_frozen = false; COMMIT").unwrap();
 
     let mut events = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while events.len() < 2 && Instant::now() < deadline {
         events = KeysDriver::new(&mut follower).fetch_key_events_after(position, 10).unwrap();
     }
@@ -447,7 +450,7 @@ fn a_follower_among_concurrent_writers_sees_each_event_once_and_ends_with_what_t
     let positions = (api_key_events::transaction_id, api_key_events::id);
     let committed: Vec<(i64, i64)> =
         api_key_events::table.select(positions).order(positions).load(&mut conn).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while cache.times.len() < committed.len() && Instant::now() < deadline {
         cache.catch_up(&mut conn);
     }

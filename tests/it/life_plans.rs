@@ -131,6 +131,15 @@ fn a_change_of_a_key_probes_the_primary_key() {
 }
 
 #[test]
+fn a_freeze_is_found_by_the_primary_key() {
+    let (database, _conn) = crowded();
+    let plan = generic_plan(&database, "SELECT", |conn| {
+        KeysDriver::new(conn).fetch_key_freeze(&tenant(), &key("3")).unwrap();
+    });
+    assert_plan(&plan, &["Index Scan using api_keys_pkey"], &[]);
+}
+
+#[test]
 fn expiring_keys_are_read_in_the_order_of_their_index() {
     let (database, _conn) = crowded();
     let plan = generic_plan(&database, "SELECT", |conn| {
