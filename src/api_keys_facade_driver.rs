@@ -3,8 +3,19 @@ use diesel::dsl::not;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 
+use crate::listing::{self, Count, CountUpTo};
 use crate::schema::api_keys;
-use crate::{KeyId, Page, Result, TenantId};
+use crate::{KeyCursor, KeyId, Page, Result, TenantId};
+
+/// The tenant's keys that customers see: the partial indexes are told by these very words.
+#[diesel::dsl::auto_type]
+#[expect(
+    clippy::elidable_lifetime_names,
+    reason = "the macro names the return type, and asks for the lifetime"
+)]
+fn shown<'a>(tenant_id: &'a TenantId) -> _ {
+    api_keys::tenant_id.eq(tenant_id).and(not(api_keys::is_synthetic))
+}
 
 /// A key in the customer's list.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
@@ -111,30 +122,59 @@ impl<'c> ApiKeysFacadeDriver<'c> {
         status: Option<&str>,
         page: Page,
     ) -> Result<Vec<ApiKeySnapshot>> {
-        let mut keys = ApiKeySnapshot::query()
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .filter(not(api_keys::is_synthetic))
-            .order((api_keys::created_at.desc(), api_keys::id.desc()))
-            .limit(page.limit.into())
-            .offset(page.offset.into())
-            .into_boxed();
-        if let Some(status) = status {
-            keys = keys.filter(api_keys::status.eq(status));
+        match status {
+            None => listing::fetch_page(self.conn, shown(tenant_id), page),
+            Some(status) => {
+                listing::fetch_page(self.conn, shown(tenant_id).and(api_keys::status.eq(status)), page)
+            }
         }
-        Ok(keys.load(self.conn)?)
+    }
+
+    /// Fetches the keys behind a cursor, or the newest, in the order of [`fetch_api_keys`](Self::fetch_api_keys).
+    ///
+    /// As with [`KeysDriver::fetch_keys_after`](crate::KeysDriver::fetch_keys_after), a cursor costs the
+    /// same at any depth, and a walk meets each key that stands throughout exactly once.
+    pub fn fetch_api_keys_after(
+        &mut self,
+        tenant_id: &TenantId,
+        status: Option<&str>,
+        cursor: Option<&KeyCursor>,
+        limit: u32,
+    ) -> Result<Vec<ApiKeySnapshot>> {
+        match status {
+            None => listing::fetch_after(self.conn, shown(tenant_id), cursor, limit),
+            Some(status) => {
+                let scope = shown(tenant_id).and(api_keys::status.eq(status));
+                listing::fetch_after(self.conn, scope, cursor, limit)
+            }
+        }
     }
 
     /// Counts the keys that [`fetch_api_keys`](Self::fetch_api_keys) pages through with the same status.
     pub fn count_api_keys(&mut self, tenant_id: &TenantId, status: Option<&str>) -> Result<i64> {
-        let mut keys = api_keys::table
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .filter(not(api_keys::is_synthetic))
-            .count()
-            .into_boxed();
-        if let Some(status) = status {
-            keys = keys.filter(api_keys::status.eq(status));
-        }
-        Ok(keys.get_result(self.conn)?)
+        let count = match status {
+            None => Count(shown(tenant_id)).get_result(self.conn),
+            Some(status) => Count(shown(tenant_id).and(api_keys::status.eq(status))).get_result(self.conn),
+        }?;
+        Ok(count)
+    }
+
+    /// Counts the same keys as [`count_api_keys`](Self::count_api_keys), but no further than a bound:
+    /// the answer is never above it.
+    pub fn count_api_keys_up_to(
+        &mut self,
+        tenant_id: &TenantId,
+        status: Option<&str>,
+        bound: u32,
+    ) -> Result<i64> {
+        let count = match status {
+            None => CountUpTo::new(shown(tenant_id), bound).get_result(self.conn),
+            Some(status) => {
+                let scope = shown(tenant_id).and(api_keys::status.eq(status));
+                CountUpTo::new(scope, bound).get_result(self.conn)
+            }
+        }?;
+        Ok(count)
     }
 
     /// Fetches one key; `None` for a missing key, another tenant's, and a synthetic one.

@@ -69,6 +69,10 @@ pub enum Error {
         limit: usize,
     },
 
+    /// A usage series would have had so many buckets. Nothing was sent to the server.
+    #[error("a series of {0} buckets is too long: ask for a shorter range, or for days instead of hours")]
+    TooManyBuckets(i64),
+
     /// Two transactions waited for each other, and the server gave this one up.
     #[error("the transaction was given up to end a deadlock: run it again")]
     Deadlock(#[source] diesel::result::Error),
@@ -190,6 +194,7 @@ impl Error {
             | Self::KeyExists(_)
             | Self::KeyHashExists
             | Self::TooLong { .. }
+            | Self::TooManyBuckets(_)
             | Self::ConnectionString
             | Self::Migration(_) => Advice::Fail,
         }

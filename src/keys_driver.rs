@@ -4,12 +4,14 @@ mod events;
 mod freeze;
 mod key;
 mod key_hash;
+mod keys_with_usage;
 mod locked_key;
 mod new_key;
 mod revocation;
 mod rotation;
 mod try_lock;
 mod usage;
+mod usage_series;
 mod uses;
 
 use diesel::prelude::*;
@@ -24,10 +26,12 @@ pub use self::locked_key::LockedKey;
 pub use self::new_key::NewKey;
 pub use self::try_lock::TryLock;
 pub use self::usage::KeyUsageSnapshot;
+pub use self::usage_series::{Bucket, UsageBucket};
 pub use self::uses::KeyUse;
 
+use crate::listing::{self, Count, CountUpTo};
 use crate::schema::api_keys;
-use crate::{KeyId, Page, Result, TenantId};
+use crate::{KeyCursor, KeyId, Page, Result, TenantId};
 
 /// Reads and writes the keys of any tenant, from their first day to their last, for engines.
 ///
@@ -78,20 +82,45 @@ impl<'c> KeysDriver<'c> {
     ///
     /// The order is `created_at DESC, id DESC`, so keys made in the same microsecond keep their places.
     pub fn fetch_keys(&mut self, tenant_id: &TenantId, page: Page) -> Result<Vec<KeySnapshot>> {
-        let keys = KeySnapshot::query()
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .order((api_keys::created_at.desc(), api_keys::id.desc()))
-            .limit(page.limit.into())
-            .offset(page.offset.into())
-            .load(self.conn)?;
-        Ok(keys)
+        listing::fetch_page(self.conn, api_keys::tenant_id.eq(tenant_id), page)
+    }
+
+    /// Fetches the keys behind a cursor, or the newest, in the order of [`fetch_keys`](Self::fetch_keys).
+    ///
+    /// Unlike an offset, a cursor costs the same at any depth, and is not moved by keys that come and go:
+    /// a walk meets each key that stands throughout exactly once. See [`KeyCursor`].
+    pub fn fetch_keys_after(
+        &mut self,
+        tenant_id: &TenantId,
+        cursor: Option<&KeyCursor>,
+        limit: u32,
+    ) -> Result<Vec<KeySnapshot>> {
+        listing::fetch_after(self.conn, api_keys::tenant_id.eq(tenant_id), cursor, limit)
     }
 
     /// Counts the keys that [`fetch_keys`](Self::fetch_keys) pages through.
+    ///
+    /// The server counts them one by one; for "more than 100" ask
+    /// [`count_keys_up_to`](Self::count_keys_up_to).
     pub fn count_keys(&mut self, tenant_id: &TenantId) -> Result<i64> {
-        let count =
-            api_keys::table.filter(api_keys::tenant_id.eq(tenant_id)).count().get_result(self.conn)?;
-        Ok(count)
+        Ok(Count(api_keys::tenant_id.eq(tenant_id)).get_result(self.conn)?)
+    }
+
+    /// Counts the tenant's keys, but no further than a bound: the answer is never above it.
+    ///
+    /// ```
+    /// # use api_keys_driver::{KeysDriver, Result, TenantId};
+    /// # use diesel::PgConnection;
+    /// /// "42", or "100+".
+    /// fn label(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<String> {
+    ///     let count = KeysDriver::new(conn).count_keys_up_to(tenant_id, 101)?;
+    ///     Ok(if count > 100 { "100+".into() } else { count.to_string() })
+    /// }
+    /// # let database = throwaway_postgres::migrated().unwrap();
+    /// # assert_eq!(label(&mut database.connect().unwrap(), &"nobody".into()).unwrap(), "0");
+    /// ```
+    pub fn count_keys_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> Result<i64> {
+        Ok(CountUpTo::new(api_keys::tenant_id.eq(tenant_id), bound).get_result(self.conn)?)
     }
 
     /// Fetches one key; `None` for a missing key and for another tenant's.

@@ -49,9 +49,11 @@
 //!   that no reader rounds it.
 
 mod api_keys_facade_driver;
+mod cursor;
 mod error;
 mod ids;
 mod keys_driver;
+mod listing;
 mod migrate;
 mod page;
 mod pool;
@@ -65,13 +67,14 @@ mod transaction;
 pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
-    EventPosition, Freeze, InvalidEventPosition, KeyAuthSnapshot, KeyEventSnapshot, KeyFreezeSnapshot,
-    KeyHash, KeySnapshot, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, NewKey, TryLock, get_keys_driver,
-    get_keys_read_driver, get_keys_write_driver,
+    Bucket, EventPosition, Freeze, InvalidEventPosition, KeyAuthSnapshot, KeyEventSnapshot,
+    KeyFreezeSnapshot, KeyHash, KeySnapshot, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, NewKey,
+    TryLock, UsageBucket, get_keys_driver, get_keys_read_driver, get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
 
+pub use cursor::{KeyCursor, ParseKeyCursorError};
 pub use error::{Advice, Error, Result};
 pub use ids::{KeyId, TenantId};
 pub use migrate::{MIGRATIONS, migrate};

@@ -17,6 +17,8 @@ const BUILT_CONCURRENTLY: &[&str] = &[
     "ix_api_keys_tenant_newest_first",
     "ix_proxy_calls_key_usage",
     "ix_api_keys_tenant_status_expiry",
+    "ix_api_keys_tenant_shown_newest_first",
+    "ix_api_keys_tenant_status_newest_first",
 ];
 
 /// The advisory lock that only one migrator of a database holds: `api_keys` in ASCII.

@@ -4,10 +4,10 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, EventPosition, Freeze, KeyId, KeyUse, KeysDriver, LockedKey, NewKey, Page, Result,
-    TenantId,
+    ApiKeysFacadeDriver, Bucket, EventPosition, Freeze, KeyCursor, KeyId, KeyUse, KeysDriver, LockedKey,
+    NewKey, Page, Result, TenantId,
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 
 use crate::support::{at, key, tenant};
@@ -19,6 +19,7 @@ pub(crate) struct Input {
     pub(crate) key_id: KeyId,
     pub(crate) status: String,
     pub(crate) page: Page,
+    pub(crate) cursor: KeyCursor,
     pub(crate) time: DateTime<Utc>,
     pub(crate) text: String,
 }
@@ -30,6 +31,7 @@ impl Default for Input {
             key_id: key("key"),
             status: "active".into(),
             page: Page::default(),
+            cursor: "00065000000000006b6579".parse().expect("a cursor behind everything of today"),
             time: at("2026-01-01T00:00:00Z"),
             text: "text".into(),
         }
@@ -47,12 +49,32 @@ pub(crate) struct Method {
 #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
 pub(crate) const METHODS: &[Method] = &[
     read("fetch_keys", |conn, with| debug(KeysDriver::new(conn).fetch_keys(&with.tenant_id, with.page))),
+    read("fetch_keys", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_keys(&with.tenant_id, Page { offset: 1, ..with.page }))
+    }),
+    read("fetch_keys_after", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_keys_after(&with.tenant_id, Some(&with.cursor), with.page.limit))
+    }),
+    read("fetch_keys_with_usage", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_keys_with_usage(&with.tenant_id, with.page, with.time))
+    }),
+    read("fetch_keys_with_usage", |conn, with| {
+        let page = Page { offset: 1, ..with.page };
+        debug(KeysDriver::new(conn).fetch_keys_with_usage(&with.tenant_id, page, with.time))
+    }),
     read("count_keys", |conn, with| debug(KeysDriver::new(conn).count_keys(&with.tenant_id))),
+    read("count_keys_up_to", |conn, with| {
+        debug(KeysDriver::new(conn).count_keys_up_to(&with.tenant_id, with.page.limit))
+    }),
     read("fetch_key_by_id", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_by_id(&with.tenant_id, &with.key_id))
     }),
     read("fetch_key_usage", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_usage(&with.tenant_id, &with.key_id, with.time))
+    }),
+    read("fetch_key_usage_series", |conn, with| {
+        let range = with.time..with.time + TimeDelta::days(7);
+        debug(KeysDriver::new(conn).fetch_key_usage_series(&with.tenant_id, &with.key_id, range, Bucket::Day))
     }),
     read("fetch_key_for_update", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_for_update(&with.tenant_id, &with.key_id))
@@ -115,11 +137,35 @@ pub(crate) const METHODS: &[Method] = &[
     read("fetch_api_keys", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, Some(&with.status), with.page))
     }),
+    read("fetch_api_keys", |conn, with| {
+        let page = Page { offset: 1, ..with.page };
+        debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, None, page))
+    }),
+    read("fetch_api_keys", |conn, with| {
+        let page = Page { offset: 1, ..with.page };
+        debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, Some(&with.status), page))
+    }),
+    read("fetch_api_keys_after", |conn, with| {
+        let (cursor, limit) = (Some(&with.cursor), with.page.limit);
+        debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys_after(&with.tenant_id, None, cursor, limit))
+    }),
+    read("fetch_api_keys_after", |conn, with| {
+        let (status, cursor, limit) = (Some(with.status.as_str()), Some(&with.cursor), with.page.limit);
+        debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys_after(&with.tenant_id, status, cursor, limit))
+    }),
     read("count_api_keys", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).count_api_keys(&with.tenant_id, None))
     }),
     read("count_api_keys", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).count_api_keys(&with.tenant_id, Some(&with.status)))
+    }),
+    read("count_api_keys_up_to", |conn, with| {
+        let bound = with.page.limit;
+        debug(ApiKeysFacadeDriver::new(conn).count_api_keys_up_to(&with.tenant_id, None, bound))
+    }),
+    read("count_api_keys_up_to", |conn, with| {
+        let (status, bound) = (Some(with.status.as_str()), with.page.limit);
+        debug(ApiKeysFacadeDriver::new(conn).count_api_keys_up_to(&with.tenant_id, status, bound))
     }),
     read("fetch_api_key_by_id", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_key_by_id(&with.tenant_id, &with.key_id))
