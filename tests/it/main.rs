@@ -12,7 +12,9 @@ mod life_migrations;
 mod life_plans;
 mod migrations;
 mod oracle;
+mod paging;
 mod pgbouncer;
+mod plans;
 mod pool;
 #[cfg(feature = "serde")]
 mod serde;
@@ -21,4 +23,5 @@ mod statements;
 mod support;
 mod transaction;
 mod try_lock;
+mod usage;
 mod uses;

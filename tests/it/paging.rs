@@ -1,0 +1,259 @@
+//! Pages behind a cursor, and counts with a bound.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use api_keys_driver::{
+    ApiKeysFacadeDriver, KeyCursor, KeyId, KeySnapshot, KeysDriver, Page, ParseKeyCursorError,
+};
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+
+use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, other, tenant};
+
+/// The ids of a tenant's keys, walked with a cursor `limit` at a time.
+fn walk(conn: &mut PgConnection, limit: u32) -> Vec<KeyId> {
+    let mut ids = Vec::new();
+    let mut cursor: Option<KeyCursor> = None;
+    loop {
+        let keys = KeysDriver::new(conn).fetch_keys_after(&tenant(), cursor.as_ref(), limit).unwrap();
+        let Some(last) = keys.last() else { return ids };
+        cursor = Some(last.into());
+        ids.extend(keys.into_iter().map(|key| key.id));
+    }
+}
+
+/// Inserts keys of one tenant, as many a microsecond as asked for, with ids that do not follow their time.
+fn insert_many(conn: &mut PgConnection, keys: u32, a_moment: u32) {
+    conn.batch_execute(&format!(
+        "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, is_synthetic, status, created_at)
+         SELECT left(md5(n::text), 12) || n, '{TENANT}', '', '', n, n % 3 = 0, CASE n % 2 WHEN 0 THEN 'active' ELSE 'revoked' END,
+                timestamptz '2026-01-01 00:00:00Z' + (n / {a_moment}) * interval '1 microsecond'
+         FROM generate_series(1, {keys}) AS n"
+    ))
+    .unwrap();
+}
+
+#[test]
+fn a_walk_meets_the_keys_of_the_pages_in_their_order() {
+    let (_database, mut conn) = migrated();
+    insert_many(&mut conn, 500, 7);
+    KeyRow { tenant_id: OTHER, ..KeyRow::default() }.insert(&mut conn);
+
+    let all = Page { limit: u32::MAX, offset: 0 };
+    let expected: Vec<KeyId> = KeysDriver::new(&mut conn)
+        .fetch_keys(&tenant(), all)
+        .unwrap()
+        .into_iter()
+        .map(|key| key.id)
+        .collect();
+    assert_eq!(expected.len(), 500);
+    for limit in [1, 7, 50, 499, 500, u32::MAX] {
+        assert_eq!(walk(&mut conn, limit), expected, "{limit} at a time");
+    }
+    for offset in [1, 6, 250, 499, 500] {
+        let page = Page { limit: 20, offset };
+        let ids: Vec<KeyId> = KeysDriver::new(&mut conn)
+            .fetch_keys(&tenant(), page)
+            .unwrap()
+            .into_iter()
+            .map(|key| key.id)
+            .collect();
+        assert_eq!(ids, expected.iter().skip(offset as usize).take(20).cloned().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn the_customers_walk_meets_what_the_customers_pages_show() {
+    let (_database, mut conn) = migrated();
+    insert_many(&mut conn, 300, 7);
+    let mut api_keys = ApiKeysFacadeDriver::new(&mut conn);
+    for status in [None, Some("active"), Some("revoked"), Some("expired")] {
+        let all = api_keys.fetch_api_keys(&tenant(), status, Page { limit: u32::MAX, offset: 0 }).unwrap();
+        let mut walked = Vec::new();
+        let mut cursor: Option<KeyCursor> = None;
+        loop {
+            let keys = api_keys.fetch_api_keys_after(&tenant(), status, cursor.as_ref(), 30).unwrap();
+            let Some(last) = keys.last() else { break };
+            cursor = Some(last.into());
+            walked.extend(keys);
+        }
+        assert_eq!(walked, all, "{status:?}");
+        assert_eq!(
+            api_keys.fetch_api_keys(&tenant(), status, Page { limit: 9, offset: 40 }).unwrap(),
+            all.iter().skip(40).take(9).cloned().collect::<Vec<_>>()
+        );
+    }
+    assert_eq!(api_keys.count_api_keys(&tenant(), None).unwrap(), 200);
+}
+
+#[test]
+fn a_cursor_stays_good_when_its_key_is_gone() {
+    let (_database, mut conn) = migrated();
+    for id in ["a", "b", "c"] {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let first = KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), None, 2).unwrap();
+    let cursor = KeyCursor::from(&first[1]);
+    conn.batch_execute("DELETE FROM api_keys WHERE id = 'b'").unwrap();
+    let rest = KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 2).unwrap();
+    assert_eq!(rest.into_iter().map(|key| key.id).collect::<Vec<_>>(), [key("a")]);
+}
+
+#[test]
+fn a_limit_of_zero_is_an_empty_page() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let mut keys = KeysDriver::new(&mut conn);
+    assert!(keys.fetch_keys_after(&tenant(), None, 0).unwrap().is_empty());
+    assert!(keys.fetch_keys_after(&other(), None, u32::MAX).unwrap().is_empty());
+}
+
+/// Walks 20,000 keys, while another session deletes some of them and inserts others all over the list.
+#[test]
+fn a_walk_meets_each_standing_key_exactly_once_while_others_come_and_go() {
+    const KEYS: u32 = 20_000;
+    let (database, mut conn) = migrated();
+    insert_many(&mut conn, KEYS, 3);
+    // Every fourth key is there for the taking; the others stand.
+    conn.batch_execute("UPDATE api_keys SET name = 'standing' WHERE key_hash::int % 4 <> 0").unwrap();
+
+    let walked_once = AtomicBool::new(false);
+    let (walks, changes) = thread::scope(|scope| {
+        let restless = scope.spawn(|| {
+            let mut conn = database.connect().unwrap();
+            let mut changes = 0;
+            while !walked_once.load(Ordering::Relaxed) {
+                changes += 1;
+                conn.batch_execute(&format!(
+                    "DELETE FROM api_keys WHERE id IN (SELECT id FROM api_keys WHERE key_hash = '{0}');
+                     INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, created_at)
+                     VALUES ('new{changes}', '{TENANT}', 'passing', '', 'new{changes}',
+                             timestamptz '2026-01-01 00:00:00Z' + {1} * interval '1 microsecond')",
+                    changes * 4 % KEYS,
+                    changes * 37 % (KEYS / 3),
+                ))
+                .unwrap();
+            }
+            changes
+        });
+        let walks: Vec<Vec<KeyId>> = (0..3).map(|_| walk(&mut conn, 50)).collect();
+        walked_once.store(true, Ordering::Relaxed);
+        (walks, restless.join().unwrap())
+    });
+    assert!(changes > 100, "the list stood still: {changes} changes");
+
+    let standing = keys_named(&mut conn, "standing");
+    assert_eq!(standing.len(), 15_000);
+    for mut walked in walks {
+        let met = walked.len();
+        walked.sort_unstable();
+        walked.dedup();
+        assert_eq!(walked.len(), met, "a key was met twice");
+        let missed: Vec<_> = standing.iter().filter(|id| walked.binary_search(id).is_err()).collect();
+        assert!(missed.is_empty(), "{} keys were missed", missed.len());
+    }
+}
+
+fn keys_named(conn: &mut PgConnection, name: &str) -> Vec<KeyId> {
+    use api_keys_driver::schema::api_keys;
+    api_keys::table.filter(api_keys::name.eq(name)).select(api_keys::id).load(conn).unwrap()
+}
+
+#[test]
+fn a_bounded_count_is_exact_up_to_the_bound_and_never_above_it() {
+    let (_database, mut conn) = migrated();
+    insert_many(&mut conn, 30, 1);
+    for (bound, all, shown, active) in [
+        (0, 0, 0, 0),
+        (1, 1, 1, 1),
+        (10, 10, 10, 10),
+        (29, 29, 20, 10),
+        (30, 30, 20, 10),
+        (u32::MAX, 30, 20, 10),
+    ] {
+        assert_eq!(KeysDriver::new(&mut conn).count_keys_up_to(&tenant(), bound).unwrap(), all, "{bound}");
+        let mut api_keys = ApiKeysFacadeDriver::new(&mut conn);
+        assert_eq!(api_keys.count_api_keys_up_to(&tenant(), None, bound).unwrap(), shown, "{bound}");
+        assert_eq!(
+            api_keys.count_api_keys_up_to(&tenant(), Some("active"), bound).unwrap(),
+            active,
+            "{bound}"
+        );
+        assert_eq!(api_keys.count_api_keys_up_to(&other(), None, bound).unwrap(), 0, "{bound}");
+    }
+}
+
+fn snapshot(id: &str, created_at: DateTime<Utc>) -> KeySnapshot {
+    KeySnapshot {
+        id: id.into(),
+        tenant_id: tenant(),
+        name: String::new(),
+        key_prefix: String::new(),
+        status: String::new(),
+        is_frozen: false,
+        frozen_at: None,
+        created_at,
+        last_used_at: None,
+        expires_at: None,
+        total_requests: 0,
+    }
+}
+
+#[test]
+fn a_cursor_comes_back_from_its_text_as_it_was() {
+    let epoch = at("1970-01-01T00:00:00Z");
+    let times = [
+        epoch,
+        epoch - TimeDelta::microseconds(1),
+        at("2026-01-01T00:00:00.000001Z"),
+        at("9999-12-31T23:59:59.999999Z"),
+        at("-4712-01-01T00:00:00Z"),
+    ];
+    for id in
+        ["", "key", "0b9e6a54-13b5-4f6f-9d0e-2f6f0c6f8a11", "ключ", "🔑", "e\u{301}", "a b/c?d=%20&e", "\""]
+    {
+        for time in times {
+            let cursor = KeyCursor::from(&snapshot(id, time));
+            let text = cursor.to_string();
+            assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{text}");
+            assert_eq!(text.parse(), Ok(cursor), "{text}");
+        }
+    }
+    let finer = snapshot("key", at("2026-01-01T00:00:00.000001999Z"));
+    assert_eq!(KeyCursor::from(&finer), KeyCursor::from(&snapshot("key", at("2026-01-01T00:00:00.000001Z"))));
+}
+
+#[test]
+fn a_text_that_is_no_cursor_is_refused_with_what_to_do() {
+    let good = KeyCursor::from(&snapshot("key", at("2026-01-01T00:00:00Z"))).to_string();
+    let bad = [
+        String::new(),
+        " ".into(),
+        good[..15].into(),
+        good[..good.len() - 1].into(),
+        format!("{good} "),
+        format!(" {good}"),
+        format!("{good}zz"),
+        format!("{good}00"),
+        format!("{good}ff"),
+        good.to_uppercase(),
+        format!("+{}", &good[1..]),
+        "7fffffffffffffff".into(),
+        "ключключключключ".into(),
+    ];
+    for text in bad {
+        let refused = text.parse::<KeyCursor>();
+        assert_eq!(refused, Err(ParseKeyCursorError), "{text:?}");
+        assert!(refused.unwrap_err().to_string().contains("pass back"));
+    }
+}
+
+#[test]
+fn a_cursor_that_postgresql_cannot_hold_is_an_error_and_not_the_end_of_the_list() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let cursor = KeyCursor::from(&snapshot("key", DateTime::<Utc>::MIN_UTC));
+    assert!(KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 50).is_err());
+}
