@@ -1,1 +1,201 @@
-fn main() {}
+//! Measures this crate beside its peers, and as its tables grow, and writes docs/benchmarks.md.
+//!
+//! `cargo bench` from the crate's root runs it. `--quick` times each operation for a tenth of the time;
+//! `--full` loads up to 1,000,000 keys of a tenant and 10,000,000 calls of a key; `--no-write` only prints.
+
+mod chart;
+mod contender;
+mod data;
+mod decode;
+mod instructions;
+mod libpq;
+mod ours;
+mod plain_diesel;
+mod postgres_crate;
+mod report;
+mod scaling;
+mod sql;
+mod sqlx_crate;
+mod timing;
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::PgConnection;
+use diesel::r2d2::{ConnectionManager, Pool};
+
+use crate::contender::Contender;
+use crate::data::{Sizes, TENANT_KEYS, called, key, now, tenant};
+use crate::timing::{Spinners, Timing};
+
+/// An operation, and what each contender took for it.
+pub struct Row {
+    pub operation: &'static str,
+    pub timings: Vec<Timing>,
+}
+
+/// Threads, calls a second of this crate through a pool, and of libpq with a connection a thread.
+pub struct Threads {
+    pub threads: usize,
+    pub pooled: f64,
+    pub libpq: f64,
+}
+
+/// Instructions a call, a contender each.
+pub struct Instructions {
+    pub operation: &'static str,
+    pub counts: Vec<Option<u64>>,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [calls, url, name, operation, times] = &arguments[..]
+        && calls == "calls"
+    {
+        return instructions::run(url, name, operation, times.parse().expect("a number"));
+    }
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let sizes = if has("--full") {
+        Sizes {
+            keys: vec![1_000, 10_000, 100_000, 1_000_000],
+            calls: vec![10_000, 100_000, 1_000_000, 10_000_000],
+        }
+    } else {
+        Sizes { keys: vec![1_000, 10_000, 100_000], calls: vec![10_000, 100_000, 500_000] }
+    };
+    let budget = Duration::from_millis(if has("--quick") { 400 } else { 4_000 });
+
+    let database = throwaway_postgres::migrated().expect("a throwaway server");
+    let url = database.url();
+    eprintln!("loading {:?} keys of a tenant, {:?} calls of a key", sizes.keys, sizes.calls);
+    data::load(url, &sizes);
+
+    eprintln!("counting instructions");
+    let instructions = instructions::OPERATIONS.map(|operation| Instructions {
+        operation,
+        counts: contender::NAMES.iter().map(|name| instructions::count(url, name, operation)).collect(),
+    });
+    let spinners = Spinners::start();
+    let rows = race_peers(url, budget);
+    let threads = race_threads(url, budget / 8);
+    eprintln!("timing by size");
+    let by_keys = scaling::by_keys(url, &sizes, budget / 8);
+    let by_calls = scaling::by_calls(url, &sizes, budget / 8);
+    drop(spinners);
+
+    let report = report::Report {
+        server: report::server_version(url),
+        rows: &rows,
+        threads: &threads,
+        instructions: &instructions,
+        sizes: &sizes,
+        by_keys: &by_keys,
+        by_calls: &by_calls,
+        full: has("--full"),
+    };
+    println!("{}", report.markdown());
+    if !has("--no-write") {
+        report.write();
+    }
+}
+
+type Operation<'a> = (&'static str, Box<dyn Fn(&mut dyn Contender) -> String + 'a>);
+
+fn operations<'a>() -> Vec<Operation<'a>> {
+    let (tenant_id, one) = (tenant(TENANT_KEYS), key(TENANT_KEYS, TENANT_KEYS / 2));
+    let (caller, since) = (tenant(10_000), now() - TimeDelta::days(1));
+    let cold = (tenant(TENANT_KEYS), key(TENANT_KEYS, 5));
+    let ever: DateTime<Utc> = DateTime::UNIX_EPOCH;
+    fn operation<'a, T: std::fmt::Debug>(
+        name: &'static str,
+        call: impl Fn(&mut dyn Contender) -> T + 'a,
+    ) -> Operation<'a> {
+        // The answer is told only where it is compared: writing it down takes longer than getting it.
+        (
+            name,
+            Box::new(move |contender| {
+                let answer = std::hint::black_box(call(contender));
+                if COMPARING.get() { format!("{answer:?}") } else { String::new() }
+            }),
+        )
+    }
+    let t = move || tenant_id.clone();
+    let (t1, t2, t3, t4, t5, t6, t7) = (t(), t(), t(), t(), t(), t(), t());
+    let (one2, caller2, caller3) = (one.clone(), caller.clone(), caller.clone());
+    vec![
+        operation("one key", move |contender| contender.one_key(&t1, &one)),
+        operation("page of 50", move |contender| contender.page(&t2, 50)),
+        operation("page of 1,000", move |contender| contender.page(&t3, 1_000)),
+        operation("page of 50 with usage", move |contender| contender.page_with_usage(&t4, 50, since)),
+        operation("count of 100,000", move |contender| contender.count(&t5)),
+        operation("count up to 100", move |contender| contender.count_up_to(&t6, 100)),
+        operation("usage, cold key (20 calls)", move |contender| contender.usage(&cold.0, &cold.1, ever)),
+        operation("usage, warm key (1,440 calls)", move |contender| {
+            contender.usage(&caller, &called(100_000), since)
+        }),
+        operation("usage, hot key (100,000 calls)", move |contender| {
+            contender.usage(&caller2, &called(100_000), ever)
+        }),
+        operation("series, 24 hours", move |contender| {
+            contender.series(&caller3, &called(100_000), since, now())
+        }),
+        operation("lock + freeze + commit", move |contender| contender.freeze(&t7, &one2, now())),
+    ]
+}
+
+thread_local! {
+    static COMPARING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+fn race_peers(url: &str, budget: Duration) -> Vec<Row> {
+    let mut contenders: Vec<Box<dyn Contender>> =
+        contender::NAMES.iter().map(|name| contender::connect(name, url)).collect();
+    let mut rows = Vec::new();
+    for (operation, call) in operations() {
+        eprintln!("timing {operation}");
+        COMPARING.set(true);
+        let answers: Vec<String> = contenders.iter_mut().map(|contender| call(&mut **contender)).collect();
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{operation}: {answers:#?}");
+        COMPARING.set(false);
+        let timings = timing::race(&mut contenders, budget, |contender| drop(call(contender)));
+        rows.push(Row { operation, timings });
+    }
+    rows
+}
+
+fn race_threads(url: &str, slice: Duration) -> Vec<Threads> {
+    // Each check-out of a pooled connection would else be a round trip of its own.
+    let pool = Pool::builder()
+        .max_size(16)
+        .test_on_check_out(false)
+        .build(ConnectionManager::<PgConnection>::new(url));
+    let pool = pool.expect("a pool");
+    let pooled = || -> Box<dyn FnMut()> {
+        let (pool, tenant_id, one) = (pool.clone(), tenant(TENANT_KEYS), key(TENANT_KEYS, 7));
+        Box::new(move || {
+            let mut conn = pool.get().expect("a connection");
+            let found = api_keys_driver::KeysDriver::new(&mut conn).fetch_key_by_id(&tenant_id, &one);
+            assert!(found.expect("an answer").is_some());
+        })
+    };
+    let alone = || -> Box<dyn FnMut()> {
+        let (mut libpq, tenant_id, one) =
+            (libpq::Libpq::connect(url), tenant(TENANT_KEYS), key(TENANT_KEYS, 7));
+        Box::new(move || assert!(libpq.one_key(&tenant_id, &one).is_some()))
+    };
+    let median = |mut rates: Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    };
+    [1, 2, 4, 8, 16]
+        .map(|threads| {
+            eprintln!("timing {threads} threads");
+            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+            for _ in 0..5 {
+                ours.push(timing::throughput(threads, slice, pooled));
+                theirs.push(timing::throughput(threads, slice, alone));
+            }
+            Threads { threads, pooled: median(ours), libpq: median(theirs) }
+        })
+        .into()
+}

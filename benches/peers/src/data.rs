@@ -1,0 +1,97 @@
+//! Tenants and keys of every size, among many small ones.
+
+use std::io::Write;
+
+use api_keys_driver::{KeyId, TenantId};
+use chrono::{DateTime, TimeDelta, Utc};
+use postgres::{Client, NoTls};
+
+/// The moment up to which everything was made.
+pub fn now() -> DateTime<Utc> {
+    "2026-06-01T00:00:00Z".parse().unwrap()
+}
+
+pub fn tenant(keys: u32) -> TenantId {
+    format!("{keys:08x}-0000-4000-8000-000000000000").into()
+}
+
+pub fn key(tenant_keys: u32, nth: u32) -> KeyId {
+    format!("{tenant_keys:08x}-0000-4000-8000-{nth:012x}").into()
+}
+
+/// The key of the tenant `tenant(10_000)` that was called so often.
+pub fn called(calls: u32) -> KeyId {
+    format!("ca11ed00-0000-4000-8000-{calls:012x}").into()
+}
+
+/// The tenant whose keys the operations are timed on.
+pub const TENANT_KEYS: u32 = 100_000;
+const SMALL_TENANTS: u32 = 2_000;
+
+pub struct Sizes {
+    pub keys: Vec<u32>,
+    pub calls: Vec<u32>,
+}
+
+/// Loads the keys and calls with COPY, and leaves the visibility map as a server that has been up for a while has it.
+pub fn load(url: &str, sizes: &Sizes) {
+    let mut client = Client::connect(url, NoTls).unwrap();
+    // Rows whose commit is not on disk yet would not count as visible to all in the vacuum below.
+    client
+        .batch_execute("SET synchronous_commit = on; ALTER TABLE proxy_calls SET (autovacuum_enabled = off)")
+        .unwrap();
+    // Indexes that no statement here reads, and that take most of the time of loading.
+    client
+        .batch_execute(
+            "DROP INDEX ix_proxy_calls_api_key_id, ix_proxy_calls_request_hash, ix_proxy_calls_created_at, \
+             ix_proxy_calls_user_id, ix_proxy_calls_tenant_user, ix_proxy_calls_replay, ix_proxy_calls_tenant_time",
+        )
+        .unwrap();
+
+    let mut keys = client
+        .copy_in(
+            "COPY api_keys (id, tenant_id, name, key_prefix, key_hash, status, created_at, last_used_at, total_requests, is_synthetic) FROM STDIN",
+        )
+        .unwrap();
+    let mut write_key = |tenant_id: &TenantId, id: &KeyId, nth: u32| {
+        let created_at = (now() - TimeDelta::seconds(nth.into())).to_rfc3339();
+        let used = if nth % 3 == 0 { "\\N" } else { created_at.as_str() };
+        let synthetic = if nth % 50 == 49 { "t" } else { "f" };
+        writeln!(keys, "{id}\t{tenant_id}\tProduction key {nth}\tsk-live-abcd\t{id}\tactive\t{created_at}\t{used}\t{nth}\t{synthetic}").unwrap();
+    };
+    for small in 0..SMALL_TENANTS {
+        for nth in 0..20 {
+            write_key(
+                &format!("{small:08x}-5555-4000-8000-000000000000").into(),
+                &format!("{small:08x}-5555-4000-8000-{nth:012x}").into(),
+                small + nth * 1000,
+            );
+        }
+    }
+    for &size in &sizes.keys {
+        for nth in 0..size {
+            write_key(&tenant(size), &key(size, nth), nth);
+        }
+    }
+    keys.finish().unwrap();
+
+    let mut calls = client
+        .copy_in("COPY proxy_calls (id, tenant_id, api_key_id, endpoint, model, request_hash, request_json, cost_cents, created_at) FROM STDIN")
+        .unwrap();
+    let request = "x".repeat(200);
+    let mut write_calls = |tenant_id: &TenantId, id: &KeyId, count: u32| {
+        for nth in 0..count {
+            let created_at = (now() - TimeDelta::seconds(60 * i64::from(nth) + 1)).to_rfc3339();
+            writeln!(calls, "{id}{nth}\t{tenant_id}\t{id}\t/v1/chat/completions\tsmall\th\t{request}\t0.{:04}\t{created_at}", nth % 10_000).unwrap();
+        }
+    };
+    for nth in 0..1_000 {
+        write_calls(&tenant(TENANT_KEYS), &key(TENANT_KEYS, nth), 20);
+    }
+    for &size in &sizes.calls {
+        write_calls(&tenant(10_000), &called(size), size);
+    }
+    calls.finish().unwrap();
+    client.batch_execute("VACUUM ANALYZE api_keys").unwrap();
+    client.batch_execute("VACUUM ANALYZE proxy_calls").unwrap();
+}

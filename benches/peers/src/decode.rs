@@ -1,0 +1,36 @@
+//! PostgreSQL's binary format, by hand: for libpq, and where a peer's own types are not this crate's.
+
+use bigdecimal::BigDecimal;
+use bigdecimal::num_bigint::BigInt;
+use chrono::{DateTime, Utc};
+
+const MICROS_1970_TO_2000: i64 = 946_684_800_000_000;
+
+pub fn int8(bytes: &[u8]) -> i64 {
+    i64::from_be_bytes(bytes.try_into().unwrap())
+}
+
+pub fn time(bytes: &[u8]) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(int8(bytes) + MICROS_1970_TO_2000).unwrap()
+}
+
+pub fn time_to_bytes(time: DateTime<Utc>) -> [u8; 8] {
+    (time.timestamp_micros() - MICROS_1970_TO_2000).to_be_bytes()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    std::str::from_utf8(bytes).unwrap().to_owned()
+}
+
+/// Digits to the base 10,000, the place of the first, a sign and how many decimals are shown.
+pub fn numeric(bytes: &[u8]) -> BigDecimal {
+    let word = |nth: usize| i16::from_be_bytes(bytes[2 * nth..2 * nth + 2].try_into().unwrap());
+    let (digits, weight, negative, scale) = (word(0), word(1), word(2) == 0x4000, word(3));
+    let mut number = 0_i128;
+    for nth in 0..digits {
+        number = number * 10_000 + i128::from(word(4 + usize::try_from(nth).unwrap()));
+    }
+    let sign = if negative { -1 } else { 1 };
+    let decimals = 4 * (i64::from(digits) - i64::from(weight) - 1);
+    BigDecimal::new(BigInt::from(sign * number), decimals).with_scale(scale.into())
+}

@@ -1,0 +1,79 @@
+use api_keys_driver::{
+    Bucket, Error, KeyId, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page, TenantId, UsageBucket,
+};
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+
+use crate::contender::Contender;
+
+pub struct Ours(pub PgConnection);
+
+impl Ours {
+    pub fn connect(url: &str) -> Self {
+        Self(PgConnection::establish(url).unwrap())
+    }
+}
+
+impl Contender for Ours {
+    fn one_key(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Option<KeySnapshot> {
+        KeysDriver::new(&mut self.0).fetch_key_by_id(tenant_id, key_id).unwrap()
+    }
+
+    fn page(&mut self, tenant_id: &TenantId, limit: u32) -> Vec<KeySnapshot> {
+        KeysDriver::new(&mut self.0).fetch_keys(tenant_id, Page { limit, offset: 0 }).unwrap()
+    }
+
+    fn page_with_usage(
+        &mut self,
+        tenant_id: &TenantId,
+        limit: u32,
+        since: DateTime<Utc>,
+    ) -> Vec<(KeySnapshot, KeyUsageSnapshot)> {
+        KeysDriver::new(&mut self.0)
+            .fetch_keys_with_usage(tenant_id, Page { limit, offset: 0 }, since)
+            .unwrap()
+    }
+
+    fn count(&mut self, tenant_id: &TenantId) -> i64 {
+        KeysDriver::new(&mut self.0).count_keys(tenant_id).unwrap()
+    }
+
+    fn count_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> i64 {
+        KeysDriver::new(&mut self.0).count_keys_up_to(tenant_id, bound).unwrap()
+    }
+
+    fn usage(&mut self, tenant_id: &TenantId, key_id: &KeyId, since: DateTime<Utc>) -> KeyUsageSnapshot {
+        KeysDriver::new(&mut self.0).fetch_key_usage(tenant_id, key_id, since).unwrap()
+    }
+
+    fn series(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+        from: DateTime<Utc>,
+        to: DateTime<Utc>,
+    ) -> Vec<UsageBucket> {
+        KeysDriver::new(&mut self.0)
+            .fetch_key_usage_series(tenant_id, key_id, from..to, Bucket::Hour)
+            .unwrap()
+    }
+
+    fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> KeySnapshot {
+        freeze(&mut self.0, tenant_id, key_id, now)
+    }
+}
+
+/// Begins, locks, freezes and commits.
+pub fn freeze(
+    conn: &mut PgConnection,
+    tenant_id: &TenantId,
+    key_id: &KeyId,
+    now: DateTime<Utc>,
+) -> KeySnapshot {
+    let frozen = conn.transaction(|conn| {
+        let mut keys = KeysDriver::new(conn);
+        let key = keys.fetch_key_for_update(tenant_id, key_id)?.expect("the key");
+        Ok::<_, Error>(keys.update_key_frozen(key, now)?)
+    });
+    frozen.unwrap()
+}
