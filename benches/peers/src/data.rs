@@ -82,7 +82,7 @@ pub fn load(url: &str, sizes: &Sizes) {
     let mut write_calls = |tenant_id: &TenantId, id: &KeyId, count: u32| {
         for nth in 0..count {
             let created_at = (now() - TimeDelta::seconds(60 * i64::from(nth) + 1)).to_rfc3339();
-            writeln!(calls, "{id}{nth}\t{tenant_id}\t{id}\t/v1/chat/completions\tsmall\th\t{request}\t0.{:04}\t{created_at}", nth % 10_000).unwrap();
+            writeln!(calls, "{id}{nth}\t{tenant_id}\t{id}\t/v1/chat/completions\tsmall\th\t{request}\t0.{:04}\t{created_at}", (nth * 7 + 3) % 9_973).unwrap();
         }
     };
     for nth in 0..1_000 {
