@@ -5,6 +5,7 @@ mod freeze;
 mod key;
 mod key_hash;
 mod keys_with_usage;
+mod listed_key;
 mod locked_key;
 mod new_key;
 mod revocation;
@@ -29,6 +30,7 @@ pub use self::usage::KeyUsageSnapshot;
 pub use self::usage_series::{Bucket, UsageBucket};
 pub use self::uses::KeyUse;
 
+use self::listed_key::ListedKey;
 use crate::listing::{self, Count, CountUpTo};
 use crate::schema::api_keys;
 use crate::{KeyCursor, KeyId, Page, Result, TenantId};
@@ -82,7 +84,8 @@ impl<'c> KeysDriver<'c> {
     ///
     /// The order is `created_at DESC, id DESC`, so keys made in the same microsecond keep their places.
     pub fn fetch_keys(&mut self, tenant_id: &TenantId, page: Page) -> Result<Vec<KeySnapshot>> {
-        listing::fetch_page(self.conn, api_keys::tenant_id.eq(tenant_id), page)
+        let keys: Vec<ListedKey> = listing::fetch_page(self.conn, api_keys::tenant_id.eq(tenant_id), page)?;
+        Ok(keys.into_iter().map(|key| key.of(tenant_id)).collect())
     }
 
     /// Fetches the keys behind a cursor, or the newest, in the order of [`fetch_keys`](Self::fetch_keys).
@@ -95,7 +98,9 @@ impl<'c> KeysDriver<'c> {
         cursor: Option<&KeyCursor>,
         limit: u32,
     ) -> Result<Vec<KeySnapshot>> {
-        listing::fetch_after(self.conn, api_keys::tenant_id.eq(tenant_id), cursor, limit)
+        let scope = api_keys::tenant_id.eq(tenant_id);
+        let keys: Vec<ListedKey> = listing::fetch_after(self.conn, scope, cursor, limit)?;
+        Ok(keys.into_iter().map(|key| key.of(tenant_id)).collect())
     }
 
     /// Counts the keys that [`fetch_keys`](Self::fetch_keys) pages through.

@@ -6,6 +6,7 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Nullable, Numeric, Text, Timestamptz};
 
+use super::listed_key::ListedKey;
 use super::{KeySnapshot, KeyUsageSnapshot, KeysDriver};
 use crate::listing::{AtNewest, NewestFirst, Skipping};
 use crate::schema::api_keys;
@@ -22,9 +23,9 @@ impl KeysDriver<'_> {
         page: Page,
         since: DateTime<Utc>,
     ) -> Result<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
-        let columns = <KeySnapshot as Selectable<Pg>>::construct_selection();
+        let columns = <ListedKey as Selectable<Pg>>::construct_selection();
         let scope = api_keys::tenant_id.eq(tenant_id);
-        let rows: Vec<(KeySnapshot, i64, Option<BigDecimal>)> = match page.offset {
+        let rows: Vec<(ListedKey, i64, Option<BigDecimal>)> = match page.offset {
             0 => {
                 let keys = NewestFirst::new(columns, scope, AtNewest, page.limit);
                 WithUsage { keys, tenant_id, since }.load(self.conn)
@@ -35,7 +36,10 @@ impl KeysDriver<'_> {
             }
         }?;
         let keys = rows.into_iter().map(|(key, request_count, spend_cents)| {
-            (key, KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() })
+            (
+                key.of(tenant_id),
+                KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() },
+            )
         });
         Ok(keys.collect())
     }
@@ -50,7 +54,7 @@ struct WithUsage<'a, Scope, Start> {
     since: DateTime<Utc>,
 }
 
-type KeyColumns = <KeySnapshot as Selectable<Pg>>::SelectExpression;
+type KeyColumns = <ListedKey as Selectable<Pg>>::SelectExpression;
 
 impl<Scope, Start> QueryFragment<Pg> for WithUsage<'_, Scope, Start>
 where

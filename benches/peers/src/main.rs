@@ -1,7 +1,8 @@
 //! Measures this crate beside its peers, and as its tables grow, and writes docs/benchmarks.md.
 //!
 //! `cargo bench` from the crate's root runs it. `--quick` times each operation for a tenth of the time;
-//! `--full` loads up to 1,000,000 keys of a tenant and 10,000,000 calls of a key; `--no-write` only prints.
+//! `--full` loads up to 1,000,000 keys of a tenant and 10,000,000 calls of a key; `--no-write` only prints;
+//! `--only <words>` times the operations whose name holds them, and prints those.
 
 mod chart;
 mod contender;
@@ -28,10 +29,19 @@ use crate::contender::Contender;
 use crate::data::{Sizes, TENANT_KEYS, called, key, now, tenant};
 use crate::timing::{Spinners, Timing};
 
-/// An operation, and what each contender took for it.
+/// An operation, and what each contender took for it in each heat.
 pub struct Row {
     pub operation: &'static str,
-    pub timings: Vec<Timing>,
+    pub heats: Vec<Vec<Timing>>,
+}
+
+impl Row {
+    /// The median over the heats of what a heat says.
+    pub fn median(&self, said: impl Fn(&[Timing]) -> f64) -> f64 {
+        let mut said: Vec<f64> = self.heats.iter().map(|heat| said(heat)).collect();
+        said.sort_by(f64::total_cmp);
+        said[said.len() / 2]
+    }
 }
 
 /// Threads, calls a second of this crate through a pool, and of libpq with a connection a thread.
@@ -70,13 +80,18 @@ fn main() {
     eprintln!("loading {:?} keys of a tenant, {:?} calls of a key", sizes.keys, sizes.calls);
     data::load(url, &sizes);
 
+    if let Some(at) = arguments.iter().position(|argument| argument == "--only") {
+        let words = arguments.get(at + 1).expect("--only <words>");
+        let _spinners = Spinners::start();
+        return print!("{}", report::peers(&race_peers(url, budget, words)));
+    }
     eprintln!("counting instructions");
     let instructions = instructions::OPERATIONS.map(|operation| Instructions {
         operation,
         counts: contender::NAMES.iter().map(|name| instructions::count(url, name, operation)).collect(),
     });
     let spinners = Spinners::start();
-    let rows = race_peers(url, budget);
+    let rows = race_peers(url, budget, "");
     let threads = race_threads(url, budget / 8);
     eprintln!("timing by size");
     let by_keys = scaling::by_keys(url, &sizes, budget / 8);
@@ -147,18 +162,27 @@ thread_local! {
     static COMPARING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-fn race_peers(url: &str, budget: Duration) -> Vec<Row> {
-    let mut contenders: Vec<Box<dyn Contender>> =
-        contender::NAMES.iter().map(|name| contender::connect(name, url)).collect();
-    let mut rows = Vec::new();
-    for (operation, call) in operations() {
-        eprintln!("timing {operation}");
-        COMPARING.set(true);
-        let answers: Vec<String> = contenders.iter_mut().map(|contender| call(&mut **contender)).collect();
-        assert!(answers.iter().all(|answer| *answer == answers[0]), "{operation}: {answers:#?}");
-        COMPARING.set(false);
-        let timings = timing::race(&mut contenders, budget, |contender| drop(call(contender)));
-        rows.push(Row { operation, timings });
+/// Fresh connections for each heat: which processor a connection's backend lands on is luck.
+const HEATS: u32 = 5;
+
+fn race_peers(url: &str, budget: Duration, words: &str) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for heat in 1..=HEATS {
+        eprintln!("heat {heat} of {HEATS}");
+        let mut contenders: Vec<Box<dyn Contender>> =
+            contender::NAMES.iter().map(|name| contender::connect(name, url)).collect();
+        for (operation, call) in operations().into_iter().filter(|(name, _)| name.contains(words)) {
+            COMPARING.set(true);
+            let answers: Vec<String> =
+                contenders.iter_mut().map(|contender| call(&mut **contender)).collect();
+            assert!(answers.iter().all(|answer| *answer == answers[0]), "{operation}: {answers:#?}");
+            COMPARING.set(false);
+            let timings = timing::race(&mut contenders, budget / HEATS, |contender| drop(call(contender)));
+            match rows.iter_mut().find(|row| row.operation == operation) {
+                Some(row) => row.heats.push(timings),
+                None => rows.push(Row { operation, heats: vec![timings] }),
+            }
+        }
     }
     rows
 }

@@ -37,28 +37,11 @@ impl Report<'_> {
             machine(),
             self.server,
         );
-        self.peers(&mut text);
+        text.push_str(&peers(self.rows));
         self.client(&mut text);
         self.pool(&mut text);
         self.scaling(&mut text);
         text
-    }
-
-    fn peers(&self, text: &mut String) {
-        text.push_str("## Against libpq by hand\n\nRatio of medians, and in brackets of the tenth percentiles, which noise moves least. Below 1 is faster than libpq.\n\n");
-        header(text, "operation", contender::NAMES[1..].iter().map(|name| (*name).to_owned()));
-        for row in self.rows {
-            let floor = row.timings[0];
-            let ratio = |timing: &crate::Timing| {
-                format!("{:.2} ({:.2})", timing.median / floor.median, timing.tenth / floor.tenth)
-            };
-            line(text, row.operation, row.timings[1..].iter().map(ratio));
-        }
-        text.push_str("\nThe medians themselves:\n\n");
-        header(text, "operation", contender::NAMES.iter().map(|name| (*name).to_owned()));
-        for row in self.rows {
-            line(text, row.operation, row.timings.iter().map(|timing| time(timing.median)));
-        }
     }
 
     fn client(&self, text: &mut String) {
@@ -107,6 +90,28 @@ impl Report<'_> {
         fs::write(docs.join("benchmarks.md"), self.markdown()).expect("docs/benchmarks.md");
         fs::write(docs.join("benchmarks.svg"), svg).expect("docs/benchmarks.svg");
     }
+}
+
+/// The table of ratios, and the one of medians.
+pub fn peers(rows: &[Row]) -> String {
+    let mut text = String::new();
+    text.push_str("## Against libpq by hand\n\nRatio of medians, and in brackets of the tenth percentiles, which noise moves least; each the median of five heats on fresh connections. Below 1 is faster than libpq.\n\n");
+    header(&mut text, "operation", contender::NAMES[1..].iter().map(|name| (*name).to_owned()));
+    for row in rows {
+        let ratio = |nth: usize| {
+            let of_medians = row.median(|heat| heat[nth].median / heat[0].median);
+            let of_tenths = row.median(|heat| heat[nth].tenth / heat[0].tenth);
+            format!("{of_medians:.2} ({of_tenths:.2})")
+        };
+        line(&mut text, row.operation, (1..contender::NAMES.len()).map(ratio));
+    }
+    text.push_str("\nThe medians themselves:\n\n");
+    header(&mut text, "operation", contender::NAMES.iter().map(|name| (*name).to_owned()));
+    for row in rows {
+        let medians = (0..contender::NAMES.len()).map(|nth| row.median(|heat| heat[nth].median));
+        line(&mut text, row.operation, medians.map(time));
+    }
+    text
 }
 
 fn header(text: &mut String, first: &str, columns: impl Iterator<Item = String>) {
