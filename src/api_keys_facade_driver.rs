@@ -1,3 +1,5 @@
+use std::convert::identity;
+
 use chrono::{DateTime, Utc};
 use diesel::dsl::not;
 use diesel::pg::Pg;
@@ -123,10 +125,13 @@ impl<'c> ApiKeysFacadeDriver<'c> {
         page: Page,
     ) -> Result<Vec<ApiKeySnapshot>> {
         match status {
-            None => listing::fetch_page(self.conn, shown(tenant_id), page),
-            Some(status) => {
-                listing::fetch_page(self.conn, shown(tenant_id).and(api_keys::status.eq(status)), page)
-            }
+            None => listing::fetch_page(self.conn, shown(tenant_id), page, identity),
+            Some(status) => listing::fetch_page(
+                self.conn,
+                shown(tenant_id).and(api_keys::status.eq(status)),
+                page,
+                identity,
+            ),
         }
     }
 
@@ -142,10 +147,10 @@ impl<'c> ApiKeysFacadeDriver<'c> {
         limit: u32,
     ) -> Result<Vec<ApiKeySnapshot>> {
         match status {
-            None => listing::fetch_after(self.conn, shown(tenant_id), cursor, limit),
+            None => listing::fetch_after(self.conn, shown(tenant_id), cursor, limit, identity),
             Some(status) => {
                 let scope = shown(tenant_id).and(api_keys::status.eq(status));
-                listing::fetch_after(self.conn, scope, cursor, limit)
+                listing::fetch_after(self.conn, scope, cursor, limit, identity)
             }
         }
     }

@@ -84,8 +84,8 @@ impl<'c> KeysDriver<'c> {
     ///
     /// The order is `created_at DESC, id DESC`, so keys made in the same microsecond keep their places.
     pub fn fetch_keys(&mut self, tenant_id: &TenantId, page: Page) -> Result<Vec<KeySnapshot>> {
-        let keys: Vec<ListedKey> = listing::fetch_page(self.conn, api_keys::tenant_id.eq(tenant_id), page)?;
-        Ok(keys.into_iter().map(|key| key.of(tenant_id)).collect())
+        let scope = api_keys::tenant_id.eq(tenant_id);
+        listing::fetch_page(self.conn, scope, page, |key: ListedKey| key.of(tenant_id))
     }
 
     /// Fetches the keys behind a cursor, or the newest, in the order of [`fetch_keys`](Self::fetch_keys).
@@ -99,8 +99,7 @@ impl<'c> KeysDriver<'c> {
         limit: u32,
     ) -> Result<Vec<KeySnapshot>> {
         let scope = api_keys::tenant_id.eq(tenant_id);
-        let keys: Vec<ListedKey> = listing::fetch_after(self.conn, scope, cursor, limit)?;
-        Ok(keys.into_iter().map(|key| key.of(tenant_id)).collect())
+        listing::fetch_after(self.conn, scope, cursor, limit, |key: ListedKey| key.of(tenant_id))
     }
 
     /// Counts the keys that [`fetch_keys`](Self::fetch_keys) pages through.

@@ -9,41 +9,58 @@ use super::{Unseen, push_source};
 use crate::{KeyCursor, Page, Result};
 
 /// Fetches a page of the scope's keys.
-pub(crate) fn fetch_page<'q, Key, Scope>(
+pub(crate) fn fetch_page<'q, Row, Scope, Key>(
     conn: &mut PgConnection,
     scope: Scope,
     page: Page,
+    read: impl Fn(Row) -> Key,
 ) -> Result<Vec<Key>>
 where
-    Key: Selectable<Pg>,
-    NewestFirst<Key::SelectExpression, Scope, AtNewest>: LoadQuery<'q, PgConnection, Key>,
-    NewestFirst<Key::SelectExpression, Scope, Skipping>: LoadQuery<'q, PgConnection, Key>,
+    Row: Selectable<Pg>,
+    NewestFirst<Row::SelectExpression, Scope, AtNewest>: LoadQuery<'q, PgConnection, Row>,
+    NewestFirst<Row::SelectExpression, Scope, Skipping>: LoadQuery<'q, PgConnection, Row>,
 {
-    let columns = Key::construct_selection();
-    let keys = match page.offset {
-        0 => NewestFirst::new(columns, scope, AtNewest, page.limit).load(conn),
-        offset => NewestFirst::new(columns, scope, Skipping::rows(offset), page.limit).load(conn),
-    }?;
-    Ok(keys)
+    let columns = Row::construct_selection();
+    match page.offset {
+        0 => collect(NewestFirst::new(columns, scope, AtNewest, page.limit).load_iter(conn)?, read),
+        offset => {
+            let start = Skipping::rows(offset);
+            collect(NewestFirst::new(columns, scope, start, page.limit).load_iter(conn)?, read)
+        }
+    }
 }
 
 /// Fetches the scope's keys behind a cursor, or the newest.
-pub(crate) fn fetch_after<'q, Key, Scope>(
+pub(crate) fn fetch_after<'q, Row, Scope, Key>(
     conn: &mut PgConnection,
     scope: Scope,
     cursor: Option<&'q KeyCursor>,
     limit: u32,
+    read: impl Fn(Row) -> Key,
 ) -> Result<Vec<Key>>
 where
-    Key: Selectable<Pg>,
-    NewestFirst<Key::SelectExpression, Scope, AtNewest>: LoadQuery<'q, PgConnection, Key>,
-    NewestFirst<Key::SelectExpression, Scope, After<'q>>: LoadQuery<'q, PgConnection, Key>,
+    Row: Selectable<Pg>,
+    NewestFirst<Row::SelectExpression, Scope, AtNewest>: LoadQuery<'q, PgConnection, Row>,
+    NewestFirst<Row::SelectExpression, Scope, After<'q>>: LoadQuery<'q, PgConnection, Row>,
 {
-    let columns = Key::construct_selection();
-    let keys = match cursor {
-        None => NewestFirst::new(columns, scope, AtNewest, limit).load(conn),
-        Some(cursor) => NewestFirst::new(columns, scope, After(cursor), limit).load(conn),
-    }?;
+    let columns = Row::construct_selection();
+    match cursor {
+        None => collect(NewestFirst::new(columns, scope, AtNewest, limit).load_iter(conn)?, read),
+        Some(cursor) => {
+            collect(NewestFirst::new(columns, scope, After(cursor), limit).load_iter(conn)?, read)
+        }
+    }
+}
+
+/// Collects the rows in one allocation: unlike Diesel's `load`, which forgets how many there are.
+pub(crate) fn collect<Row, Key>(
+    rows: impl Iterator<Item = QueryResult<Row>>,
+    read: impl Fn(Row) -> Key,
+) -> Result<Vec<Key>> {
+    let mut keys = Vec::with_capacity(rows.size_hint().0);
+    for row in rows {
+        keys.push(read(row?));
+    }
     Ok(keys)
 }
 
