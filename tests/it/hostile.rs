@@ -181,6 +181,7 @@ fn no_random_input_reaches_a_foreign_row_or_panics() {
         page: Page { limit, offset },
         time,
         text,
+        ..Input::default()
     });
     let conn = std::cell::RefCell::new(&mut conn);
     TestRunner::new(Config { cases: 128, failure_persistence: None, ..Config::default() })
