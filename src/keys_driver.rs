@@ -48,9 +48,8 @@ use crate::{KeyCursor, KeyId, Page, Result, TenantId};
 ///
 /// # Errors
 ///
-/// Each method returns [`Error::Query`](crate::Error::Query) when the server refuses the statement
-/// or cannot be reached. An id that holds a NUL byte, and a time outside PostgreSQL's range, are
-/// refused by the server like this.
+/// Each method says with [`Error`](crate::Error) why the server did not answer. An id that holds a NUL
+/// byte, and a time outside PostgreSQL's range, are refused as [`Error::Query`](crate::Error::Query).
 ///
 /// ```
 /// use api_keys_driver::{KeysDriver, Page, Result, TenantId};

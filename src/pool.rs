@@ -235,3 +235,50 @@ fn with_parameters(database_url: &str, parameters: &[(&str, String)]) -> String 
     let own = rest[question..].trim_start_matches('?');
     format!("{scheme}://{}?{all}{own}", &rest[..question])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::PoolConfig;
+
+    #[test]
+    fn what_bounds_a_connection_is_in_front_of_what_the_string_has() {
+        let config = |string: &str| {
+            PoolConfig::new(string)
+                .connect_timeout(Duration::from_millis(7900))
+                .tcp_user_timeout(Duration::from_micros(1500))
+                .keepalives_idle(Duration::from_secs(9))
+                .application_name("a'\\b")
+                .connection_string()
+        };
+        let pairs = "connect_timeout='7' tcp_user_timeout='2' keepalives_idle='9' keepalives_interval='10' \
+                     keepalives_count='3' application_name='a\\'\\\\b' ";
+        assert_eq!(config("host=h"), format!("{pairs}host=h"));
+
+        let parameters = "connect_timeout=%37&tcp_user_timeout=%32&keepalives_idle=%39&\
+                          keepalives_interval=%31%30&keepalives_count=%33&application_name=%61%27%5C%62&";
+        for (address, own) in [
+            ("postgres://u:p@h/d", ""),
+            ("postgres://h/d", "sslmode=disable"),
+            ("postgres://u:a?b@h/d", "x=y"),
+            ("postgres://h/a@b", "x=y"),
+        ] {
+            let string = if own.is_empty() { address.into() } else { format!("{address}?{own}") };
+            assert_eq!(config(&string), format!("{address}?{parameters}{own}"));
+        }
+    }
+
+    #[test]
+    fn a_connection_is_not_given_up_before_it_was_tried() {
+        let config = PoolConfig::new("h").connect_timeout(Duration::ZERO).keepalives_idle(Duration::ZERO);
+        let string = config.connection_string();
+        assert!(string.contains("connect_timeout='2'") && string.contains("keepalives_idle='1'"), "{string}");
+    }
+
+    #[test]
+    fn debug_shows_the_settings() {
+        let shown = format!("{:?}", PoolConfig::new("secret").size(3));
+        assert!(shown.starts_with("PoolConfig { size: 3, wait: 5s,") && shown.ends_with(", .. }"), "{shown}");
+    }
+}

@@ -209,7 +209,7 @@ fn both_of_two_transactions_that_deadlock_succeed_in_the_end() {
     let mut runs = 0;
     thread::scope(|scope| {
         let mut second = None;
-        Transaction::attempts(3)
+        Transaction::attempts(20)
             .run(&mut conn, |conn| {
                 runs += 1;
                 freeze(conn, "a")?;
@@ -221,7 +221,7 @@ fn both_of_two_transactions_that_deadlock_succeed_in_the_end() {
                             runs += 1;
                             freeze(conn, "b").and_then(|()| freeze(conn, "a"))
                         };
-                        Transaction::attempts(3).run(&mut conn, both).unwrap();
+                        Transaction::attempts(20).run(&mut conn, both).unwrap();
                         runs
                     }));
                     wait_until_one_waits(&mut database.connect().unwrap());
