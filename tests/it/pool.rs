@@ -194,6 +194,8 @@ fn no_password_is_shown_whatever_is_wrong_with_the_connection_string() {
         assert_eq!(error.advice(), expected, "{said}");
         assert!(matches!(error, Error::Connect(_) | Error::ConnectionString), "{said}");
     }
+    let unreadable = PoolConfig::new("postgres://worker:\0s3cr3t@localhost/keys").build().unwrap_err();
+    assert!(matches!(unreadable, Error::ConnectionString), "its bytes would be shown: {unreadable:?}");
     let refused = PoolConfig::new(wrong[0]).build().unwrap_err();
     assert!(matches!(refused, Error::Connect(_)), "a server that is not there is no matter of the string");
 }

@@ -80,7 +80,7 @@ impl fmt::Display for Counts {
             ("transactions run again", &self.retries),
             ("connections taken anew", &self.reconnects),
             ("commits of unknown outcome", &self.unknown_commits),
-            ("changes given up at the end", &self.given_up),
+            ("changes that did not happen", &self.given_up),
             ("faults: all sessions ended", &self.sessions_ended),
             ("faults: lock storms", &self.lock_storms),
             ("faults: restarts", &self.restarts),
