@@ -21,7 +21,8 @@ fn a_page_with_usage_is_the_page_and_the_usage_of_each_key() {
     ))
     .unwrap();
 
-    let since = at("2026-01-01T03:00:00Z");
+    // A call was made at this very moment.
+    let since = at("2026-01-01T03:06:00Z");
     let mut keys = KeysDriver::new(&mut conn);
     let pages = [(50, 0), (7, 0), (7, 20), (0, 0), (5, 40), (u32::MAX, 3)];
     for page in pages.map(|(limit, offset)| Page { limit, offset }) {
