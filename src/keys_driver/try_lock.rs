@@ -69,11 +69,10 @@ impl<'c> KeysDriver<'c> {
             .filter(api_keys::id.eq(key_id))
             .for_no_key_update()
             .skip_locked();
-        // A column that no index holds, lest the planner look in one that holds the tenant's every key.
         let seen = api_keys::table
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::id.eq(key_id))
-            .select(api_keys::total_requests);
+            .select(api_keys::id);
         match (LockSeen { seen, locked }).get_result(self.conn).optional()? {
             None => Ok(TryLock::NotFound),
             Some((false, _)) => Ok(TryLock::Busy),
