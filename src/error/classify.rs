@@ -34,7 +34,6 @@ impl Kind {
             },
             DieselError::DatabaseError(_, said) => Self::of_message(said.message()),
             DieselError::DeserializationError(_) => Self::SchemaMismatch,
-            DieselError::RollbackErrorOnCommit { commit_error, .. } => Self::of(commit_error),
             _ => Self::Other,
         }
     }
