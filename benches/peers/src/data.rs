@@ -55,7 +55,7 @@ pub fn load(url: &str, sizes: &Sizes) {
         .unwrap();
     let mut write_key = |tenant_id: &TenantId, id: &KeyId, nth: u32| {
         let created_at = (now() - TimeDelta::seconds(nth.into())).to_rfc3339();
-        let used = if nth % 3 == 0 { "\\N" } else { created_at.as_str() };
+        let used = if nth.is_multiple_of(3) { "\\N" } else { created_at.as_str() };
         let synthetic = if nth % 50 == 49 { "t" } else { "f" };
         writeln!(keys, "{id}\t{tenant_id}\tProduction key {nth}\tsk-live-abcd\t{id}\tactive\t{created_at}\t{used}\t{nth}\t{synthetic}").unwrap();
     };

@@ -70,10 +70,10 @@ pub fn freeze(
     key_id: &KeyId,
     now: DateTime<Utc>,
 ) -> KeySnapshot {
-    let frozen = conn.transaction(|conn| {
+    let frozen: Result<_, Error> = conn.transaction(|conn| {
         let mut keys = KeysDriver::new(conn);
         let key = keys.fetch_key_for_update(tenant_id, key_id)?.expect("the key");
-        Ok::<_, Error>(keys.update_key_frozen(key, now)?)
+        keys.update_key_frozen(key, now)
     });
     frozen.unwrap()
 }
