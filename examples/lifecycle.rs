@@ -37,7 +37,10 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     // Freeze with a reason, and unfreeze.
     let freeze = Freeze { at: now, by: "ops", reason: Some("odd traffic") };
     change(conn, &tenant_id, &old_id, |keys, key| keys.update_key_frozen_by(key, &freeze))?;
-    println!("frozen    {:?}", KeysDriver::new(conn).fetch_key_freeze(&tenant_id, &old_id)?);
+    if let Some(freeze) = KeysDriver::new(conn).fetch_key_freeze(&tenant_id, &old_id)? {
+        let (by, reason) = (freeze.frozen_by.unwrap_or_default(), freeze.freeze_reason.unwrap_or_default());
+        println!("frozen    {old_id} by {by}: {reason}");
+    }
     change(conn, &tenant_id, &old_id, |keys, key| {
         println!("unfrozen  {}, frozen until now: {}", key.id, key.is_frozen);
         keys.update_key_unfrozen(key)

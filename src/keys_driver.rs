@@ -18,7 +18,7 @@ mod uses;
 use diesel::prelude::*;
 
 pub use self::auth::KeyAuthSnapshot;
-pub use self::event_position::{EventPosition, InvalidEventPosition};
+pub use self::event_position::{EventPosition, ParseEventPositionError};
 pub use self::events::KeyEventSnapshot;
 pub use self::freeze::{Freeze, KeyFreezeSnapshot};
 pub use self::key::KeySnapshot;

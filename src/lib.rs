@@ -1,8 +1,8 @@
 //! The data layer for API keys on PostgreSQL: blocking, through Diesel, with rows mapped into plain structs.
 //!
 //! Two drivers borrow a connection and ask it questions. [`KeysDriver`] is the engines': it lists,
-//! counts, fetches, meters, locks, freezes and unfreezes the keys of any tenant.
-//! [`ApiKeysFacadeDriver`] is the customer's view: it only reads, and hides the keys that test
+//! counts, meters, recognises, locks and changes the keys of any tenant, from their first day to their
+//! last. [`ApiKeysFacadeDriver`] is the customer's view: it only reads, and hides the keys that test
 //! scenarios made. What they return are snapshots, which own what they hold and never hold a key's hash.
 //!
 //! A driver reads and writes; it decides nothing. The engine above owns the transaction, the clock
@@ -36,7 +36,9 @@
 //! ```
 //!
 //! [`migrate`] brings an empty database, or the one of the existing Python service, to the schema that
-//! the drivers need.
+//! the drivers need. [`PoolConfig`] makes a pool whose connections hold no lock for ever,
+//! [`Transaction`] a transaction whose `Ok` means committed, and [`Error::advice`] says what to do
+//! when something went wrong. An engine may use its own for each of these.
 //!
 //! # When not to use it
 //!
@@ -45,7 +47,7 @@
 //!
 //! # Features
 //!
-//! - `serde`: `Serialize` and `Deserialize` on ids, pages and snapshots. Money is a string there, so
+//! - `serde`: `Serialize` and `Deserialize` on ids, pages, cursors and snapshots. Money is a string there, so
 //!   that no reader rounds it.
 
 mod api_keys_facade_driver;
@@ -58,7 +60,7 @@ mod migrate;
 mod page;
 mod pool;
 mod prepared;
-/// The two tables, for an engine's own statements.
+/// The tables, for an engine's own statements.
 #[allow(missing_docs, reason = "printed by Diesel")]
 pub mod schema;
 mod timeouts;
@@ -67,9 +69,9 @@ mod transaction;
 pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
-    Bucket, EventPosition, Freeze, InvalidEventPosition, KeyAuthSnapshot, KeyEventSnapshot,
-    KeyFreezeSnapshot, KeyHash, KeySnapshot, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, NewKey,
-    TryLock, UsageBucket, get_keys_driver, get_keys_read_driver, get_keys_write_driver,
+    Bucket, EventPosition, Freeze, KeyAuthSnapshot, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash,
+    KeySnapshot, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, NewKey, ParseEventPositionError, TryLock,
+    UsageBucket, get_keys_driver, get_keys_read_driver, get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};

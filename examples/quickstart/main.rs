@@ -14,10 +14,10 @@ use std::env;
 use std::sync::mpsc;
 use std::thread;
 
-use api_keys_driver::schema::{api_keys, proxy_calls};
+use api_keys_driver::schema::proxy_calls;
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Error, KeyId, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page, Result, TenantId,
-    get_keys_driver, migrate,
+    ApiKeysFacadeDriver, Error, KeyId, KeySnapshot, KeyUsageSnapshot, KeysDriver, NewKey, Page, Result,
+    TenantId, get_keys_driver, migrate,
 };
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use diesel::prelude::*;
@@ -87,22 +87,17 @@ fn title(text: &str) {
     println!("\n{text}");
 }
 
-/// The engine's own statements, through the crate's schema.
-fn load(conn: &mut PgConnection, calls: &[Call]) -> QueryResult<()> {
+/// Keys through the driver, and calls through the crate's schema, as the proxy would write them.
+fn load(conn: &mut PgConnection, calls: &[Call]) -> Result<()> {
     let created_at =
         calls.first().map_or_else(DateTime::default, |call| call.created_at) - TimeDelta::days(1);
-    let keys = KEYS.iter().zip(0..).map(|((id, name, is_synthetic), nth)| {
-        (
-            api_keys::id.eq(id),
-            api_keys::tenant_id.eq(TENANT),
-            api_keys::name.eq(name),
-            api_keys::key_prefix.eq(format!("sk-live-{nth:04}")),
-            api_keys::key_hash.eq(format!("{nth:064x}")),
-            api_keys::created_at.eq(created_at + TimeDelta::hours(nth)),
-            api_keys::is_synthetic.eq(is_synthetic),
-        )
-    });
-    diesel::insert_into(api_keys::table).values(keys.collect::<Vec<_>>()).execute(conn)?;
+    for ((id, name, is_synthetic), nth) in KEYS.into_iter().zip(0..) {
+        let (prefix, hash) = (format!("sk-live-{nth:04}"), format!("{nth:064x}"));
+        let created_at = created_at + TimeDelta::hours(nth);
+        let key =
+            NewKey { is_synthetic, ..NewKey::new(TENANT.into(), id.into(), name, prefix, hash, created_at) };
+        KeysDriver::new(conn).insert_key(&key)?;
+    }
 
     for (batch, calls) in calls.chunks(1000).enumerate() {
         let rows = calls.iter().enumerate().map(|(nth, call)| {

@@ -34,14 +34,14 @@ impl fmt::Display for EventPosition {
 /// A text is not one that an [`EventPosition`] was written as.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a position of an event: start from the beginning, or restore what was stored")]
-pub struct InvalidEventPosition;
+pub struct ParseEventPositionError;
 
 impl FromStr for EventPosition {
-    type Err = InvalidEventPosition;
+    type Err = ParseEventPositionError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidEventPosition> {
-        let number = |digits: &str| digits.parse().map_err(|_| InvalidEventPosition);
-        let (transaction_id, id) = text.split_once('.').ok_or(InvalidEventPosition)?;
+    fn from_str(text: &str) -> Result<Self, ParseEventPositionError> {
+        let number = |digits: &str| digits.parse().map_err(|_| ParseEventPositionError);
+        let (transaction_id, id) = text.split_once('.').ok_or(ParseEventPositionError)?;
         Ok(Self { transaction_id: number(transaction_id)?, id: number(id)? })
     }
 }
@@ -55,9 +55,9 @@ impl From<EventPosition> for String {
 
 #[cfg(feature = "serde")]
 impl TryFrom<String> for EventPosition {
-    type Error = InvalidEventPosition;
+    type Error = ParseEventPositionError;
 
-    fn try_from(text: String) -> Result<Self, InvalidEventPosition> {
+    fn try_from(text: String) -> Result<Self, ParseEventPositionError> {
         text.parse()
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::{api_key_events, api_keys};
 use api_keys_driver::{
-    EventPosition, Freeze, InvalidEventPosition, KeyEventSnapshot, KeyUse, KeysDriver, Page, Result,
+    EventPosition, Freeze, KeyEventSnapshot, KeyUse, KeysDriver, Page, ParseEventPositionError, Result,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
@@ -354,7 +354,7 @@ fn a_position_is_kept_as_text_and_no_other_text_is_one() {
     assert!(position > EventPosition::default());
     assert_eq!(position.to_string().parse(), Ok(position));
     for text in ["", "1", ".", "1.", ".1", "1.2.3", "a.b", "99999999999999999999.1"] {
-        assert_eq!(text.parse::<EventPosition>(), Err(InvalidEventPosition), "{text:?}");
+        assert_eq!(text.parse::<EventPosition>(), Err(ParseEventPositionError), "{text:?}");
     }
 }
 
