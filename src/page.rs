@@ -6,7 +6,8 @@
 pub struct Page {
     /// The most rows that are returned.
     pub limit: u32,
-    /// The rows that are skipped. The server reads them nevertheless: a deep page costs what it skips.
+    /// The rows that are skipped. The server passes them one by one: a deep page costs what it skips,
+    /// which a [`KeyCursor`](crate::KeyCursor) does not.
     pub offset: u32,
 }
 
