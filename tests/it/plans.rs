@@ -128,7 +128,7 @@ diesel::table! {
 /// Bind values as they are logged, written as SQL: `[TenantId("x"), 50]` as `'x', '50'`.
 fn arguments(binds: &str) -> String {
     let binds =
-        binds.replace("PgInterval { microseconds: ", "").replace(", days: 0, months: 0 }", " microseconds");
+        binds.replace("PgInterval { microseconds: ", "").replace("000000, days: 0, months: 0 }", " seconds");
     let binds = binds.strip_prefix('[').and_then(|binds| binds.strip_suffix(']')).expect("a list");
     let literal = |bind: &str| match bind.split('"').nth(1) {
         Some(text) => format!("'{text}'"),
