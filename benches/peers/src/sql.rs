@@ -39,7 +39,7 @@ pub const USAGE: &str = "SELECT count(*), sum(cost_cents) FROM proxy_calls \
                          WHERE tenant_id = $1 AND api_key_id = $2 AND created_at >= $3";
 
 /// By the hour.
-pub const SERIES: &str = "SELECT start, calls.count, calls.sum FROM generate_series($3::timestamptz, $4::timestamptz - interval '1 microsecond', interval '1 hour') AS start \
+pub const SERIES: &str = "SELECT start, calls.count, calls.sum FROM unnest(ARRAY(SELECT generate_series($3::timestamptz, $4::timestamptz - interval '1 microsecond', interval '1 hour'))) AS start \
      CROSS JOIN LATERAL (SELECT count(*), sum(cost_cents) FROM proxy_calls WHERE tenant_id = $1 AND api_key_id = $2 \
      AND created_at >= start AND created_at < start + interval '1 hour') AS calls ORDER BY start";
 
