@@ -1,4 +1,4 @@
-use api_keys_driver::{KeySnapshot, KeyUsageSnapshot, Page};
+use api_keys_driver::{KeyCursor, KeySnapshot, KeyUsageSnapshot, Page};
 use serde_json::json;
 
 use crate::support::{at, decimal, key, tenant};
@@ -37,4 +37,14 @@ fn money_is_a_string_that_no_reader_rounds() {
 fn a_page_comes_from_a_request() {
     let page: Page = serde_json::from_value(json!({"limit": 10, "offset": 20})).unwrap();
     assert_eq!(page, Page { limit: 10, offset: 20 });
+}
+
+#[test]
+fn a_cursor_is_its_text() {
+    let cursor: KeyCursor = "00065000000000006b6579".parse().unwrap();
+    let value = serde_json::to_value(&cursor).unwrap();
+    assert_eq!(value, json!(cursor.to_string()));
+    assert_eq!(serde_json::from_value::<KeyCursor>(value).unwrap(), cursor);
+    let error = serde_json::from_value::<KeyCursor>(json!("the third page")).unwrap_err();
+    assert!(error.to_string().starts_with("not a key cursor"), "{error}");
 }
