@@ -358,21 +358,6 @@ fn a_position_is_kept_as_text_and_no_other_text_is_one() {
     }
 }
 
-#[cfg(feature = "serde")]
-#[test]
-fn a_position_is_text_for_serde_too() {
-    use serde::Deserialize;
-    use serde::de::IntoDeserializer;
-    use serde::de::value::{Error, StringDeserializer};
-
-    let read = |text: &str| {
-        let text: StringDeserializer<Error> = text.to_owned().into_deserializer();
-        EventPosition::deserialize(text)
-    };
-    assert_eq!(read("742.13").unwrap().to_string(), "742.13");
-    assert!(read("742").unwrap_err().to_string().contains("position"));
-}
-
 #[test]
 fn after_a_restore_on_a_younger_server_the_events_are_followed_from_the_beginning() {
     let (_database, mut conn) = migrated_apart();

@@ -1,4 +1,4 @@
-use api_keys_driver::{KeyCursor, KeySnapshot, KeyUsageSnapshot, Page};
+use api_keys_driver::{EventPosition, KeyCursor, KeySnapshot, KeyUsageSnapshot, Page};
 use serde_json::json;
 
 use crate::support::{at, decimal, key, tenant};
@@ -37,6 +37,16 @@ fn money_is_a_string_that_no_reader_rounds() {
 fn a_page_comes_from_a_request() {
     let page: Page = serde_json::from_value(json!({"limit": 10, "offset": 20})).unwrap();
     assert_eq!(page, Page { limit: 10, offset: 20 });
+}
+
+#[test]
+fn a_position_is_its_text() {
+    let position: EventPosition = "742.13".parse().unwrap();
+    let value = serde_json::to_value(position).unwrap();
+    assert_eq!(value, json!("742.13"));
+    assert_eq!(serde_json::from_value::<EventPosition>(value).unwrap(), position);
+    let error = serde_json::from_value::<EventPosition>(json!("742")).unwrap_err();
+    assert!(error.to_string().starts_with("not a position"), "{error}");
 }
 
 #[test]
