@@ -40,8 +40,9 @@ use crate::{KeyCursor, KeyId, Page, Result, TenantId};
 /// A driver borrows a connection for as long as it is needed and costs nothing to make. It decides
 /// nothing: no status is checked, no clock is read, nothing is retried, and no transaction is begun
 /// or ended. Each method is one statement, confined to the tenant, and sees what the caller's
-/// transaction sees; [`fetch_key_by_hash`](Self::fetch_key_by_hash) and
-/// [`fetch_key_events_after`](Self::fetch_key_events_after) are for those who know no tenant yet. Synthetic keys are keys like any other here; customers look through
+/// transaction sees; only [`fetch_key_by_hash`](Self::fetch_key_by_hash) and
+/// [`fetch_key_events_after`](Self::fetch_key_events_after) are for those who know no tenant yet.
+/// Synthetic keys are keys like any other here; customers look through
 /// [`ApiKeysFacadeDriver`](crate::ApiKeysFacadeDriver), which hides them.
 ///
 /// Times are UTC, in whole microseconds as PostgreSQL keeps them: finer digits are cut off.
