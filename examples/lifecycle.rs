@@ -13,7 +13,7 @@ use chrono::{TimeDelta, Utc};
 use diesel::{Connection, PgConnection};
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let database = throwaway_postgres::migrated()?;
+    let database = throwaway_postgres::empty()?.prepare(api_keys_driver::migrate)?;
     let conn = &mut database.connect()?;
     let tenant_id = TenantId::from("0b9e6a54-13b5-4f6f-9d0e-2f6f0c6f8a11");
     let (old_id, new_id) = (KeyId::from("spring"), KeyId::from("summer"));

@@ -100,7 +100,7 @@ pub struct ApiKeyDetailSnapshot {
 ///     let newest = api_keys.fetch_api_keys(tenant_id, Some("active"), Page { limit: 3, offset: 0 })?;
 ///     Ok((count, newest.into_iter().map(|key| key.name).collect()))
 /// }
-/// # let database = throwaway_postgres::migrated().unwrap();
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
 /// # let mut conn = database.connect().unwrap();
 /// # assert_eq!(active_keys(&mut conn, &TenantId::from("nobody")).unwrap(), (0, vec![]));
 /// ```

@@ -27,7 +27,7 @@ use crate::{ApiKeySnapshot, KeyId, KeySnapshot};
 ///         ids.extend(keys.into_iter().map(|key| key.id));
 ///     }
 /// }
-/// # let database = throwaway_postgres::migrated().unwrap();
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
 /// # let mut conn = database.connect().unwrap();
 /// # assert!(all_ids(&mut conn, &TenantId::from("nobody")).unwrap().is_empty());
 /// ```

@@ -28,7 +28,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///         counted => counted,
 ///     }
 /// }
-/// # let database = throwaway_postgres::migrated().unwrap();
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
 /// # let pool = PoolConfig::new(database.url()).build().unwrap();
 /// # assert_eq!(count_keys(&pool, &"nobody".into()).unwrap(), 0);
 /// ```

@@ -61,7 +61,7 @@ use crate::{KeyCursor, KeyId, Page, Result, TenantId};
 ///     let keys = KeysDriver::new(conn).fetch_keys(tenant_id, Page::default())?;
 ///     Ok(keys.into_iter().map(|key| key.name).collect())
 /// }
-/// # let database = throwaway_postgres::migrated().unwrap();
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
 /// # let mut conn = database.connect().unwrap();
 /// # assert!(newest_names(&mut conn, &TenantId::from("nobody")).unwrap().is_empty());
 /// ```
@@ -120,7 +120,7 @@ impl<'c> KeysDriver<'c> {
     ///     let count = KeysDriver::new(conn).count_keys_up_to(tenant_id, 101)?;
     ///     Ok(if count > 100 { "100+".into() } else { count.to_string() })
     /// }
-    /// # let database = throwaway_postgres::migrated().unwrap();
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
     /// # assert_eq!(label(&mut database.connect().unwrap(), &"nobody".into()).unwrap(), "0");
     /// ```
     pub fn count_keys_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> Result<i64> {

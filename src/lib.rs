@@ -29,7 +29,7 @@
 //!         keys.update_key_frozen(key, now).map(Some)
 //!     })
 //! }
-//! # let database = throwaway_postgres::migrated().unwrap();
+//! # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
 //! # let mut conn = database.connect().unwrap();
 //! # let frozen = freeze_leaked_key(&mut conn, &"tenant".into(), &"key".into(), DateTime::UNIX_EPOCH);
 //! # assert_eq!(frozen.unwrap(), None);

@@ -48,7 +48,7 @@ pub enum StatementCache {
 /// use std::time::Duration;
 ///
 /// # fn main() -> Result<(), throwaway_postgres::BoxError> {
-/// # let database = throwaway_postgres::migrated()?;
+/// # let database = throwaway_postgres::empty()?.prepare(api_keys_driver::migrate)?;
 /// # let database_url = database.url();
 /// let pool = PoolConfig::new(database_url)
 ///     .size(8)

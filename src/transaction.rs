@@ -49,7 +49,7 @@ use crate::{Advice, Error, Result, Timeouts};
 ///         Ok(Some(keys.update_key_frozen(key, now)?))
 ///     })
 /// }
-/// # let database = throwaway_postgres::migrated().unwrap();
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
 /// # let mut conn = database.connect().unwrap();
 /// # assert!(freeze(&mut conn, &"nobody".into(), &"key".into(), Utc::now()).unwrap().is_none());
 /// ```

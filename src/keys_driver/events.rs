@@ -129,7 +129,7 @@ impl KeysDriver<'_> {
     ///         self.seen.get(&(tenant_id.clone(), key_id.clone())).is_some_and(|(_, is_frozen)| *is_frozen)
     ///     }
     /// }
-    /// # let database = throwaway_postgres::migrated().unwrap();
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
     /// # let mut conn = database.connect().unwrap();
     /// # let (tenant_id, key_id) = (TenantId::from("tenant"), KeyId::from("key"));
     /// # let now = "2026-01-01T00:00:00Z".parse().unwrap();

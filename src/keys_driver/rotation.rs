@@ -48,7 +48,7 @@ impl<'c> KeysDriver<'c> {
     ///         Ok(Some(new))
     ///     })
     /// }
-    /// # let database = throwaway_postgres::migrated().unwrap();
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
     /// # let mut conn = database.connect().unwrap();
     /// # let tenant_id = TenantId::from("tenant");
     /// # let now: DateTime<Utc> = "2026-01-01T00:00:00Z".parse().unwrap();

@@ -50,7 +50,7 @@ impl<'c> KeysDriver<'c> {
     ///         }
     ///     })
     /// }
-    /// # let database = throwaway_postgres::migrated().unwrap();
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
     /// # let mut conn = database.connect().unwrap();
     /// # assert_eq!(try_unfreeze(&mut conn, &"nobody".into(), &"key".into()).unwrap(), "no such key");
     /// ```

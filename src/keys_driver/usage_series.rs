@@ -72,7 +72,7 @@ impl KeysDriver<'_> {
     ///     let hours = KeysDriver::new(conn).fetch_key_usage_series(tenant_id, key_id, range, Bucket::Hour)?;
     ///     Ok(hours.into_iter().map(|hour| hour.usage.request_count).collect())
     /// }
-    /// # let database = throwaway_postgres::migrated().unwrap();
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
     /// # let mut conn = database.connect().unwrap();
     /// # let now = "2026-01-02T12:34:56Z".parse().unwrap();
     /// # assert_eq!(requests(&mut conn, &"tenant".into(), &"key".into(), now).unwrap(), [0; 25]);

@@ -3,7 +3,7 @@
 use std::thread;
 
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{Advice, Error, KeyId, KeysDriver, PoolConfig, Result, TryLock};
+use api_keys_driver::{Advice, Error, KeyId, KeysDriver, PoolConfig, Result, TryLock, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::PrivateServer;
@@ -118,7 +118,7 @@ fn a_lock_in_a_read_only_session_is_read_only() {
 #[test]
 fn a_server_that_became_a_replica_is_read_only_until_it_is_promoted() {
     let mut server = PrivateServer::start_new().unwrap();
-    let database = server.create_migrated_database().unwrap();
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
     KeyRow::default().insert(&mut database.connect().unwrap());
     let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
 
@@ -174,7 +174,7 @@ fn a_transaction_that_sits_idle_for_too_long_loses_its_connection_and_its_lock()
 #[test]
 fn a_server_that_was_stopped_or_crashed_is_a_lost_connection_and_the_pool_finds_it_again() {
     let mut server = PrivateServer::start_new().unwrap();
-    let database = server.create_migrated_database().unwrap();
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
     let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
     for end in [PrivateServer::stop, PrivateServer::crash] {
         let mut conn = pool.get().unwrap();

@@ -165,7 +165,7 @@ fn a_revert_keeps_keys_and_events_and_a_new_start_goes_on_above_them() {
 
 #[test]
 fn a_revert_of_a_database_without_keys_leaves_nothing_behind() {
-    let database = throwaway_postgres::migrated().unwrap();
+    let database = throwaway_postgres::empty().unwrap().prepare(migrate).unwrap();
     let mut conn = database.connect().unwrap();
     revert_all(&mut conn);
     let left = diesel::sql_query(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use api_keys_driver::{
     ApiKeysFacadeDriver, Error, KeyId, KeysDriver, Page, Pool, PoolConfig, Result, StatementCache, TenantId,
-    Timeouts, Transaction, TryLock,
+    Timeouts, Transaction, TryLock, migrate,
 };
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
@@ -234,7 +234,7 @@ fn lock_timeout(pool: &Pool) -> String {
 fn with_the_statement_cache_off_every_answer_is_right_under_load() {
     let server = PrivateServer::start_new().unwrap();
     let Some(bouncer) = Bouncer::start(&server) else { return };
-    let database = server.create_migrated_database().unwrap();
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
     insert_tenants(&mut database.connect().unwrap());
 
     let pool = bouncer.pool(&database);
@@ -250,7 +250,7 @@ fn with_the_statement_cache_off_every_answer_is_right_under_load() {
 fn with_the_statement_cache_on_answers_are_wrong_or_fail() {
     let server = PrivateServer::start_new().unwrap();
     let Some(bouncer) = Bouncer::start(&server) else { return };
-    let database = server.create_migrated_database().unwrap();
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
     insert_tenants(&mut database.connect().unwrap());
 
     // Not from a pool: the pool's own test of a connection fails, so that it would hand out none.
@@ -268,7 +268,7 @@ fn with_the_statement_cache_on_answers_are_wrong_or_fail() {
 fn timeouts_of_the_role_hold_behind_the_bouncer() {
     let server = PrivateServer::start_new().unwrap();
     let Some(bouncer) = Bouncer::start(&server) else { return };
-    let database = server.create_migrated_database().unwrap();
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
     let mut direct = database.connect().unwrap();
     diesel::sql_query("ALTER ROLE postgres SET lock_timeout = '7s'").execute(&mut direct).unwrap();
     assert_eq!(lock_timeout(&bouncer.pool(&database)), "7s");

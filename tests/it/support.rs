@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::{api_keys, proxy_calls};
-use api_keys_driver::{BigDecimal, KeyId, TenantId};
+use api_keys_driver::{BigDecimal, KeyId, TenantId, migrate};
 use chrono::{DateTime, Utc};
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
@@ -17,7 +17,8 @@ pub(crate) const OTHER: &str = "22222222-2222-2222-2222-222222222222";
 
 /// A migrated database and a connection to it.
 pub(crate) fn migrated() -> (Database, PgConnection) {
-    let database = throwaway_postgres::migrated().expect("a migrated database");
+    let database =
+        throwaway_postgres::empty().and_then(|empty| empty.prepare(migrate)).expect("a migrated database");
     let conn = database.connect().expect("a connection");
     (database, conn)
 }
@@ -28,7 +29,8 @@ pub(crate) fn migrated_apart() -> (Database, PgConnection) {
     static SERVER: LazyLock<PrivateServer> =
         LazyLock::new(|| PrivateServer::start_new().expect("a private server"));
 
-    let database = SERVER.create_migrated_database().expect("a migrated database");
+    let database =
+        SERVER.create_database().and_then(|empty| empty.prepare(migrate)).expect("a migrated database");
     let conn = database.connect().expect("a connection");
     (database, conn)
 }

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use api_keys_driver::{Error, KeySnapshot, KeysDriver, Result, TryLock};
+use api_keys_driver::{Error, KeySnapshot, KeysDriver, Result, TryLock, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
@@ -189,7 +189,7 @@ fn the_look_decides_and_the_lock_reads_the_newest_version_when_the_row_changes_i
     // Of its own, because a role is the whole server's.
     let server = PrivateServer::start_new().unwrap();
     let migrated = || {
-        let database = server.create_migrated_database().unwrap();
+        let database = server.create_database().unwrap().prepare(migrate).unwrap();
         let conn = database.connect().unwrap();
         (database, conn)
     };

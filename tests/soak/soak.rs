@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use api_keys_driver::schema::{api_keys, proxy_calls};
 use api_keys_driver::{
     Advice, Error, KeyId, KeysDriver, Page, Pool, PoolConfig, Result, TenantId, Timeouts, Transaction,
+    migrate,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
@@ -109,7 +110,8 @@ struct Soak {
 /// Runs the workers and the faults for a while, and checks what is left.
 pub(crate) fn soak(length: Duration) -> Counts {
     let mut server = PrivateServer::start_new().expect("a server");
-    let database = server.create_migrated_database().expect("a database");
+    let database =
+        server.create_database().and_then(|database| database.prepare(migrate)).expect("a migrated database");
     set_up(&mut database.connect().expect("a connection"));
     let pool = PoolConfig::new(database.url())
         .size(POOL)

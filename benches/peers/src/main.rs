@@ -75,7 +75,7 @@ fn main() {
     };
     let budget = Duration::from_millis(if has("--quick") { 400 } else { 4_000 });
 
-    let database = throwaway_postgres::migrated().expect("a throwaway server");
+    let database = throwaway_postgres::empty().and_then(|empty| empty.prepare(api_keys_driver::migrate)).expect("a throwaway server");
     let url = database.url();
     eprintln!("loading {:?} keys of a tenant, {:?} calls of a key", sizes.keys, sizes.calls);
     data::load(url, &sizes);

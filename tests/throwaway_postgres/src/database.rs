@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 
-use crate::Result;
+use crate::{BoxError, Result};
 
 diesel::define_sql_function!(fn pg_try_advisory_lock(key: BigInt) -> Bool);
 diesel::define_sql_function!(fn pg_advisory_unlock(key: BigInt) -> Bool);
@@ -41,6 +41,19 @@ impl Database {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Runs `prepare`, for example an application's migrations, on a connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// What `prepare` fails with. The database is dropped then.
+    pub fn prepare<T, E: Into<BoxError>>(
+        self,
+        prepare: impl FnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<Self> {
+        prepare(&mut self.connect()?).map_err(Into::into)?;
+        Ok(self)
     }
 
     /// Opens a connection.

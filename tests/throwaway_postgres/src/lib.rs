@@ -1,18 +1,27 @@
-//! A real PostgreSQL server for a test, an example or a benchmark, gone afterwards.
+//! A real PostgreSQL server for tests, examples and benchmarks. It starts in about a second and leaves
+//! nothing behind.
 //!
 //! ```
 //! use diesel::prelude::*;
 //!
-//! let database = throwaway_postgres::migrated()?;
+//! fn migrate(conn: &mut PgConnection) -> QueryResult<usize> {
+//!     diesel::sql_query("CREATE TABLE notes (id bigint PRIMARY KEY, text text NOT NULL)").execute(conn)
+//! }
+//!
+//! let database = throwaway_postgres::empty()?.prepare(migrate)?;
 //! let mut conn = database.connect()?;
-//! diesel::sql_query("SELECT FROM api_keys").execute(&mut conn)?;
+//! let inserted = diesel::sql_query("INSERT INTO notes VALUES (1, 'hello')").execute(&mut conn)?;
+//! assert_eq!(inserted, 1);
 //! # Ok::<(), throwaway_postgres::BoxError>(())
 //! ```
 //!
-//! The server is the one that `TEST_DATABASE_URL` names. Without it, one is started in memory from
-//! the binaries that [`Server::shared`] finds or fetches; all processes of this user share it, and a
-//! watchdog stops it and removes its folder when the last of them is gone, however it went.
-//! A [`Database`] is dropped with its value; those of a killed process are dropped by the next one.
+//! - [`empty`] creates a [`Database`] on the server that all processes of this user share. The database
+//!   is dropped with the value. If its process is killed, the next process drops it.
+//! - [`PrivateServer`] is a server for one test, which may stop, crash or demote it.
+//!
+//! The shared server is the one that `TEST_DATABASE_URL` names. Without that variable, the first process
+//! starts one in memory from the programs that [`programs`] finds. A watchdog process stops the server
+//! and removes its folder when the last process that uses it is gone, even if that process was killed.
 
 mod binaries;
 mod database;
@@ -24,19 +33,20 @@ pub use database::Database;
 pub use private::PrivateServer;
 pub use server::Server;
 
-/// Any error; none is told apart, because nothing but a person reads them.
+/// Any error. A person reads it; no code tells one from another.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What the functions here return.
-pub type Result<T> = std::result::Result<T, BoxError>;
+pub type Result<T, E = BoxError> = std::result::Result<T, E>;
 
-/// Creates a database of one's own with this crate's migrations applied.
-pub fn migrated() -> Result<Database> {
-    let database = empty()?;
-    api_keys_driver::migrate(&mut database.connect()?)?;
-    Ok(database)
-}
-
-/// Creates an empty database of one's own.
+/// Creates an empty database on the shared server.
+///
+/// # Errors
+///
+/// As [`Server::shared`], or if the server refuses to create a database.
 pub fn empty() -> Result<Database> {
     Server::shared()?.create_database()
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

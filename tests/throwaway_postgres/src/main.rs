@@ -1,4 +1,4 @@
-//! Prints the URL of a migrated database, and keeps it until standard input ends.
+//! Prints the URL of an empty database, and keeps it until standard input ends.
 //!
 //! ```text
 //! cargo run -p throwaway_postgres
@@ -7,7 +7,7 @@
 use std::io::{self, Read};
 
 fn main() -> throwaway_postgres::Result<()> {
-    let database = throwaway_postgres::migrated()?;
+    let database = throwaway_postgres::empty()?;
     println!("{}", database.url());
     io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())

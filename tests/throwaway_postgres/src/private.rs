@@ -52,13 +52,6 @@ impl PrivateServer {
         Database::create(&url_in(&self.home), Arc::new(Mutex::new(keeper)))
     }
 
-    /// Creates a database with this crate's migrations applied.
-    pub fn create_migrated_database(&self) -> Result<Database> {
-        let database = self.create_database()?;
-        api_keys_driver::migrate(&mut database.connect()?)?;
-        Ok(database)
-    }
-
     /// Starts the server again after [`stop`](Self::stop) or [`crash`](Self::crash).
     pub fn start(&mut self) -> Result<()> {
         self.postgres = Some(server::launch(&self.bin, &self.home, &["-c", "synchronous_commit=on"])?);
