@@ -1,6 +1,9 @@
 mod classify;
+mod violation;
 
 use self::classify::Kind;
+pub(crate) use self::violation::is_constraint;
+use self::violation::without_values;
 use crate::KeyId;
 
 /// A `Result` whose error is this crate's, unless another is named.
@@ -99,7 +102,8 @@ pub enum Error {
     #[error("the connection is lost: take another, and begin again")]
     ConnectionLost(#[source] diesel::result::Error),
 
-    /// The connection was lost between the commit and the server's answer: it happened, or it did not.
+    /// The connection was lost between the commit and the server's answer, or a Citus coordinator lost a
+    /// shard's server then: it happened, or it did not.
     #[error("the connection was lost during the commit: look whether it happened before doing it again")]
     CommitUnknown(#[source] diesel::result::Error),
 
@@ -203,6 +207,7 @@ impl Error {
 
 impl From<diesel::result::Error> for Error {
     fn from(source: diesel::result::Error) -> Self {
+        let source = without_values(source);
         match Kind::of(&source) {
             Kind::Deadlock => Self::Deadlock(source),
             Kind::SerializationFailure => Self::SerializationFailure(source),
@@ -210,6 +215,7 @@ impl From<diesel::result::Error> for Error {
             Kind::StatementTimeout => Self::StatementTimeout(source),
             Kind::ReadOnly => Self::ReadOnly(source),
             Kind::ConnectionLost => Self::ConnectionLost(source),
+            Kind::CommitUnknown => Self::CommitUnknown(source),
             Kind::TransactionAborted => Self::TransactionAborted(source),
             Kind::UniqueViolation { constraint } => Self::UniqueViolation { constraint, source },
             Kind::SchemaMismatch => Self::SchemaMismatch(source),

@@ -15,6 +15,7 @@ pub(super) enum Kind {
     StatementTimeout,
     ReadOnly,
     ConnectionLost,
+    CommitUnknown,
     TransactionAborted,
     UniqueViolation { constraint: String },
     SchemaMismatch,
@@ -42,7 +43,9 @@ impl Kind {
     fn of_message(message: &str) -> Self {
         let is_about = |before: &str, after: &str| message.starts_with(before) && message.ends_with(after);
         match message {
-            "deadlock detected" => Self::Deadlock,
+            // The second one is a Citus coordinator's.
+            "deadlock detected"
+            | "canceling the transaction since it was involved in a distributed deadlock" => Self::Deadlock,
             "canceling statement due to lock timeout" => Self::LockTimeout,
             "canceling statement due to statement timeout" => Self::StatementTimeout,
             "current transaction is aborted, commands ignored until end of transaction block" => {
@@ -54,6 +57,10 @@ impl Kind {
                 || message.starts_with("server closed the connection unexpectedly\n") =>
             {
                 Self::ConnectionLost
+            }
+            // A Citus coordinator lost a shard's server while the transaction committed there.
+            _ if is_about("could not commit transaction for shard ", " on at least one active node") => {
+                Self::CommitUnknown
             }
             _ if is_about("prepared statement \"", "\" does not exist")
                 || is_about("prepared statement \"", "\" already exists")
@@ -76,6 +83,7 @@ impl Kind {
         match self {
             Self::Deadlock | Self::SerializationFailure | Self::LockTimeout => Advice::RetryTransaction,
             Self::ReadOnly | Self::ConnectionLost | Self::PreparedStatementLost => Advice::Reconnect,
+            Self::CommitUnknown => Advice::CheckOutcome,
             Self::StatementTimeout
             | Self::TransactionAborted
             | Self::UniqueViolation { .. }

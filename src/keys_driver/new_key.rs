@@ -1,8 +1,9 @@
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::result::Error as DieselError;
 
 use super::{KeyHash, KeySnapshot, KeysDriver};
+use crate::error::is_constraint;
 use crate::schema::api_keys;
 use crate::{Error, KeyId, Result, TenantId};
 
@@ -108,14 +109,14 @@ impl KeysDriver<'_> {
     }
 }
 
-/// What the server says of a taken hash holds the hash, so it is not kept as the source.
 fn name_taken(error: DieselError, id: &KeyId) -> Error {
-    if let DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, violation) = &error {
-        match violation.constraint_name() {
-            Some("api_keys_pkey") => return Error::KeyExists(id.clone()),
-            Some("uq_api_keys_key_hash") => return Error::KeyHashExists,
-            _ => {}
+    match Error::from(error) {
+        Error::UniqueViolation { constraint, .. } if is_constraint(&constraint, "api_keys_pkey") => {
+            Error::KeyExists(id.clone())
         }
+        Error::UniqueViolation { constraint, .. } if is_constraint(&constraint, "uq_api_keys_key_hash") => {
+            Error::KeyHashExists
+        }
+        error => error,
     }
-    error.into()
 }

@@ -3,12 +3,12 @@
 use std::thread;
 
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{Advice, Error, KeyId, KeysDriver, PoolConfig, Result, TryLock, migrate};
+use api_keys_driver::{Advice, Error, KeyId, KeysDriver, NewKey, PoolConfig, Result, TryLock, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::PrivateServer;
 
-use crate::support::{KeyRow, key, migrated, tenant, wait_until_one_waits};
+use crate::support::{KeyRow, at, key, migrated, tenant, wait_until_one_waits};
 
 /// Checks the kind and the advice, and that the text neither repeats its source nor shows more than it should.
 macro_rules! assert_error {
@@ -210,6 +210,78 @@ fn a_value_that_is_there_already_names_its_constraint_and_shows_no_hash() {
     {
         assert!(!text.contains(hash), "{text}");
     }
+}
+
+/// What a Citus coordinator says is the message of the shard's server and its code, and none of its fields.
+fn raise(conn: &mut PgConnection, message: &str, code: &str, detail: &str) -> Result<()> {
+    let raise = format!(
+        "DO $$ BEGIN RAISE EXCEPTION '{message}' USING ERRCODE = '{code}', DETAIL = '{detail}'; END $$"
+    );
+    Ok(conn.batch_execute(&raise)?)
+}
+
+#[test]
+fn a_violation_that_only_words_tell_names_its_constraint_and_shows_no_value() {
+    let (_database, mut conn) = migrated();
+    let row = "Key (key_hash, tenant_id)=(secret, t) already exists.";
+    for (message, code) in [
+        ("duplicate key value violates unique constraint \"uq_api_keys_key_hash_102017\"", "23505"),
+        ("new row for relation \"api_keys_102017\" violates check constraint \"short_102017\"", "23514"),
+        ("insert or update on table \"a\" violates foreign key constraint \"b_102017\"", "23503"),
+        ("null value in column \"name\" of relation \"a\" violates not-null constraint", "23502"),
+        ("conflicting key value violates exclusion constraint \"e_102017\"", "23P01"),
+    ] {
+        let error = raise(&mut conn, message, code, row).unwrap_err();
+        if let Error::UniqueViolation { constraint, .. } = &error {
+            assert_eq!(constraint, "uq_api_keys_key_hash_102017");
+        }
+        let source = std::error::Error::source(&error).unwrap().downcast_ref();
+        let Some(diesel::result::Error::DatabaseError(_, said)) = source else { panic!("{error:?}") };
+        assert_eq!((said.message(), said.details()), (message, None));
+        assert_eq!(said.constraint_name().is_some(), message.contains(" constraint \""), "{message}");
+        assert_eq!(error.advice(), Advice::Fail);
+    }
+}
+
+#[test]
+fn a_taken_id_and_a_taken_hash_are_named_on_a_shard_too() {
+    let insert = |conn: &mut PgConnection, id: &str, hash: &str| {
+        let new = NewKey::new(tenant(), key(id), "", "", hash, at("2026-01-01T00:00:00Z"));
+        KeysDriver::new(conn).insert_key(&new).unwrap_err()
+    };
+    let refusals = |conn: &mut PgConnection| [insert(conn, "key", "new"), insert(conn, "new", "key")];
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute(
+        "ALTER INDEX api_keys_pkey RENAME TO api_keys_pkey_102017;
+         ALTER INDEX uq_api_keys_key_hash RENAME TO uq_api_keys_key_hash_102017",
+    )
+    .unwrap();
+    let on_the_shard = refusals(&mut conn);
+    conn.batch_execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             RAISE EXCEPTION 'duplicate key value violates unique constraint \"%_102017\"',
+                 CASE NEW.id WHEN 'key' THEN 'api_keys_pkey' ELSE 'uq_api_keys_key_hash' END
+                 USING ERRCODE = '23505', DETAIL = 'Key (key_hash)=(key) already exists.';
+         END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON api_keys FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    .unwrap();
+    for [id, hash] in [on_the_shard, refusals(&mut conn)] {
+        assert!(matches!(id, Error::KeyExists(id) if id == key("key")));
+        assert!(matches!(hash, Error::KeyHashExists), "{hash:?}");
+    }
+}
+
+#[test]
+fn a_coordinator_that_gives_up_a_deadlock_or_loses_a_commit_is_understood() {
+    let (_database, mut conn) = migrated();
+    let deadlock = "canceling the transaction since it was involved in a distributed deadlock";
+    let failed = raise(&mut conn, deadlock, "40P01", "");
+    assert_error!(failed, Error::Deadlock(_), Advice::RetryTransaction);
+    let commit = "could not commit transaction for shard 102017 on at least one active node";
+    let failed = raise(&mut conn, commit, "XX000", "");
+    assert_error!(failed, Error::CommitUnknown(_), Advice::CheckOutcome);
 }
 
 #[test]
