@@ -20,13 +20,19 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let now = Utc::now();
 
     // Issue: the engine makes the secret, and keeps its prefix and hash.
-    let old =
-        NewKey::new(tenant_id.clone(), old_id.clone(), "Production", "sk-live-4f2a", "hash of spring", now);
+    let old = NewKey::new(
+        tenant_id.clone(),
+        old_id.clone(),
+        "Production",
+        "sk-live-4f2a",
+        "hash of spring".into(),
+        now,
+    );
     let old = KeysDriver::new(conn).insert_key(&old)?;
     println!("inserted  {} {}...", old.name, old.key_prefix);
 
     // Recognise: the driver finds, the engine judges.
-    let found = KeysDriver::new(conn).fetch_key_by_hash("hash of spring")?.ok_or("an unknown key")?;
+    let found = KeysDriver::new(conn).fetch_key_by_hash(&"hash of spring".into())?.ok_or("an unknown key")?;
     println!("found     {} of tenant {}, {}", found.id, found.tenant_id, found.status);
 
     // Use: batches of uses, counted exactly.
@@ -47,8 +53,14 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     })?;
 
     // Rotate with a day of grace: the new key, and the old one's end, or neither.
-    let new =
-        NewKey::new(tenant_id.clone(), new_id.clone(), "Production", "sk-live-9c1e", "hash of summer", now);
+    let new = NewKey::new(
+        tenant_id.clone(),
+        new_id.clone(),
+        "Production",
+        "sk-live-9c1e",
+        "hash of summer".into(),
+        now,
+    );
     change(conn, &tenant_id, &old_id, |keys, old| {
         keys.insert_key(&new)?;
         keys.update_key_expires_at(old, Some(now + TimeDelta::days(1)))

@@ -1,26 +1,21 @@
+//! The customer's view of a tenant's keys, and the two snapshots that it returns. It changes nothing, and shows
+//! no synthetic key; what engines need is in [`KeysDriver`](crate::KeysDriver).
+
 use std::convert::identity;
+use std::fmt;
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::not;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 
-use crate::listing::{self, Count, CountUpTo};
+use crate::listing::{Listing, shown};
 use crate::schema::api_keys;
-use crate::{KeyCursor, KeyId, Page, Result, TenantId};
-
-/// The tenant's keys that customers see: the partial indexes are told by these very words.
-#[diesel::dsl::auto_type]
-#[expect(
-    clippy::elidable_lifetime_names,
-    reason = "the macro names the return type, and asks for the lifetime"
-)]
-fn shown<'a>(tenant_id: &'a TenantId) -> _ {
-    api_keys::tenant_id.eq(tenant_id).and(not(api_keys::is_synthetic))
-}
+use crate::time::{MaybeTime, Time};
+use crate::{KeyCursor, KeyId, KeyStatus, Page, Result, TenantId};
 
 /// A key in the customer's list.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
+#[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_keys, check_for_backend(Pg))]
 pub struct ApiKeySnapshot {
@@ -30,13 +25,16 @@ pub struct ApiKeySnapshot {
     pub name: String,
     /// The first characters of the secret, by which people tell keys apart.
     pub key_prefix: String,
-    /// The status as stored: `active`, `revoked` or `expired`.
-    pub status: String,
+    /// The status, as stored.
+    pub status: KeyStatus,
     /// When the key was created.
+    #[diesel(deserialize_as = Time)]
     pub created_at: DateTime<Utc>,
     /// When the key was last used, if it ever was.
+    #[diesel(deserialize_as = MaybeTime)]
     pub last_used_at: Option<DateTime<Utc>>,
     /// When the key expires, if it ever does.
+    #[diesel(deserialize_as = MaybeTime)]
     pub expires_at: Option<DateTime<Utc>>,
     /// How often the key was used, as the service counted it.
     pub total_requests: i64,
@@ -46,6 +44,7 @@ pub struct ApiKeySnapshot {
 
 /// A key on the customer's page of that key.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
+#[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_keys, check_for_backend(Pg))]
 pub struct ApiKeyDetailSnapshot {
@@ -55,13 +54,16 @@ pub struct ApiKeyDetailSnapshot {
     pub name: String,
     /// The first characters of the secret, by which people tell keys apart.
     pub key_prefix: String,
-    /// The status as stored: `active`, `revoked` or `expired`.
-    pub status: String,
+    /// The status, as stored.
+    pub status: KeyStatus,
     /// When the key was created.
+    #[diesel(deserialize_as = Time)]
     pub created_at: DateTime<Utc>,
     /// When the key was last used, if it ever was.
+    #[diesel(deserialize_as = MaybeTime)]
     pub last_used_at: Option<DateTime<Utc>>,
     /// When the key expires, if it ever does.
+    #[diesel(deserialize_as = MaybeTime)]
     pub expires_at: Option<DateTime<Utc>>,
     /// How often the key was used, as the service counted it.
     pub total_requests: i64,
@@ -74,6 +76,7 @@ pub struct ApiKeyDetailSnapshot {
     /// The most runs at a time, if limited.
     pub max_concurrent_runs: Option<i32>,
     /// When the key was revoked, if it was.
+    #[diesel(deserialize_as = MaybeTime)]
     pub revoked_at: Option<DateTime<Utc>>,
     /// Why the key was revoked, if somebody said.
     pub revoked_reason: Option<String>,
@@ -90,14 +93,15 @@ pub struct ApiKeyDetailSnapshot {
 /// As for [`KeysDriver`](crate::KeysDriver#errors).
 ///
 /// ```
-/// use api_keys_driver::{ApiKeysFacadeDriver, Page, Result, TenantId};
+/// use api_keys_driver::{ApiKeysFacadeDriver, KeyStatus, Page, Result, TenantId};
 /// use diesel::PgConnection;
 ///
 /// /// "12 active keys", and the newest of them.
 /// fn active_keys(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<(i64, Vec<String>)> {
 ///     let mut api_keys = ApiKeysFacadeDriver::new(conn);
-///     let count = api_keys.count_api_keys(tenant_id, Some("active"))?;
-///     let newest = api_keys.fetch_api_keys(tenant_id, Some("active"), Page { limit: 3, offset: 0 })?;
+///     let count = api_keys.count_api_keys(tenant_id, Some(&KeyStatus::Active))?;
+///     let page = Page { limit: 3, offset: 0 };
+///     let newest = api_keys.fetch_api_keys(tenant_id, Some(&KeyStatus::Active), page)?;
 ///     Ok((count, newest.into_iter().map(|key| key.name).collect()))
 /// }
 /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
@@ -108,6 +112,19 @@ pub struct ApiKeysFacadeDriver<'c> {
     conn: &'c mut PgConnection,
 }
 
+/// Shows no field: Diesel's connection has no `Debug`.
+impl fmt::Debug for ApiKeysFacadeDriver<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKeysFacadeDriver").finish_non_exhaustive()
+    }
+}
+
+impl From<&ApiKeySnapshot> for KeyCursor {
+    fn from(key: &ApiKeySnapshot) -> Self {
+        Self::behind(key.created_at, &key.id)
+    }
+}
+
 impl<'c> ApiKeysFacadeDriver<'c> {
     /// Borrows a connection.
     pub fn new(conn: &'c mut PgConnection) -> Self {
@@ -116,52 +133,34 @@ impl<'c> ApiKeysFacadeDriver<'c> {
 
     /// Fetches a page of the tenant's keys, newest first: `created_at DESC, id DESC`.
     ///
-    /// A status selects the keys whose status is exactly that, as stored: `active`, `revoked` or
-    /// `expired`. One that no key has selects none.
+    /// A status selects the keys that have exactly that status, as stored. A status that no key has selects
+    /// none.
     pub fn fetch_api_keys(
         &mut self,
         tenant_id: &TenantId,
-        status: Option<&str>,
+        status: Option<&KeyStatus>,
         page: Page,
     ) -> Result<Vec<ApiKeySnapshot>> {
-        match status {
-            None => listing::fetch_page(self.conn, shown(tenant_id), page, identity),
-            Some(status) => listing::fetch_page(
-                self.conn,
-                shown(tenant_id).and(api_keys::status.eq(status)),
-                page,
-                identity,
-            ),
-        }
+        Listing::shown(tenant_id, status).page(page).load(self.conn, identity)
     }
 
     /// Fetches the keys behind a cursor, or the newest, in the order of [`fetch_api_keys`](Self::fetch_api_keys).
     ///
     /// As with [`KeysDriver::fetch_keys_after`](crate::KeysDriver::fetch_keys_after), a cursor costs the
-    /// same at any depth, and a walk meets each key that stands throughout exactly once.
+    /// same at any depth, and a walk meets each key that exists throughout exactly once.
     pub fn fetch_api_keys_after(
         &mut self,
         tenant_id: &TenantId,
-        status: Option<&str>,
+        status: Option<&KeyStatus>,
         cursor: Option<&KeyCursor>,
         limit: u32,
     ) -> Result<Vec<ApiKeySnapshot>> {
-        match status {
-            None => listing::fetch_after(self.conn, shown(tenant_id), cursor, limit, identity),
-            Some(status) => {
-                let scope = shown(tenant_id).and(api_keys::status.eq(status));
-                listing::fetch_after(self.conn, scope, cursor, limit, identity)
-            }
-        }
+        Listing::shown(tenant_id, status).after(cursor, limit).load(self.conn, identity)
     }
 
     /// Counts the keys that [`fetch_api_keys`](Self::fetch_api_keys) pages through with the same status.
-    pub fn count_api_keys(&mut self, tenant_id: &TenantId, status: Option<&str>) -> Result<i64> {
-        let count = match status {
-            None => Count(shown(tenant_id)).get_result(self.conn),
-            Some(status) => Count(shown(tenant_id).and(api_keys::status.eq(status))).get_result(self.conn),
-        }?;
-        Ok(count)
+    pub fn count_api_keys(&mut self, tenant_id: &TenantId, status: Option<&KeyStatus>) -> Result<i64> {
+        Listing::shown(tenant_id, status).count(self.conn)
     }
 
     /// Counts the same keys as [`count_api_keys`](Self::count_api_keys), but no further than a bound:
@@ -169,17 +168,10 @@ impl<'c> ApiKeysFacadeDriver<'c> {
     pub fn count_api_keys_up_to(
         &mut self,
         tenant_id: &TenantId,
-        status: Option<&str>,
+        status: Option<&KeyStatus>,
         bound: u32,
     ) -> Result<i64> {
-        let count = match status {
-            None => CountUpTo::new(shown(tenant_id), bound).get_result(self.conn),
-            Some(status) => {
-                let scope = shown(tenant_id).and(api_keys::status.eq(status));
-                CountUpTo::new(scope, bound).get_result(self.conn)
-            }
-        }?;
-        Ok(count)
+        Listing::shown(tenant_id, status).count_up_to(bound, self.conn)
     }
 
     /// Fetches one key; `None` for a missing key, another tenant's, and a synthetic one.
@@ -189,8 +181,7 @@ impl<'c> ApiKeysFacadeDriver<'c> {
         key_id: &KeyId,
     ) -> Result<Option<ApiKeyDetailSnapshot>> {
         let key = ApiKeyDetailSnapshot::query()
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .filter(not(api_keys::is_synthetic))
+            .filter(shown(tenant_id))
             .filter(api_keys::id.eq(key_id))
             .get_result(self.conn)
             .optional()?;

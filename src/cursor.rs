@@ -1,9 +1,12 @@
+//! The place in a list of keys that a caller keeps between two pages, and its text.
+
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, Utc};
 
-use crate::{ApiKeySnapshot, KeyId, KeySnapshot};
+use crate::KeyId;
+use crate::time::whole_micros;
 
 /// A place in a tenant's list of keys: behind the key that it was made from.
 ///
@@ -44,15 +47,11 @@ pub struct KeyCursor {
 #[error("not a key cursor: pass back, unchanged, the text that one was displayed as, or start without one")]
 pub struct ParseKeyCursorError;
 
-impl From<&KeySnapshot> for KeyCursor {
-    fn from(key: &KeySnapshot) -> Self {
-        Self { created_at: key.created_at.trunc_subsecs(6), id: key.id.clone() }
-    }
-}
-
-impl From<&ApiKeySnapshot> for KeyCursor {
-    fn from(key: &ApiKeySnapshot) -> Self {
-        Self { created_at: key.created_at.trunc_subsecs(6), id: key.id.clone() }
+impl KeyCursor {
+    /// Makes the place behind a key, from what the list is ordered by.
+    #[must_use]
+    pub fn behind(created_at: DateTime<Utc>, id: &KeyId) -> Self {
+        Self { created_at: whole_micros(created_at), id: id.clone() }
     }
 }
 

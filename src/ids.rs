@@ -1,3 +1,9 @@
+//! The ids of tenants and keys as two types.
+
+use std::borrow::Borrow;
+use std::convert::Infallible;
+use std::str::FromStr;
+
 use derive_more::{AsRef, Display, From, Into};
 use diesel_derive_newtype::DieselNewType;
 
@@ -13,8 +19,23 @@ macro_rules! text_id {
 
         impl $name {
             /// Returns the id as the database has it.
+            #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Infallible;
+
+            fn from_str(id: &str) -> Result<Self, Infallible> {
+                Ok(id.into())
             }
         }
     };

@@ -1,19 +1,28 @@
+//! The engines' driver. Each file of the folder holds one topic: its methods, and the types they take and
+//! return. How a list is paged and counted is in `listing`; what customers see is in
+//! `api_keys_facade_driver`.
+
 mod auth;
+mod counts;
 mod event_position;
 mod events;
+mod expiry;
 mod freeze;
 mod key;
 mod key_hash;
 mod keys_with_usage;
+mod list;
 mod listed_key;
 mod locked_key;
 mod new_key;
 mod revocation;
-mod rotation;
 mod try_lock;
+mod unused;
 mod usage;
 mod usage_series;
 mod uses;
+
+use std::fmt;
 
 use diesel::prelude::*;
 
@@ -29,11 +38,6 @@ pub use self::try_lock::TryLock;
 pub use self::usage::KeyUsageSnapshot;
 pub use self::usage_series::{Bucket, UsageBucket};
 pub use self::uses::KeyUse;
-
-use self::listed_key::ListedKey;
-use crate::listing::{self, Count, CountUpTo};
-use crate::schema::api_keys;
-use crate::{KeyCursor, KeyId, Page, Result, TenantId};
 
 /// Reads and writes the keys of any tenant, from their first day to their last, for engines.
 ///
@@ -79,62 +83,12 @@ impl<'c> KeysDriver<'c> {
     pub fn connection(&mut self) -> &mut PgConnection {
         self.conn
     }
+}
 
-    /// Fetches a page of the tenant's keys, newest first, synthetic and frozen ones too.
-    ///
-    /// The order is `created_at DESC, id DESC`, so keys made in the same microsecond keep their places.
-    pub fn fetch_keys(&mut self, tenant_id: &TenantId, page: Page) -> Result<Vec<KeySnapshot>> {
-        let scope = api_keys::tenant_id.eq(tenant_id);
-        listing::fetch_page(self.conn, scope, page, |key: ListedKey| key.of(tenant_id))
-    }
-
-    /// Fetches the keys behind a cursor, or the newest, in the order of [`fetch_keys`](Self::fetch_keys).
-    ///
-    /// Unlike an offset, a cursor costs the same at any depth, and is not moved by keys that come and go:
-    /// a walk meets each key that stands throughout exactly once. See [`KeyCursor`].
-    pub fn fetch_keys_after(
-        &mut self,
-        tenant_id: &TenantId,
-        cursor: Option<&KeyCursor>,
-        limit: u32,
-    ) -> Result<Vec<KeySnapshot>> {
-        let scope = api_keys::tenant_id.eq(tenant_id);
-        listing::fetch_after(self.conn, scope, cursor, limit, |key: ListedKey| key.of(tenant_id))
-    }
-
-    /// Counts the keys that [`fetch_keys`](Self::fetch_keys) pages through.
-    ///
-    /// The server counts them one by one; for "more than 100" ask
-    /// [`count_keys_up_to`](Self::count_keys_up_to).
-    pub fn count_keys(&mut self, tenant_id: &TenantId) -> Result<i64> {
-        Ok(Count(api_keys::tenant_id.eq(tenant_id)).get_result(self.conn)?)
-    }
-
-    /// Counts the tenant's keys, but no further than a bound: the answer is never above it.
-    ///
-    /// ```
-    /// # use api_keys_driver::{KeysDriver, Result, TenantId};
-    /// # use diesel::PgConnection;
-    /// /// "42", or "100+".
-    /// fn label(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<String> {
-    ///     let count = KeysDriver::new(conn).count_keys_up_to(tenant_id, 101)?;
-    ///     Ok(if count > 100 { "100+".into() } else { count.to_string() })
-    /// }
-    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
-    /// # assert_eq!(label(&mut database.connect().unwrap(), &"nobody".into()).unwrap(), "0");
-    /// ```
-    pub fn count_keys_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> Result<i64> {
-        Ok(CountUpTo::new(api_keys::tenant_id.eq(tenant_id), bound).get_result(self.conn)?)
-    }
-
-    /// Fetches one key; `None` for a missing key and for another tenant's.
-    pub fn fetch_key_by_id(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Result<Option<KeySnapshot>> {
-        let key = KeySnapshot::query()
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .filter(api_keys::id.eq(key_id))
-            .get_result(self.conn)
-            .optional()?;
-        Ok(key)
+/// Shows no field: Diesel's connection has no `Debug`.
+impl fmt::Debug for KeysDriver<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeysDriver").finish_non_exhaustive()
     }
 }
 
@@ -151,4 +105,9 @@ pub fn get_keys_read_driver(conn: &mut PgConnection) -> KeysDriver<'_> {
 /// Borrows a connection as a [`KeysDriver`]: the name that existing callers know.
 pub fn get_keys_write_driver(conn: &mut PgConnection) -> KeysDriver<'_> {
     KeysDriver::new(conn)
+}
+
+/// A number of changed rows, in the type of all counts: PostgreSQL's `bigint`.
+fn row_count(changed: usize) -> i64 {
+    i64::try_from(changed).unwrap_or(i64::MAX)
 }

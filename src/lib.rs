@@ -63,8 +63,10 @@ mod prepared;
 /// The tables, for an engine's own statements.
 #[allow(missing_docs, reason = "printed by Diesel")]
 pub mod schema;
+mod time;
 mod timeouts;
 mod transaction;
+mod vocabulary;
 
 pub use bigdecimal::BigDecimal;
 
@@ -84,6 +86,7 @@ pub use page::Page;
 pub use pool::{Pool, PoolConfig, StatementCache};
 pub use timeouts::Timeouts;
 pub use transaction::Transaction;
+pub use vocabulary::{KeyEventKind, KeyStatus};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,49 +1,85 @@
-//! A tenant's keys as a list: newest first, a page at a time, and counted.
+//! A tenant's keys as a list: newest first, a page at a time, and counted. Lists in another order, such as
+//! by expiry, do not belong here.
 
-mod count;
-mod page;
+mod scope;
+mod start;
+mod statement;
 
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, QueryFragment, QueryId};
-use diesel::sql_types::BigInt;
+use diesel::query_dsl::methods::LoadQuery;
 
-pub(crate) use self::count::{Count, CountUpTo};
-pub(crate) use self::page::{AtNewest, NewestFirst, Skipping, fetch_after, fetch_page};
+use self::scope::Scope;
+pub(crate) use self::scope::shown;
+use self::start::Start;
+pub(crate) use self::statement::SelectKeys;
+use self::statement::{CountKeys, CountKeysUpTo, Unseen};
+use crate::{KeyCursor, KeyStatus, Page, Result, TenantId};
 
-/// True of every key, and not known to be: how a statement of this module is planned once.
+/// The keys of a scope from a start on, newest first, at most `limit` of them.
 ///
-/// From its sixth execution on, a prepared statement keeps one plan for all values, but only if the
-/// server reckons it no dearer than those it made for the values at hand. It reckons an unknown
-/// `LIMIT` as a tenth of an average tenant, so a small page of a large tenant would be planned anew
-/// at each call, which takes as long as reading it. What stands in a subselect is unknown to both
-/// plans, and two unknown ends of a range are reckoned as a two-hundredth of whatever the tenant has.
-/// So both plans look alike, small, and made for the index in the order of the page.
-const AT_ANY_TIME: &str = r#" AND "api_keys"."created_at" BETWEEN (SELECT timestamptz '-infinity') AND (SELECT timestamptz 'infinity')"#;
-
-/// Pushes `FROM api_keys WHERE <scope>`.
-fn push_source<'b>(scope: &'b impl QueryFragment<Pg>, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-    out.push_sql(r#" FROM "api_keys" WHERE "#);
-    scope.walk_ast(out.reborrow())?;
-    out.push_sql(AT_ANY_TIME);
-    Ok(())
+/// A new list starts at the newest key and has no limit.
+pub(crate) struct Listing<'a> {
+    scope: Scope<'a>,
+    start: Start<'a>,
+    limit: Unseen,
 }
 
-/// A number of rows that the planner does not see.
-#[derive(QueryId)]
-struct Unseen(i64);
-
-impl Unseen {
-    fn new(rows: u32) -> Self {
-        Self(rows.into())
+impl<'a> Listing<'a> {
+    /// All keys of a tenant.
+    pub(crate) fn all(tenant_id: &'a TenantId) -> Self {
+        Self::of(Scope::all(tenant_id))
     }
-}
 
-impl QueryFragment<Pg> for Unseen {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("(SELECT ");
-        out.push_bind_param::<BigInt, _>(&self.0)?;
-        out.push_sql(")");
-        Ok(())
+    /// The keys of a tenant that customers see, of one status if one is given.
+    pub(crate) fn shown(tenant_id: &'a TenantId, status: Option<&'a KeyStatus>) -> Self {
+        Self::of(match status {
+            None => Scope::shown(tenant_id),
+            Some(status) => Scope::shown_with_status(tenant_id, status),
+        })
+    }
+
+    fn of(scope: Scope<'a>) -> Self {
+        Self { scope, start: Start::Newest, limit: Unseen::rows(u32::MAX) }
+    }
+
+    /// A stretch of the list.
+    pub(crate) fn page(self, Page { limit, offset }: Page) -> Self {
+        Self { start: Start::skipping(offset), limit: Unseen::rows(limit), ..self }
+    }
+
+    /// What follows a cursor, or the beginning.
+    pub(crate) fn after(self, cursor: Option<&'a KeyCursor>, limit: u32) -> Self {
+        Self { start: Start::after(cursor), limit: Unseen::rows(limit), ..self }
+    }
+
+    /// Selects the list as rows, whose columns Diesel checks.
+    pub(crate) fn select<Row: Selectable<Pg>>(self) -> SelectKeys<'a, Row::SelectExpression> {
+        SelectKeys { columns: Row::construct_selection(), listing: self }
+    }
+
+    /// Loads the list, and reads each row as a key.
+    pub(crate) fn load<Row, Key>(self, conn: &mut PgConnection, read: impl Fn(Row) -> Key) -> Result<Vec<Key>>
+    where
+        Row: Selectable<Pg>,
+        SelectKeys<'a, Row::SelectExpression>: LoadQuery<'a, PgConnection, Row>,
+    {
+        let rows = self.select::<Row>().load_iter(conn)?;
+        // In one allocation, unlike Diesel's `load`, which does not look at how many rows there are.
+        let mut keys = Vec::with_capacity(rows.size_hint().0);
+        for row in rows {
+            keys.push(read(row?));
+        }
+        Ok(keys)
+    }
+
+    /// Counts the keys of the scope.
+    pub(crate) fn count(self, conn: &mut PgConnection) -> Result<i64> {
+        Ok(CountKeys(self.scope).get_result(conn)?)
+    }
+
+    /// Counts the keys of the scope, but no further than a bound.
+    pub(crate) fn count_up_to(self, bound: u32, conn: &mut PgConnection) -> Result<i64> {
+        Ok(CountKeysUpTo { scope: self.scope, bound: Unseen::rows(bound) }.get_result(conn)?)
     }
 }

@@ -22,7 +22,7 @@ use crate::{Advice, Error, Result, Timeouts};
 /// It costs what Diesel's does: `BEGIN` and `COMMIT` are one round trip each.
 ///
 /// ```
-/// use api_keys_driver::{Error, KeyId, KeySnapshot, KeysDriver, PoolConfig, TenantId, Transaction};
+/// use api_keys_driver::{Error, KeyId, KeySnapshot, KeyStatus, KeysDriver, PoolConfig, TenantId, Transaction};
 /// use chrono::{DateTime, Utc};
 /// use diesel::PgConnection;
 ///
@@ -43,7 +43,7 @@ use crate::{Advice, Error, Result, Timeouts};
 ///     Transaction::attempts(3).run(conn, |conn| {
 ///         let mut keys = KeysDriver::new(conn);
 ///         let Some(key) = keys.fetch_key_for_update(tenant_id, key_id)? else { return Ok(None) };
-///         if key.status == "revoked" {
+///         if key.status == KeyStatus::Revoked {
 ///             return Err(EngineError::Revoked);
 ///         }
 ///         Ok(Some(keys.update_key_frozen(key, now)?))

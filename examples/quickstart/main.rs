@@ -16,8 +16,8 @@ use std::thread;
 
 use api_keys_driver::schema::proxy_calls;
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Error, KeyId, KeySnapshot, KeyUsageSnapshot, KeysDriver, NewKey, Page, Result,
-    TenantId, get_keys_driver, migrate,
+    ApiKeysFacadeDriver, Error, KeyId, KeySnapshot, KeyStatus, KeyUsageSnapshot, KeysDriver, NewKey, Page,
+    Result, TenantId, get_keys_driver, migrate,
 };
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use diesel::prelude::*;
@@ -94,8 +94,10 @@ fn load(conn: &mut PgConnection, calls: &[Call]) -> Result<()> {
     for ((id, name, is_synthetic), nth) in KEYS.into_iter().zip(0..) {
         let (prefix, hash) = (format!("sk-live-{nth:04}"), format!("{nth:064x}"));
         let created_at = created_at + TimeDelta::hours(nth);
-        let key =
-            NewKey { is_synthetic, ..NewKey::new(TENANT.into(), id.into(), name, prefix, hash, created_at) };
+        let key = NewKey {
+            is_synthetic,
+            ..NewKey::new(TENANT.into(), id.into(), name, prefix, hash.into(), created_at)
+        };
         KeysDriver::new(conn).insert_key(&key)?;
     }
 
@@ -167,8 +169,8 @@ fn print_usage_line(label: &str, [today, month]: &[KeyUsageSnapshot; 2]) {
 
 fn print_customers_view(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<()> {
     let mut api_keys = ApiKeysFacadeDriver::new(conn);
-    println!("  {} active keys", api_keys.count_api_keys(tenant_id, Some("active"))?);
-    for key in api_keys.fetch_api_keys(tenant_id, Some("active"), Page::default())? {
+    println!("  {} active keys", api_keys.count_api_keys(tenant_id, Some(&KeyStatus::Active))?);
+    for key in api_keys.fetch_api_keys(tenant_id, Some(&KeyStatus::Active), Page::default())? {
         println!("    {:<18} {}...", key.name, key.key_prefix);
     }
     let hidden = api_keys.fetch_api_key_by_id(tenant_id, &KeyId::from("key-load-test"))?;

@@ -1,27 +1,33 @@
+//! What recognising a key takes.
+
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 
 use super::{KeyHash, KeysDriver};
 use crate::schema::api_keys;
-use crate::{KeyId, Result, TenantId};
+use crate::time::MaybeTime;
+use crate::{KeyId, KeyStatus, Result, TenantId};
 
 /// What it takes to judge whether a key may be used, and for what.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_keys, check_for_backend(Pg))]
+#[non_exhaustive]
 pub struct KeyAuthSnapshot {
     /// The key's own id.
     pub id: KeyId,
     /// The tenant that the key belongs to.
     pub tenant_id: TenantId,
-    /// The status as stored: `active`, `revoked` or `expired`.
-    pub status: String,
+    /// The status, as stored.
+    pub status: KeyStatus,
     /// Whether the key is frozen, whatever its status.
     pub is_frozen: bool,
     /// When the key expires, if it ever does. Its status may still be `active` afterwards.
+    #[diesel(deserialize_as = MaybeTime)]
     pub expires_at: Option<DateTime<Utc>>,
     /// When the key was revoked, if it was.
+    #[diesel(deserialize_as = MaybeTime)]
     pub revoked_at: Option<DateTime<Utc>>,
     /// What the key may do, the stored text as it is: not parsed, and not always JSON.
     pub permissions_json: Option<String>,
@@ -43,9 +49,9 @@ impl KeysDriver<'_> {
     /// Nothing is judged: a revoked, frozen or expired key is found like any other. This and
     /// [`fetch_key_events_after`](Self::fetch_key_events_after) are the only statements without a
     /// tenant, because the tenant is what the look-up finds out.
-    pub fn fetch_key_by_hash(&mut self, key_hash: &str) -> Result<Option<KeyAuthSnapshot>> {
+    pub fn fetch_key_by_hash(&mut self, key_hash: &KeyHash) -> Result<Option<KeyAuthSnapshot>> {
         let key = KeyAuthSnapshot::query()
-            .filter(api_keys::key_hash.eq(KeyHash::from(key_hash)))
+            .filter(api_keys::key_hash.eq(key_hash))
             .get_result(self.conn)
             .optional()?;
         Ok(key)

@@ -1,3 +1,5 @@
+//! The place in the order of events that a follower keeps, and its text.
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,3 +1,5 @@
+//! What was done to keys: a key's history, and the changes of all keys for followers.
+
 use chrono::{DateTime, Utc};
 use diesel::expression::FallibleCastsTo;
 use diesel::pg::Pg;
@@ -7,12 +9,14 @@ use diesel::sql_types::{BigInt, Text};
 
 use super::{EventPosition, KeysDriver};
 use crate::schema::api_key_events;
-use crate::{KeyId, Page, Result, TenantId};
+use crate::time::{MaybeTime, Time};
+use crate::{KeyEventKind, KeyId, KeyStatus, Page, Result, TenantId};
 
 /// One change of a key, and what it left.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_key_events, check_for_backend(Pg))]
+#[non_exhaustive]
 pub struct KeyEventSnapshot {
     /// The event's place in the order of [`KeysDriver::fetch_key_events_after`].
     #[diesel(embed)]
@@ -23,21 +27,22 @@ pub struct KeyEventSnapshot {
     pub key_id: KeyId,
     /// The key's revision after the change: the higher, the newer. Events of one `UPDATE` share it.
     pub revision: i64,
-    /// What was done: `inserted`, `frozen`, `unfrozen`, `revoked`, `expiry_set`, `deleted`, or
-    /// `changed` for anything else, such as another name, or a status that is not `revoked`.
-    pub kind: String,
+    /// What was done.
+    pub kind: KeyEventKind,
     /// When, as given with the change: `created_at`, `frozen_at` or `revoked_at`. Where no time is
     /// given, as for every other change, when the transaction began, by the server's clock.
+    #[diesel(deserialize_as = Time)]
     pub at: DateTime<Utc>,
     /// Who did it, where that was given: a freeze's `frozen_by`.
     pub actor: Option<String>,
     /// Why, where that was given: the reason of a freeze or of a revocation.
     pub reason: Option<String>,
     /// The status that the change left.
-    pub status: String,
+    pub status: KeyStatus,
     /// Whether the change left the key frozen.
     pub is_frozen: bool,
     /// The expiry that the change left.
+    #[diesel(deserialize_as = MaybeTime)]
     pub expires_at: Option<DateTime<Utc>>,
 }
 
@@ -100,7 +105,7 @@ impl KeysDriver<'_> {
     ///
     /// ```
     /// # use std::collections::HashMap;
-    /// # use api_keys_driver::{EventPosition, KeyId, KeysDriver, NewKey, Result, TenantId};
+    /// # use api_keys_driver::{EventPosition, KeyHash, KeyId, KeysDriver, NewKey, Result, TenantId};
     /// # use diesel::{Connection, PgConnection};
     /// #[derive(Default)]
     /// struct FrozenKeys {
@@ -133,7 +138,7 @@ impl KeysDriver<'_> {
     /// # let mut conn = database.connect().unwrap();
     /// # let (tenant_id, key_id) = (TenantId::from("tenant"), KeyId::from("key"));
     /// # let now = "2026-01-01T00:00:00Z".parse().unwrap();
-    /// # let key = NewKey::new(tenant_id.clone(), key_id.clone(), "Production", "sk-live", "hash", now);
+    /// # let key = NewKey::new(tenant_id.clone(), key_id.clone(), "Production", "sk-live", KeyHash::from("hash"), now);
     /// # conn.transaction(|conn| {
     /// #     let mut keys = KeysDriver::new(conn);
     /// #     keys.insert_key(&key)?;

@@ -1,12 +1,14 @@
+//! Freezing and unfreezing a key, and who froze it.
+
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 
 use super::{KeySnapshot, KeysDriver, LockedKey};
 use crate::error::require_at_most;
-use crate::prepared::Prepared;
 use crate::schema::api_keys;
-use crate::{Error, KeyId, Result, TenantId};
+use crate::time::{MaybeTime, Time};
+use crate::{KeyId, Result, TenantId};
 
 /// Who freezes a key, when and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +23,12 @@ pub struct Freeze<'a> {
 
 /// Who froze a key, when and why, as far as it was said.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
+#[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_keys, check_for_backend(Pg))]
 pub struct KeyFreezeSnapshot {
     /// When the key was frozen.
+    #[diesel(deserialize_as = MaybeTime)]
     pub frozen_at: Option<DateTime<Utc>>,
     /// Who froze it.
     pub frozen_by: Option<String>,
@@ -96,18 +100,12 @@ impl<'c> KeysDriver<'c> {
     ) -> Result<KeySnapshot> {
         struct UpdateKeyFreeze;
 
-        self.require_lock(&key)?;
-        let update = diesel::update(api_keys::table)
-            .filter(api_keys::tenant_id.eq(&key.tenant_id))
-            .filter(api_keys::id.eq(&key.id))
-            .set((
-                api_keys::is_frozen.eq(at.is_some()),
-                api_keys::frozen_at.eq(at),
-                api_keys::frozen_by.eq(by),
-                api_keys::freeze_reason.eq(reason),
-            ))
-            .returning(KeySnapshot::as_returning());
-        let updated = Prepared::<UpdateKeyFreeze, _>::new(update).get_result(self.conn).optional()?;
-        updated.ok_or_else(|| Error::LockedRowGone(key.into_snapshot().id))
+        let changes = (
+            api_keys::is_frozen.eq(at.is_some()),
+            api_keys::frozen_at.eq(at.map(Time::from)),
+            api_keys::frozen_by.eq(by),
+            api_keys::freeze_reason.eq(reason),
+        );
+        self.update_locked::<UpdateKeyFreeze, _>(key, changes)
     }
 }

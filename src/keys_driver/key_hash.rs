@@ -1,3 +1,5 @@
+//! The hash of a secret as a type, so that it is taken for no other text and shown nowhere.
+
 use std::fmt;
 
 use derive_more::From;

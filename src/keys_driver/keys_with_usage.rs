@@ -1,3 +1,5 @@
+//! A page of keys, each with its usage.
+
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use diesel::dsl::SqlTypeOf;
@@ -8,8 +10,8 @@ use diesel::sql_types::{BigInt, Nullable, Numeric, Text, Timestamptz};
 
 use super::listed_key::ListedKey;
 use super::{KeySnapshot, KeyUsageSnapshot, KeysDriver};
-use crate::listing::{AtNewest, NewestFirst, Skipping};
-use crate::schema::api_keys;
+use crate::listing::{Listing, SelectKeys};
+use crate::time::Time;
 use crate::{Page, Result, TenantId};
 
 impl KeysDriver<'_> {
@@ -20,21 +22,12 @@ impl KeysDriver<'_> {
     pub fn fetch_keys_with_usage(
         &mut self,
         tenant_id: &TenantId,
-        page: Page,
         since: DateTime<Utc>,
+        page: Page,
     ) -> Result<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
-        let columns = <ListedKey as Selectable<Pg>>::construct_selection();
-        let scope = api_keys::tenant_id.eq(tenant_id);
-        let rows: Vec<(ListedKey, i64, Option<BigDecimal>)> = match page.offset {
-            0 => {
-                let keys = NewestFirst::new(columns, scope, AtNewest, page.limit);
-                WithUsage { keys, tenant_id, since }.load(self.conn)
-            }
-            offset => {
-                let keys = NewestFirst::new(columns, scope, Skipping::rows(offset), page.limit);
-                WithUsage { keys, tenant_id, since }.load(self.conn)
-            }
-        }?;
+        let keys = Listing::all(tenant_id).page(page).select::<ListedKey>();
+        let rows: Vec<(ListedKey, i64, Option<BigDecimal>)> =
+            WithUsage { keys, tenant_id, since: since.into() }.load(self.conn)?;
         let keys = rows.into_iter().map(|(key, request_count, spend_cents)| {
             (
                 key.of(tenant_id),
@@ -48,18 +41,15 @@ impl KeysDriver<'_> {
 /// A page of keys and the usage of each.
 ///
 /// Written by hand, because Diesel has no `LATERAL`: both sums come from one scan of a key's calls.
-struct WithUsage<'a, Scope, Start> {
-    keys: NewestFirst<KeyColumns, Scope, Start>,
+struct WithUsage<'a> {
+    keys: SelectKeys<'a, KeyColumns>,
     tenant_id: &'a TenantId,
-    since: DateTime<Utc>,
+    since: Time,
 }
 
 type KeyColumns = <ListedKey as Selectable<Pg>>::SelectExpression;
 
-impl<Scope, Start> QueryFragment<Pg> for WithUsage<'_, Scope, Start>
-where
-    NewestFirst<KeyColumns, Scope, Start>: QueryFragment<Pg>,
-{
+impl QueryFragment<Pg> for WithUsage<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT ");
         self.keys.columns.walk_ast(out.reborrow())?;
@@ -76,13 +66,13 @@ where
     }
 }
 
-impl<Scope: QueryId, Start: QueryId> QueryId for WithUsage<'_, Scope, Start> {
-    type QueryId = WithUsage<'static, Scope::QueryId, Start::QueryId>;
-    const HAS_STATIC_QUERY_ID: bool = Scope::HAS_STATIC_QUERY_ID && Start::HAS_STATIC_QUERY_ID;
+impl QueryId for WithUsage<'_> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<Scope, Start> Query for WithUsage<'_, Scope, Start> {
+impl Query for WithUsage<'_> {
     type SqlType = (SqlTypeOf<KeyColumns>, BigInt, Nullable<Numeric>);
 }
 
-impl<Scope, Start> RunQueryDsl<PgConnection> for WithUsage<'_, Scope, Start> {}
+impl RunQueryDsl<PgConnection> for WithUsage<'_> {}

@@ -1,5 +1,5 @@
-use chrono::{DateTime, Utc};
-use diesel::data_types::PgTimestamp;
+//! How a page reads its keys from rows.
+
 use diesel::deserialize::{self, FromSql, FromSqlRow, StaticallySizedRow};
 use diesel::pg::Pg;
 use diesel::prelude::*;
@@ -8,7 +8,8 @@ use diesel::sql_types::{BigInt, Bool, Nullable, Text, Timestamptz};
 
 use super::KeySnapshot;
 use crate::schema::api_keys;
-use crate::{KeyId, TenantId};
+use crate::time::{MaybeTime, Time};
+use crate::{KeyId, KeyStatus, TenantId};
 
 /// A key as a page fetches it: without its tenant, which is the one that was asked for.
 ///
@@ -20,13 +21,15 @@ pub(super) struct ListedKey {
     id: KeyId,
     name: String,
     key_prefix: String,
-    status: String,
+    status: KeyStatus,
     is_frozen: bool,
-    frozen_at: Option<DateTime<Utc>>,
-    created_at: DateTime<Utc>,
-    last_used_at: Option<DateTime<Utc>>,
-    expires_at: Option<DateTime<Utc>>,
+    frozen_at: MaybeTime,
+    created_at: Time,
+    last_used_at: MaybeTime,
+    expires_at: MaybeTime,
     total_requests: i64,
+    is_synthetic: bool,
+    revision: i64,
 }
 
 impl ListedKey {
@@ -38,17 +41,19 @@ impl ListedKey {
             key_prefix: self.key_prefix,
             status: self.status,
             is_frozen: self.is_frozen,
-            frozen_at: self.frozen_at,
-            created_at: self.created_at,
-            last_used_at: self.last_used_at,
-            expires_at: self.expires_at,
+            frozen_at: self.frozen_at.into(),
+            created_at: self.created_at.into(),
+            last_used_at: self.last_used_at.into(),
+            expires_at: self.expires_at.into(),
             total_requests: self.total_requests,
+            is_synthetic: self.is_synthetic,
+            revision: self.revision,
         }
     }
 }
 
-type MaybeTime = Nullable<Timestamptz>;
-type SqlTypes = (Text, Text, Text, Text, Bool, MaybeTime, Timestamptz, MaybeTime, MaybeTime, BigInt);
+type Times = Nullable<Timestamptz>;
+type SqlTypes = (Text, Text, Text, Text, Bool, Times, Timestamptz, Times, Times, BigInt, Bool, BigInt);
 
 impl FromSqlRow<SqlTypes, Pg> for ListedKey {
     fn build_from_row<'a>(row: &impl Row<'a, Pg>) -> deserialize::Result<Self> {
@@ -58,17 +63,19 @@ impl FromSqlRow<SqlTypes, Pg> for ListedKey {
             key_prefix: field::<Text, _>(row, 2)?,
             status: field::<Text, _>(row, 3)?,
             is_frozen: field::<Bool, _>(row, 4)?,
-            frozen_at: field::<MaybeTime, Option<_>>(row, 5)?.map(utc).transpose()?,
-            created_at: utc(field::<Timestamptz, _>(row, 6)?)?,
-            last_used_at: field::<MaybeTime, Option<_>>(row, 7)?.map(utc).transpose()?,
-            expires_at: field::<MaybeTime, Option<_>>(row, 8)?.map(utc).transpose()?,
+            frozen_at: field::<Times, _>(row, 5)?,
+            created_at: field::<Timestamptz, _>(row, 6)?,
+            last_used_at: field::<Times, _>(row, 7)?,
+            expires_at: field::<Times, _>(row, 8)?,
             total_requests: field::<BigInt, _>(row, 9)?,
+            is_synthetic: field::<Bool, _>(row, 10)?,
+            revision: field::<BigInt, _>(row, 11)?,
         })
     }
 }
 
 impl StaticallySizedRow<SqlTypes, Pg> for ListedKey {
-    const FIELD_COUNT: usize = 10;
+    const FIELD_COUNT: usize = 12;
 }
 
 fn field<'a, SqlType, T>(row: &impl Row<'a, Pg>, nth: usize) -> deserialize::Result<T>
@@ -76,12 +83,4 @@ where
     T: FromSql<SqlType, Pg>,
 {
     T::from_nullable_sql(row.get(nth).ok_or("a column is missing")?.value())
-}
-
-/// The same moment as by Diesel's way, which counts days and seconds anew for each field.
-fn utc(PgTimestamp(micros_since_2000): PgTimestamp) -> deserialize::Result<DateTime<Utc>> {
-    const FROM_1970_TO_2000: i64 = 946_684_800_000_000;
-
-    let micros = micros_since_2000.checked_add(FROM_1970_TO_2000);
-    Ok(micros.and_then(DateTime::from_timestamp_micros).ok_or("a time that is out of range")?)
 }

@@ -1,11 +1,18 @@
+//! The row lock of one key as a type, and the one way in which a locked key is changed. An attempt that does not
+//! wait is in `try_lock.rs`.
+
+use std::any::Any;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::ptr;
 
 use diesel::connection::TransactionManager;
+use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::query_builder::QueryFragment;
 
 use super::{KeySnapshot, KeysDriver};
+use crate::prepared::Prepared;
 use crate::schema::api_keys;
 use crate::{Error, KeyId, Result, TenantId};
 
@@ -161,7 +168,29 @@ impl<'c> KeysDriver<'c> {
         }
     }
 
-    pub(super) fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
+    /// Changes the row of a locked key, and returns the key as it is afterwards. Every change of one key passes here.
+    ///
+    /// `Statement` is a type of the caller's own: see [`Prepared`].
+    pub(super) fn update_locked<Statement, Changes>(
+        &mut self,
+        key: LockedKey<'c>,
+        changes: Changes,
+    ) -> Result<KeySnapshot>
+    where
+        Statement: Any,
+        Changes: AsChangeset<Target = api_keys::table, Changeset: QueryFragment<Pg>>,
+    {
+        self.require_lock(&key)?;
+        let update = diesel::update(api_keys::table)
+            .filter(api_keys::tenant_id.eq(&key.tenant_id))
+            .filter(api_keys::id.eq(&key.id))
+            .set(changes)
+            .returning(KeySnapshot::as_returning());
+        let updated = Prepared::<Statement, _>::new(update).get_result(self.conn).optional()?;
+        updated.ok_or_else(|| Error::LockedRowGone(key.into_snapshot().id))
+    }
+
+    fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
         if key.holder != self.address() {
             return Err(Error::LockedElsewhere(key.id.clone()));
         }

@@ -1,3 +1,5 @@
+//! Inserting a key.
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
@@ -5,7 +7,8 @@ use diesel::result::Error as DieselError;
 use super::{KeyHash, KeySnapshot, KeysDriver};
 use crate::error::is_constraint;
 use crate::schema::api_keys;
-use crate::{Error, KeyId, Result, TenantId};
+use crate::time::Time;
+use crate::{Error, KeyId, KeyStatus, Result, TenantId};
 
 /// A key to be inserted: every column that an engine sets.
 ///
@@ -13,9 +16,9 @@ use crate::{Error, KeyId, Result, TenantId};
 /// [`NewKey::new`] asks for what a key must have; the rest is set like any field:
 ///
 /// ```
-/// # use api_keys_driver::{KeyId, NewKey, TenantId};
+/// # use api_keys_driver::{KeyHash, KeyId, NewKey, TenantId};
 /// # use chrono::{DateTime, TimeDelta, Utc};
-/// # fn key(tenant_id: TenantId, id: KeyId, prefix: &str, hash: &str, now: DateTime<Utc>) -> NewKey {
+/// # fn key(tenant_id: TenantId, id: KeyId, prefix: &str, hash: KeyHash, now: DateTime<Utc>) -> NewKey {
 /// NewKey {
 ///     expires_at: Some(now + TimeDelta::days(90)),
 ///     rate_limit_rpm: Some(60),
@@ -23,9 +26,22 @@ use crate::{Error, KeyId, Result, TenantId};
 /// }
 /// # }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Insertable)]
-// NULL is sent as a value: the keyword DEFAULT would change the statement with each key.
-#[diesel(table_name = api_keys, treat_none_as_default_value = false)]
+///
+/// A hash is a type of its own, so that a swapped pair does not compile, which would store the hash in a
+/// column that everybody sees:
+///
+/// ```compile_fail,E0308
+/// # use api_keys_driver::{KeyHash, KeyId, NewKey, TenantId};
+/// # use chrono::{DateTime, TimeDelta, Utc};
+/// # fn key(tenant_id: TenantId, id: KeyId, prefix: &str, hash: KeyHash, now: DateTime<Utc>) -> NewKey {
+/// NewKey {
+///     expires_at: Some(now + TimeDelta::days(90)),
+///     rate_limit_rpm: Some(60),
+///     ..NewKey::new(tenant_id, id, "Production", hash, prefix, now)
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewKey {
     /// The tenant that the key belongs to.
     pub tenant_id: TenantId,
@@ -48,7 +64,7 @@ pub struct NewKey {
     /// The most runs at a time, if limited.
     pub max_concurrent_runs: Option<i32>,
     /// The status to begin with.
-    pub status: String,
+    pub status: KeyStatus,
     /// When the key expires, if it ever does.
     pub expires_at: Option<DateTime<Utc>>,
     /// When the key was created, by the engine's clock.
@@ -66,7 +82,7 @@ impl NewKey {
         id: KeyId,
         name: impl Into<String>,
         key_prefix: impl Into<String>,
-        key_hash: impl Into<KeyHash>,
+        key_hash: KeyHash,
         created_at: DateTime<Utc>,
     ) -> Self {
         Self {
@@ -75,12 +91,12 @@ impl NewKey {
             user_id: None,
             name: name.into(),
             key_prefix: key_prefix.into(),
-            key_hash: key_hash.into(),
+            key_hash,
             permissions_json: None,
             allowed_workers_json: None,
             rate_limit_rpm: None,
             max_concurrent_runs: None,
-            status: "active".into(),
+            status: KeyStatus::Active,
             expires_at: None,
             created_at,
             is_synthetic: false,
@@ -102,7 +118,23 @@ impl KeysDriver<'_> {
     /// transaction: to go on in it, insert inside a nested one.
     pub fn insert_key(&mut self, key: &NewKey) -> Result<KeySnapshot> {
         diesel::insert_into(api_keys::table)
-            .values(key)
+            .values((
+                api_keys::tenant_id.eq(&key.tenant_id),
+                api_keys::id.eq(&key.id),
+                api_keys::user_id.eq(&key.user_id),
+                api_keys::name.eq(&key.name),
+                api_keys::key_prefix.eq(&key.key_prefix),
+                api_keys::key_hash.eq(&key.key_hash),
+                api_keys::permissions_json.eq(&key.permissions_json),
+                api_keys::allowed_workers_json.eq(&key.allowed_workers_json),
+                api_keys::rate_limit_rpm.eq(key.rate_limit_rpm),
+                api_keys::max_concurrent_runs.eq(key.max_concurrent_runs),
+                api_keys::status.eq(key.status.as_str()),
+                api_keys::expires_at.eq(key.expires_at.map(Time::from)),
+                api_keys::created_at.eq(Time::from(key.created_at)),
+                api_keys::is_synthetic.eq(key.is_synthetic),
+                api_keys::synthetic_scenario_id.eq(&key.synthetic_scenario_id),
+            ))
             .returning(KeySnapshot::as_returning())
             .get_result(self.conn)
             .map_err(|error| name_taken(error, &key.id))

@@ -1,3 +1,5 @@
+//! Revoking one key, or all keys of a tenant.
+
 use chrono::{DateTime, Utc};
 use diesel::dsl::case_when;
 use diesel::pg::{Pg, PgConnection};
@@ -5,11 +7,11 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{Nullable, Text, Timestamptz};
 
-use super::{KeySnapshot, KeysDriver, LockedKey};
+use super::{KeySnapshot, KeysDriver, LockedKey, row_count};
 use crate::error::require_at_most;
-use crate::prepared::Prepared;
 use crate::schema::api_keys;
-use crate::{Error, Result, TenantId};
+use crate::time::Time;
+use crate::{KeyStatus, Result, TenantId};
 
 impl<'c> KeysDriver<'c> {
     /// Revokes a key: `status = 'revoked'`, `revoked_at` and `revoked_reason` as given.
@@ -30,22 +32,15 @@ impl<'c> KeysDriver<'c> {
         struct UpdateKeyRevoked;
 
         require_reason_fits(reason)?;
-        self.require_lock(&key)?;
-        // Decided by the row and not by `key`, which may be older: a transaction can lock a key twice.
-        let is_revoked = || api_keys::status.eq("revoked");
-        let update = diesel::update(api_keys::table)
-            .filter(api_keys::tenant_id.eq(&key.tenant_id))
-            .filter(api_keys::id.eq(&key.id))
-            .set((
-                api_keys::status.eq("revoked"),
-                api_keys::revoked_at
-                    .eq(case_when(is_revoked(), api_keys::revoked_at).otherwise(Some(revoked_at))),
-                api_keys::revoked_reason
-                    .eq(case_when(is_revoked(), api_keys::revoked_reason).otherwise(reason)),
-            ))
-            .returning(KeySnapshot::as_returning());
-        let updated = Prepared::<UpdateKeyRevoked, _>::new(update).get_result(self.conn).optional()?;
-        updated.ok_or_else(|| Error::LockedRowGone(key.into_snapshot().id))
+        // The row decides and not `key`, which may be older: a transaction can lock a key twice.
+        let is_revoked = || api_keys::status.eq(KeyStatus::Revoked.as_str());
+        let revoked_at = Some(Time::from(revoked_at));
+        let changes = (
+            api_keys::status.eq(KeyStatus::Revoked.as_str()),
+            api_keys::revoked_at.eq(case_when(is_revoked(), api_keys::revoked_at).otherwise(revoked_at)),
+            api_keys::revoked_reason.eq(case_when(is_revoked(), api_keys::revoked_reason).otherwise(reason)),
+        );
+        self.update_locked::<UpdateKeyRevoked, _>(key, changes)
     }
 
     /// Revokes every key of a tenant that is not revoked yet, and returns how many that were.
@@ -63,10 +58,11 @@ impl<'c> KeysDriver<'c> {
         tenant_id: &TenantId,
         revoked_at: DateTime<Utc>,
         reason: Option<&str>,
-    ) -> Result<u64> {
+    ) -> Result<i64> {
         require_reason_fits(reason)?;
+        let revoked_at = revoked_at.into();
         let revoked = UpdateAllKeysRevoked { tenant_id, revoked_at, reason }.execute(self.conn)?;
-        Ok(revoked as u64)
+        Ok(row_count(revoked))
     }
 }
 
@@ -77,7 +73,7 @@ fn require_reason_fits(reason: Option<&str>) -> Result<()> {
 /// By hand: Diesel has no `WITH`, and no other `UPDATE` locks its rows in a chosen order.
 struct UpdateAllKeysRevoked<'a> {
     tenant_id: &'a TenantId,
-    revoked_at: DateTime<Utc>,
+    revoked_at: Time,
     reason: Option<&'a str>,
 }
 
@@ -91,10 +87,11 @@ impl QueryFragment<Pg> for UpdateAllKeysRevoked<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(r#"WITH "locked" AS (SELECT "id" FROM "api_keys" WHERE "tenant_id" = "#);
         out.push_bind_param::<Text, _>(self.tenant_id)?;
-        out.push_sql(
-            r#" AND "status" <> 'revoked' ORDER BY "id" FOR NO KEY UPDATE)
-               UPDATE "api_keys" SET "status" = 'revoked', "revoked_at" = "#,
-        );
+        out.push_sql(r#" AND "status" <> "#);
+        out.push_bind_param::<Text, _>(&KeyStatus::Revoked)?;
+        out.push_sql(r#" ORDER BY "id" FOR NO KEY UPDATE) UPDATE "api_keys" SET "status" = "#);
+        out.push_bind_param::<Text, _>(&KeyStatus::Revoked)?;
+        out.push_sql(r#", "revoked_at" = "#);
         out.push_bind_param::<Timestamptz, _>(&self.revoked_at)?;
         out.push_sql(r#", "revoked_reason" = "#);
         out.push_bind_param::<Nullable<Text>, _>(&self.reason)?;

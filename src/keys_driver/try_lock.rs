@@ -1,3 +1,5 @@
+//! Locking a key without waiting.
+
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};

@@ -1,3 +1,5 @@
+//! What a key's calls add up to.
+
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use diesel::dsl::{count_star, sum};
@@ -5,11 +7,13 @@ use diesel::prelude::*;
 
 use super::KeysDriver;
 use crate::schema::proxy_calls;
+use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
 
 /// What a key's calls add up to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct KeyUsageSnapshot {
     /// All calls: blocked and replayed ones too.
     pub request_count: i64,
@@ -32,7 +36,7 @@ impl KeysDriver<'_> {
         let (request_count, spend_cents) = proxy_calls::table
             .filter(proxy_calls::tenant_id.eq(tenant_id))
             .filter(proxy_calls::api_key_id.eq(key_id))
-            .filter(proxy_calls::created_at.ge(since))
+            .filter(proxy_calls::created_at.ge(Time::from(since)))
             .select((count_star(), sum(proxy_calls::cost_cents)))
             .get_result::<(i64, Option<BigDecimal>)>(self.conn)?;
         Ok(KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() })

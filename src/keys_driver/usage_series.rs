@@ -1,3 +1,5 @@
+//! What a key's calls add up to, by the hour or the day.
+
 use std::ops::Range;
 
 use bigdecimal::BigDecimal;
@@ -9,6 +11,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Interval, Nullable, Numeric, Text, Timestamptz};
 
 use super::{KeyUsageSnapshot, KeysDriver};
+use crate::time::{Time, whole_micros};
 use crate::{Error, KeyId, Result, TenantId};
 
 /// How long a bar of a usage chart is. Both begin with the clock in UTC.
@@ -84,7 +87,7 @@ impl KeysDriver<'_> {
         range: Range<DateTime<Utc>>,
         bucket: Bucket,
     ) -> Result<Vec<UsageBucket>> {
-        let (from, to) = (range.start.trunc_subsecs(6), range.end.trunc_subsecs(6));
+        let (from, to) = (whole_micros(range.start), whole_micros(range.end));
         if from >= to {
             return Ok(Vec::new());
         }
@@ -97,14 +100,15 @@ impl KeysDriver<'_> {
 
         let length = TimeDelta::seconds(bucket.seconds());
         let starts = std::iter::successors(Some(first), |start| Some(*start + length));
-        let starts = starts.take_while(|start| *start <= last).collect();
+        let starts = starts.take_while(|start| *start <= last).map(Time::from).collect();
         // A day in microseconds is 24 hours, whatever the session's time zone makes of a day.
         let length = PgInterval::from_microseconds(bucket.seconds() * 1_000_000);
+        let (from, to) = (from.into(), to.into());
         let series = Series { tenant_id, key_id, from, to, starts, length };
-        let rows: Vec<(DateTime<Utc>, i64, Option<BigDecimal>)> = series.load(self.conn)?;
+        let rows: Vec<(Time, i64, Option<BigDecimal>)> = series.load(self.conn)?;
         let buckets = rows.into_iter().map(|(start, request_count, spend_cents)| {
             let usage = KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() };
-            UsageBucket { start, usage }
+            UsageBucket { start: start.into(), usage }
         });
         Ok(buckets.collect())
     }
@@ -120,9 +124,9 @@ impl KeysDriver<'_> {
 struct Series<'a> {
     tenant_id: &'a TenantId,
     key_id: &'a KeyId,
-    from: DateTime<Utc>,
-    to: DateTime<Utc>,
-    starts: Vec<DateTime<Utc>>,
+    from: Time,
+    to: Time,
+    starts: Vec<Time>,
     length: PgInterval,
 }
 

@@ -1,3 +1,5 @@
+//! Recording uses of keys. What their calls add up to is in `usage.rs`.
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
@@ -6,7 +8,8 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Text, Timestamptz};
 
-use super::KeysDriver;
+use super::{KeysDriver, row_count};
+use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
 
 /// Uses of a key that are to be recorded.
@@ -48,12 +51,12 @@ impl KeysDriver<'_> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn record_key_uses(&mut self, uses: &[KeyUse]) -> Result<u64> {
+    pub fn record_key_uses(&mut self, uses: &[KeyUse]) -> Result<i64> {
         if uses.is_empty() {
             return Ok(0);
         }
         let changed = UpdateKeyUses::adding_up(uses).execute(self.conn)?;
-        Ok(changed as u64)
+        Ok(row_count(changed))
     }
 }
 
@@ -62,7 +65,7 @@ struct UpdateKeyUses<'a> {
     tenant_ids: Vec<&'a str>,
     key_ids: Vec<&'a str>,
     counts: Vec<i64>,
-    times: Vec<DateTime<Utc>>,
+    times: Vec<Time>,
 }
 
 impl<'a> UpdateKeyUses<'a> {
@@ -79,7 +82,7 @@ impl<'a> UpdateKeyUses<'a> {
             update.tenant_ids.push(tenant_id);
             update.key_ids.push(key_id);
             update.counts.push(count);
-            update.times.push(at);
+            update.times.push(at.into());
         }
         update
     }

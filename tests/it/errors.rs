@@ -246,7 +246,7 @@ fn a_violation_that_only_words_tell_names_its_constraint_and_shows_no_value() {
 #[test]
 fn a_taken_id_and_a_taken_hash_are_named_on_a_shard_too() {
     let insert = |conn: &mut PgConnection, id: &str, hash: &str| {
-        let new = NewKey::new(tenant(), key(id), "", "", hash, at("2026-01-01T00:00:00Z"));
+        let new = NewKey::new(tenant(), key(id), "", "", hash.into(), at("2026-01-01T00:00:00Z"));
         KeysDriver::new(conn).insert_key(&new).unwrap_err()
     };
     let refusals = |conn: &mut PgConnection| [insert(conn, "key", "new"), insert(conn, "new", "key")];

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::{api_key_events, api_keys};
 use api_keys_driver::{
-    EventPosition, Freeze, KeyEventSnapshot, KeyUse, KeysDriver, Page, ParseEventPositionError, Result,
+    EventPosition, Freeze, KeyEventSnapshot, KeyHash, KeyStatus, KeyUse, KeysDriver, Page,
+    ParseEventPositionError, Result,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
@@ -15,14 +16,14 @@ use diesel::prelude::*;
 
 use crate::keys_driver::{unfreeze, with_locked};
 use crate::life::new_key;
-use crate::support::{KeyRow, OTHER, at, key, migrated_apart, other, tenant};
+use crate::support::{KeyRow, OTHER, assert_fields, at, key, migrated_apart, other, tenant, with};
 
 fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
     KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap()
 }
 
 fn kinds(conn: &mut PgConnection, id: &str) -> Vec<(i64, String)> {
-    history(conn, id).into_iter().map(|event| (event.revision, event.kind)).collect()
+    history(conn, id).into_iter().map(|event| (event.revision, event.kind.into())).collect()
 }
 
 fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
@@ -68,54 +69,47 @@ fn each_change_says_what_who_why_and_when_and_what_it_left() {
     with_locked(&mut conn, |keys, key| keys.update_key_revoked(key, revoked_at, Some("leaked"))).unwrap();
     diesel::delete(api_keys::table).execute(&mut conn).unwrap();
 
-    let ordinary = |position, revision, kind: &str, at| KeyEventSnapshot {
-        position,
-        tenant_id: tenant(),
-        key_id: key("key"),
-        revision,
-        kind: kind.into(),
-        at,
-        actor: None,
-        reason: None,
-        status: "active".into(),
-        is_frozen: false,
-        expires_at: None,
-    };
     let events = history(&mut conn, "key");
-    let place = |nth: usize| (events[nth].position, i64::try_from(nth).unwrap() + 1);
-    let expected = |nth: usize, kind, at| ordinary(place(nth).0, place(nth).1, kind, at);
+    let expected = |nth: usize, kind: &str, at| {
+        with!(
+            events[0].clone(),
+            position: events[nth].position,
+            revision: i64::try_from(nth).unwrap() + 1,
+            kind: kind.into(),
+            at: at,
+        )
+    };
     let given_no_time = |nth: usize| {
         let server_says = events[nth].at;
         assert!((Utc::now() - server_says).abs() < TimeDelta::minutes(10), "{server_says}");
         server_says
     };
+    assert_fields!(
+        events[0],
+        tenant_id: tenant(),
+        key_id: key("key"),
+        actor: None,
+        reason: None,
+        status: KeyStatus::Active,
+        is_frozen: false,
+        expires_at: None,
+    );
+    let revoked = KeyStatus::Revoked;
     assert_eq!(
         events,
         [
             expected(0, "inserted", at("2026-01-01T00:00:00Z")),
-            KeyEventSnapshot {
-                actor: Some("ops".into()),
-                reason: Some("odd traffic".into()),
-                is_frozen: true,
-                ..expected(1, "frozen", frozen_at)
-            },
-            KeyEventSnapshot {
-                is_frozen: true,
-                expires_at: expiry,
-                ..expected(2, "expiry_set", given_no_time(2))
-            },
-            KeyEventSnapshot { expires_at: expiry, ..expected(3, "unfrozen", given_no_time(3)) },
-            KeyEventSnapshot {
-                reason: Some("leaked".into()),
-                status: "revoked".into(),
-                expires_at: expiry,
-                ..expected(4, "revoked", revoked_at)
-            },
-            KeyEventSnapshot {
-                status: "revoked".into(),
-                expires_at: expiry,
-                ..expected(5, "deleted", given_no_time(5))
-            },
+            with!(
+                expected(1, "frozen", frozen_at),
+                actor: Some("ops".into()), reason: Some("odd traffic".into()), is_frozen: true,
+            ),
+            with!(expected(2, "expiry_set", given_no_time(2)), is_frozen: true, expires_at: expiry),
+            with!(expected(3, "unfrozen", given_no_time(3)), expires_at: expiry),
+            with!(
+                expected(4, "revoked", revoked_at),
+                reason: Some("leaked".into()), status: revoked.clone(), expires_at: expiry,
+            ),
+            with!(expected(5, "deleted", given_no_time(5)), status: revoked, expires_at: expiry),
         ]
     );
 }
@@ -138,7 +132,10 @@ fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
     )
     .unwrap();
     assert_eq!(kinds(&mut conn, "key"), named(&[(1, "inserted")]));
-    assert_eq!(KeysDriver::new(&mut conn).fetch_key_by_hash("key").unwrap().unwrap().revision, 1);
+    assert_eq!(
+        KeysDriver::new(&mut conn).fetch_key_by_hash(&KeyHash::from("key")).unwrap().unwrap().revision,
+        1
+    );
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Bucket, EventPosition, Freeze, KeyCursor, KeyId, KeyUse, KeysDriver, LockedKey,
-    NewKey, Page, Result, TenantId,
+    ApiKeysFacadeDriver, Bucket, EventPosition, Freeze, KeyCursor, KeyHash, KeyId, KeyStatus, KeyUse,
+    KeysDriver, LockedKey, NewKey, Page, Result, TenantId,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
@@ -17,7 +17,7 @@ use crate::support::{at, key, tenant};
 pub(crate) struct Input {
     pub(crate) tenant_id: TenantId,
     pub(crate) key_id: KeyId,
-    pub(crate) status: String,
+    pub(crate) status: KeyStatus,
     pub(crate) page: Page,
     pub(crate) cursor: KeyCursor,
     pub(crate) time: DateTime<Utc>,
@@ -29,7 +29,7 @@ impl Default for Input {
         Self {
             tenant_id: tenant(),
             key_id: key("key"),
-            status: "active".into(),
+            status: KeyStatus::Active,
             page: Page::default(),
             cursor: "00065000000000006b6579".parse().expect("a cursor behind everything of today"),
             time: at("2026-01-01T00:00:00Z"),
@@ -56,11 +56,11 @@ pub(crate) const METHODS: &[Method] = &[
         debug(KeysDriver::new(conn).fetch_keys_after(&with.tenant_id, Some(&with.cursor), with.page.limit))
     }),
     read("fetch_keys_with_usage", |conn, with| {
-        debug(KeysDriver::new(conn).fetch_keys_with_usage(&with.tenant_id, with.page, with.time))
+        debug(KeysDriver::new(conn).fetch_keys_with_usage(&with.tenant_id, with.time, with.page))
     }),
     read("fetch_keys_with_usage", |conn, with| {
         let page = Page { offset: 1, ..with.page };
-        debug(KeysDriver::new(conn).fetch_keys_with_usage(&with.tenant_id, page, with.time))
+        debug(KeysDriver::new(conn).fetch_keys_with_usage(&with.tenant_id, with.time, page))
     }),
     read("count_keys", |conn, with| debug(KeysDriver::new(conn).count_keys(&with.tenant_id))),
     read("count_keys_up_to", |conn, with| {
@@ -90,11 +90,11 @@ pub(crate) const METHODS: &[Method] = &[
     }),
     read("insert_key", |conn, with| {
         let (tenant_id, id) = (with.tenant_id.clone(), KeyId::from(unused()));
-        let key = NewKey::new(tenant_id, id, &with.text, "sk-live-abcd", unused(), with.time);
+        let key = NewKey::new(tenant_id, id, &with.text, "sk-live-abcd", unused().into(), with.time);
         debug(KeysDriver::new(conn).insert_key(&key))
     }),
     read("fetch_key_by_hash", |conn, with| {
-        debug(KeysDriver::new(conn).fetch_key_by_hash(with.key_id.as_str()))
+        debug(KeysDriver::new(conn).fetch_key_by_hash(&KeyHash::from(with.key_id.as_str())))
     }),
     read("record_key_uses", |conn, with| {
         let (tenant_id, key_id) = (with.tenant_id.clone(), with.key_id.clone());
@@ -150,7 +150,7 @@ pub(crate) const METHODS: &[Method] = &[
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys_after(&with.tenant_id, None, cursor, limit))
     }),
     read("fetch_api_keys_after", |conn, with| {
-        let (status, cursor, limit) = (Some(with.status.as_str()), Some(&with.cursor), with.page.limit);
+        let (status, cursor, limit) = (Some(&with.status), Some(&with.cursor), with.page.limit);
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys_after(&with.tenant_id, status, cursor, limit))
     }),
     read("count_api_keys", |conn, with| {
@@ -164,7 +164,7 @@ pub(crate) const METHODS: &[Method] = &[
         debug(ApiKeysFacadeDriver::new(conn).count_api_keys_up_to(&with.tenant_id, None, bound))
     }),
     read("count_api_keys_up_to", |conn, with| {
-        let (status, bound) = (Some(with.status.as_str()), with.page.limit);
+        let (status, bound) = (Some(&with.status), with.page.limit);
         debug(ApiKeysFacadeDriver::new(conn).count_api_keys_up_to(&with.tenant_id, status, bound))
     }),
     read("fetch_api_key_by_id", |conn, with| {

@@ -178,7 +178,7 @@ fn no_random_input_reaches_a_foreign_row_or_panics() {
     let inputs = inputs.prop_map(|(tenant_id, key_id, status, text, (limit, offset), time)| Input {
         tenant_id: tenant_id.into(),
         key_id: key_id.into(),
-        status,
+        status: status.into(),
         page: Page { limit, offset },
         time,
         text,

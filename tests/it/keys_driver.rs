@@ -10,7 +10,8 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionMa
 use diesel::prelude::*;
 
 use crate::support::{
-    CallRow, KeyRow, OTHER, TENANT, at, decimal, key, migrated, other, tenant, wait_until_one_waits,
+    CallRow, KeyRow, OTHER, TENANT, assert_fields, at, decimal, key, migrated, other, tenant,
+    usage as usage_of, wait_until_one_waits, with,
 };
 
 const ALL: Page = Page { limit: u32::MAX, offset: 0 };
@@ -90,14 +91,14 @@ fn every_field_of_a_snapshot_is_what_the_row_holds() {
         last_used_at: Some(at("2026-03-04T05:06:07.000001Z")),
         expires_at: Some(at("9999-12-31T23:59:59.999999Z")),
         total_requests: i64::MAX,
+        is_synthetic: true,
         ..KeyRow::default()
     }
     .insert(&mut conn);
 
     let snapshot = KeysDriver::new(&mut conn).fetch_key_by_id(&tenant(), &key("key")).unwrap().unwrap();
-    assert_eq!(
+    assert_fields!(
         snapshot,
-        KeySnapshot {
             id: key("key"),
             tenant_id: tenant(),
             name: "Schlüssel 🔑 \u{202e}x".into(),
@@ -109,7 +110,8 @@ fn every_field_of_a_snapshot_is_what_the_row_holds() {
             last_used_at: Some(at("2026-03-04T05:06:07.000001Z")),
             expires_at: Some(at("9999-12-31T23:59:59.999999Z")),
             total_requests: i64::MAX,
-        }
+            is_synthetic: true,
+            revision: 1,
     );
     assert_eq!(KeysDriver::new(&mut conn).fetch_keys(&tenant(), ALL).unwrap(), [snapshot]);
 }
@@ -200,7 +202,7 @@ fn usage_adds_up_the_calls_of_the_key_and_tenant_since_the_moment() {
     }
 
     let usage = KeysDriver::new(&mut conn).fetch_key_usage(&tenant(), &key("key"), since).unwrap();
-    assert_eq!(usage, KeyUsageSnapshot { request_count: 6, spend_cents: decimal("999999.8000") });
+    assert_eq!(usage, usage_of(6, "999999.8000"));
 }
 
 #[test]
@@ -209,11 +211,11 @@ fn usage_of_nothing_and_of_calls_without_a_cost_is_zero() {
     let since = at("2026-01-01T00:00:00Z");
     let mut keys = KeysDriver::new(&mut conn);
     let none = keys.fetch_key_usage(&tenant(), &key("key"), since).unwrap();
-    assert_eq!(none, KeyUsageSnapshot { request_count: 0, spend_cents: decimal("0") });
+    assert_eq!(none, usage_of(0, "0"));
 
     CallRow::default().insert(keys.connection());
     let free = keys.fetch_key_usage(&tenant(), &key("key"), since).unwrap();
-    assert_eq!(free, KeyUsageSnapshot { request_count: 1, spend_cents: decimal("0") });
+    assert_eq!(free, usage_of(1, "0"));
 }
 
 #[test]
@@ -265,7 +267,10 @@ fn freezing_and_unfreezing_change_the_two_columns_and_return_the_row() {
 
     let now = at("2026-06-01T12:00:00.123456Z");
     let frozen = freeze(&mut conn, now);
-    assert_eq!(frozen, KeySnapshot { is_frozen: true, frozen_at: Some(now), ..before.clone() });
+    assert_eq!(
+        frozen,
+        with!(before.clone(), is_frozen: true, frozen_at: Some(now), revision: before.revision + 1)
+    );
     let stored = KeysDriver::new(&mut conn).fetch_key_by_id(&tenant(), &key("key")).unwrap();
     assert_eq!(stored, Some(frozen));
     assert_eq!(bystander(&mut conn), bystander_before);
@@ -273,6 +278,7 @@ fn freezing_and_unfreezing_change_the_two_columns_and_return_the_row() {
     let later = now + TimeDelta::microseconds(1);
     assert_eq!(freeze(&mut conn, later).frozen_at, Some(later));
 
+    let before = with!(before.clone(), revision: before.revision + 3);
     assert_eq!(unfreeze(&mut conn), before);
     let stored = KeysDriver::new(&mut conn).fetch_key_by_id(&tenant(), &key("key")).unwrap();
     assert_eq!(stored, Some(before));
@@ -433,10 +439,15 @@ fn input_that_the_server_refuses_is_an_error_and_not_an_absence() {
     let mut keys = KeysDriver::new(&mut conn);
     let nul = keys.fetch_key_by_id(&tenant(), &key("a\0b"));
     assert!(matches!(nul, Err(Error::Query(_))), "{nul:?}");
-    for since in [DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
-        let usage = keys.fetch_key_usage(&tenant(), &key("key"), since);
-        let expected_empty = since == DateTime::<Utc>::MAX_UTC;
-        assert_eq!(usage.is_ok(), expected_empty, "{usage:?}");
+}
+
+#[test]
+fn usage_since_ever_counts_all_calls_and_since_the_end_of_time_none() {
+    let (_database, mut conn) = migrated();
+    CallRow::default().insert(&mut conn);
+    let mut keys = KeysDriver::new(&mut conn);
+    for (since, count) in [(DateTime::<Utc>::MIN_UTC, 1), (DateTime::<Utc>::MAX_UTC, 0)] {
+        assert_eq!(keys.fetch_key_usage(&tenant(), &key("key"), since).unwrap().request_count, count);
     }
 }
 

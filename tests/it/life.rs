@@ -5,7 +5,7 @@ use std::error::Error as _;
 
 use api_keys_driver::schema::api_keys;
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Error, Freeze, KeyAuthSnapshot, KeyFreezeSnapshot, KeyId, KeySnapshot, KeyUse,
+    ApiKeysFacadeDriver, Error, Freeze, KeyFreezeSnapshot, KeyHash, KeyId, KeySnapshot, KeyStatus, KeyUse,
     KeysDriver, NewKey, Page, Result,
 };
 use chrono::{DateTime, TimeDelta, Utc};
@@ -13,10 +13,12 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
 use crate::keys_driver::{unfreeze, with_locked};
-use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, other, statements_of, tenant};
+use crate::support::{
+    KeyRow, OTHER, TENANT, assert_fields, at, key, migrated, other, statements_of, tenant, with,
+};
 
 pub(crate) fn new_key(id: &str) -> NewKey {
-    NewKey::new(tenant(), key(id), "Production", "sk-live-abcd", id, at("2026-01-01T00:00:00Z"))
+    NewKey::new(tenant(), key(id), "Production", "sk-live-abcd", id.into(), at("2026-01-01T00:00:00Z"))
 }
 
 pub(crate) fn fetch(conn: &mut PgConnection, id: &str) -> KeySnapshot {
@@ -55,9 +57,8 @@ fn a_new_key_is_stored_with_every_column_and_recognised_by_its_hash() {
     let mut keys = KeysDriver::new(&mut conn);
 
     let stored = keys.insert_key(&new).unwrap();
-    assert_eq!(
+    assert_fields!(
         stored,
-        KeySnapshot {
             id: key("key"),
             tenant_id: tenant(),
             name: "Production".into(),
@@ -69,11 +70,11 @@ fn a_new_key_is_stored_with_every_column_and_recognised_by_its_hash() {
             last_used_at: None,
             expires_at: Some(at("2026-04-01T00:00:00.000001Z")),
             total_requests: 0,
-        }
+            is_synthetic: true,
+            revision: 1,
     );
-    assert_eq!(
-        keys.fetch_key_by_hash("key").unwrap(),
-        Some(KeyAuthSnapshot {
+    assert_fields!(
+        keys.fetch_key_by_hash(&KeyHash::from("key")).unwrap().unwrap(),
             id: key("key"),
             tenant_id: tenant(),
             status: "expired".into(),
@@ -86,7 +87,6 @@ fn a_new_key_is_stored_with_every_column_and_recognised_by_its_hash() {
             max_concurrent_runs: Some(-1),
             is_synthetic: true,
             revision: 1,
-        })
     );
     let rest = api_keys::table
         .select((api_keys::user_id, api_keys::synthetic_scenario_id))
@@ -100,7 +100,7 @@ fn what_a_new_key_leaves_out_is_null() {
     let (_database, mut conn) = migrated();
     let mut keys = KeysDriver::new(&mut conn);
     keys.insert_key(&new_key("key")).unwrap();
-    let auth = keys.fetch_key_by_hash("key").unwrap().unwrap();
+    let auth = keys.fetch_key_by_hash(&KeyHash::from("key")).unwrap().unwrap();
     assert_eq!((auth.expires_at, auth.revoked_at), (None, None));
     assert_eq!((auth.permissions_json, auth.allowed_workers_json), (None, None));
     assert_eq!((auth.rate_limit_rpm, auth.max_concurrent_runs), (None, None));
@@ -140,7 +140,7 @@ fn a_prefix_that_is_too_long_is_refused_and_not_cut() {
     let mut keys = KeysDriver::new(&mut conn);
     let refused = keys.insert_key(&NewKey { key_prefix: "sk-live-abcde".into(), ..new_key("key") });
     assert!(matches!(refused, Err(Error::Query(_))), "{refused:?}");
-    assert_eq!(keys.fetch_key_by_hash("key").unwrap(), None);
+    assert_eq!(keys.fetch_key_by_hash(&KeyHash::from("key")).unwrap(), None);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn neither_a_new_key_nor_a_statement_nor_an_error_shows_the_hash() {
     let (errors, statements) = statements_of(&mut conn, |conn| {
         let mut keys = KeysDriver::new(conn);
         keys.insert_key(&secret).unwrap();
-        assert!(keys.fetch_key_by_hash("5ec2e7").unwrap().is_some());
+        assert!(keys.fetch_key_by_hash(&KeyHash::from("5ec2e7")).unwrap().is_some());
         let taken = keys.insert_key(&NewKey { id: key("another"), ..secret.clone() }).unwrap_err();
         let refused = keys.insert_key(&NewKey { name: "x".repeat(101), ..secret.clone() }).unwrap_err();
         [taken, refused]
@@ -170,13 +170,13 @@ fn a_key_is_recognised_whatever_its_state_and_only_by_its_own_hash() {
     KeyRow { id: "expired", expires_at: past, ..KeyRow::default() }.insert(&mut conn);
     let mut keys = KeysDriver::new(&mut conn);
 
-    let revoked = keys.fetch_key_by_hash("revoked").unwrap().unwrap();
+    let revoked = keys.fetch_key_by_hash(&KeyHash::from("revoked")).unwrap().unwrap();
     assert_eq!((revoked.status.as_str(), revoked.revoked_at), ("revoked", past));
-    let frozen = keys.fetch_key_by_hash("frozen").unwrap().unwrap();
+    let frozen = keys.fetch_key_by_hash(&KeyHash::from("frozen")).unwrap().unwrap();
     assert_eq!((frozen.tenant_id, frozen.is_frozen), (other(), true));
-    assert_eq!(keys.fetch_key_by_hash("expired").unwrap().unwrap().expires_at, past);
+    assert_eq!(keys.fetch_key_by_hash(&KeyHash::from("expired")).unwrap().unwrap().expires_at, past);
     for hash in ["", "REVOKED", "revoked ", "revoke", "%"] {
-        assert_eq!(keys.fetch_key_by_hash(hash).unwrap(), None, "{hash:?}");
+        assert_eq!(keys.fetch_key_by_hash(&hash.into()).unwrap(), None, "{hash:?}");
     }
 }
 
@@ -184,7 +184,7 @@ fn a_key_is_recognised_whatever_its_state_and_only_by_its_own_hash() {
 fn a_look_up_that_fails_is_an_error_and_not_an_unknown_key() {
     let (_database, mut conn) = migrated();
     diesel::sql_query("DROP TABLE api_keys").execute(&mut conn).unwrap();
-    let failed = KeysDriver::new(&mut conn).fetch_key_by_hash("key");
+    let failed = KeysDriver::new(&mut conn).fetch_key_by_hash(&KeyHash::from("key"));
     assert!(matches!(failed, Err(Error::SchemaMismatch(_))), "{failed:?}");
 }
 
@@ -198,13 +198,14 @@ fn a_freeze_says_who_when_and_why_until_the_next_one_or_an_unfreeze() {
     let freeze = Freeze { at: noon, by: "ops", reason: Some("odd traffic") };
     let before = fetch(&mut conn, "key");
     let frozen = with_locked(&mut conn, |keys, key| keys.update_key_frozen_by(key, &freeze)).unwrap();
-    assert_eq!(frozen, KeySnapshot { is_frozen: true, frozen_at: Some(noon), ..before.clone() });
-    let named = KeyFreezeSnapshot {
-        frozen_at: Some(noon),
-        frozen_by: Some("ops".into()),
-        freeze_reason: Some("odd traffic".into()),
-    };
-    assert_eq!(freeze_of(&mut conn), Some(named));
+    assert_eq!(
+        frozen,
+        with!(before.clone(), is_frozen: true, frozen_at: Some(noon), revision: before.revision + 1)
+    );
+    assert_fields!(
+        freeze_of(&mut conn).unwrap(),
+        frozen_at: Some(noon), frozen_by: Some("ops".into()), freeze_reason: Some("odd traffic".into()),
+    );
 
     let freeze = Freeze { at: noon, by: "billing", reason: None };
     with_locked(&mut conn, |keys, key| keys.update_key_frozen_by(key, &freeze)).unwrap();
@@ -213,12 +214,14 @@ fn a_freeze_says_who_when_and_why_until_the_next_one_or_an_unfreeze() {
 
     let later = noon + TimeDelta::hours(1);
     with_locked(&mut conn, |keys, key| keys.update_key_frozen(key, later)).unwrap();
-    let nobody = KeyFreezeSnapshot { frozen_at: Some(later), frozen_by: None, freeze_reason: None };
-    assert_eq!(freeze_of(&mut conn), Some(nobody));
+    assert_fields!(
+        freeze_of(&mut conn).unwrap(),
+        frozen_at: Some(later), frozen_by: None, freeze_reason: None,
+    );
 
     with_locked(&mut conn, |keys, key| keys.update_key_frozen_by(key, &freeze)).unwrap();
     let unfrozen = unfreeze(&mut conn);
-    assert_eq!(unfrozen, before);
+    assert_eq!(unfrozen, with!(before, revision: unfrozen.revision));
     let columns = (api_keys::frozen_by, api_keys::freeze_reason);
     let cleared: (Option<String>, Option<String>) =
         api_keys::table.select(columns).get_result(&mut conn).unwrap();
@@ -243,7 +246,7 @@ fn the_first_revocation_stands() {
     let first = at("2026-06-01T12:00:00Z");
     let revoked = with_locked(&mut conn, |keys, key| keys.update_key_revoked(key, first, Some("leaked")));
     let revoked = revoked.unwrap();
-    assert_eq!(revoked, KeySnapshot { status: "revoked".into(), ..before });
+    assert_eq!(revoked, with!(before, status: KeyStatus::Revoked, revision: revoked.revision));
     assert_eq!(revocation_of(&mut conn, "key"), (Some(first), Some("leaked".into())));
 
     let events = events_of(&mut conn, "key");
@@ -331,9 +334,9 @@ fn an_expiry_is_set_and_cleared_and_nothing_else() {
     let before = fetch(&mut conn, "key");
     let expiry = Some(at("2026-06-01T12:00:00.000001Z"));
     let expiring = with_locked(&mut conn, |keys, key| keys.update_key_expires_at(key, expiry)).unwrap();
-    assert_eq!(expiring, KeySnapshot { expires_at: expiry, ..before.clone() });
+    assert_eq!(expiring, with!(before.clone(), expires_at: expiry, revision: before.revision + 1));
     let never = with_locked(&mut conn, |keys, key| keys.update_key_expires_at(key, None)).unwrap();
-    assert_eq!(never, before);
+    assert_eq!(never, with!(before, revision: never.revision));
 }
 
 #[test]

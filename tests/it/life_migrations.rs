@@ -47,7 +47,7 @@ fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
 }
 
 fn kinds(conn: &mut PgConnection, id: &str) -> Vec<(i64, String)> {
-    history(conn, id).into_iter().map(|event| (event.revision, event.kind)).collect()
+    history(conn, id).into_iter().map(|event| (event.revision, event.kind.into())).collect()
 }
 
 fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {

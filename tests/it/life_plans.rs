@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use api_keys_driver::{EventPosition, Freeze, KeyUse, KeysDriver, Page};
+use api_keys_driver::{EventPosition, Freeze, KeyHash, KeyUse, KeysDriver, Page};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
@@ -73,7 +73,7 @@ fn assert_plan(plan: &str, holds: &[&str], lacks: &[&str]) {
 fn a_key_is_recognised_by_one_probe_of_the_unique_index() {
     let (database, _conn) = crowded();
     let plan = generic_plan(&database, "SELECT", |conn| {
-        KeysDriver::new(conn).fetch_key_by_hash("7").unwrap();
+        KeysDriver::new(conn).fetch_key_by_hash(&KeyHash::from("7")).unwrap();
     });
     assert_plan(&plan, &["Index Scan using uq_api_keys_key_hash"], &[]);
 }

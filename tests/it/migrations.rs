@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{ApiKeysFacadeDriver, Error, KeysDriver, MIGRATIONS, Page, migrate};
+use api_keys_driver::{ApiKeysFacadeDriver, Error, KeyStatus, KeysDriver, MIGRATIONS, Page, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::pg::Pg;
@@ -383,7 +383,7 @@ fn both_worlds_give_the_same_answers() {
             keys.fetch_keys(&tenant(), Page::default()).unwrap(),
             keys.fetch_key_usage(&tenant(), &key("plain"), at("2026-01-01T00:00:00Z")).unwrap(),
             ApiKeysFacadeDriver::new(conn)
-                .fetch_api_keys(&tenant(), Some("active"), Page::default())
+                .fetch_api_keys(&tenant(), Some(&KeyStatus::Active), Page::default())
                 .unwrap(),
         )
     });

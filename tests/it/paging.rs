@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, KeyCursor, KeyId, KeySnapshot, KeysDriver, Page, ParseKeyCursorError,
+    ApiKeysFacadeDriver, KeyCursor, KeyId, KeyStatus, KeysDriver, Page, ParseKeyCursorError,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
@@ -70,7 +70,7 @@ fn the_customers_walk_meets_what_the_customers_pages_show() {
     let (_database, mut conn) = migrated();
     insert_many(&mut conn, 300, 7);
     let mut api_keys = ApiKeysFacadeDriver::new(&mut conn);
-    for status in [None, Some("active"), Some("revoked"), Some("expired")] {
+    for status in [None, Some(&KeyStatus::Active), Some(&KeyStatus::Revoked), Some(&KeyStatus::Expired)] {
         let all = api_keys.fetch_api_keys(&tenant(), status, Page { limit: u32::MAX, offset: 0 }).unwrap();
         let mut walked = Vec::new();
         let mut cursor: Option<KeyCursor> = None;
@@ -180,27 +180,11 @@ fn a_bounded_count_is_exact_up_to_the_bound_and_never_above_it() {
         let mut api_keys = ApiKeysFacadeDriver::new(&mut conn);
         assert_eq!(api_keys.count_api_keys_up_to(&tenant(), None, bound).unwrap(), shown, "{bound}");
         assert_eq!(
-            api_keys.count_api_keys_up_to(&tenant(), Some("active"), bound).unwrap(),
+            api_keys.count_api_keys_up_to(&tenant(), Some(&KeyStatus::Active), bound).unwrap(),
             active,
             "{bound}"
         );
         assert_eq!(api_keys.count_api_keys_up_to(&other(), None, bound).unwrap(), 0, "{bound}");
-    }
-}
-
-fn snapshot(id: &str, created_at: DateTime<Utc>) -> KeySnapshot {
-    KeySnapshot {
-        id: id.into(),
-        tenant_id: tenant(),
-        name: String::new(),
-        key_prefix: String::new(),
-        status: String::new(),
-        is_frozen: false,
-        frozen_at: None,
-        created_at,
-        last_used_at: None,
-        expires_at: None,
-        total_requests: 0,
     }
 }
 
@@ -218,19 +202,21 @@ fn a_cursor_comes_back_from_its_text_as_it_was() {
         ["", "key", "0b9e6a54-13b5-4f6f-9d0e-2f6f0c6f8a11", "ключ", "🔑", "e\u{301}", "a b/c?d=%20&e", "\""]
     {
         for time in times {
-            let cursor = KeyCursor::from(&snapshot(id, time));
+            let cursor = KeyCursor::behind(time, &id.into());
             let text = cursor.to_string();
             assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{text}");
             assert_eq!(text.parse(), Ok(cursor), "{text}");
         }
     }
-    let finer = snapshot("key", at("2026-01-01T00:00:00.000001999Z"));
-    assert_eq!(KeyCursor::from(&finer), KeyCursor::from(&snapshot("key", at("2026-01-01T00:00:00.000001Z"))));
+    assert_eq!(
+        KeyCursor::behind(at("2026-01-01T00:00:00.000001999Z"), &key("key")),
+        KeyCursor::behind(at("2026-01-01T00:00:00.000001Z"), &key("key"))
+    );
 }
 
 #[test]
 fn a_text_that_is_no_cursor_is_refused_with_what_to_do() {
-    let good = KeyCursor::from(&snapshot("key", at("2026-01-01T00:00:00Z"))).to_string();
+    let good = KeyCursor::behind(at("2026-01-01T00:00:00Z"), &key("key")).to_string();
     let bad = [
         String::new(),
         " ".into(),
@@ -254,9 +240,37 @@ fn a_text_that_is_no_cursor_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_cursor_that_postgresql_cannot_hold_is_an_error_and_not_the_end_of_the_list() {
+fn a_walk_meets_keys_of_impossible_times_once() {
+    let (_database, mut conn) = migrated();
+    let times = [
+        "infinity",
+        "294000-01-01",
+        "262143-06-01",
+        "9999-12-31",
+        "0001-01-01",
+        "4714-11-24 BC",
+        "-infinity",
+    ];
+    for (time, nth) in times.iter().zip(0..) {
+        for tie in ["a", "z"] {
+            // Of the moments that look alike, the later one has the smaller id.
+            let id = format!("{nth}{tie}");
+            KeyRow { id: &id, ..KeyRow::default() }.insert(&mut conn);
+            conn.batch_execute(&format!("UPDATE api_keys SET created_at = '{time}' WHERE id = '{id}'"))
+                .unwrap();
+        }
+    }
+    let expected: Vec<KeyId> =
+        (0..times.len()).flat_map(|nth| [key(&format!("{nth}z")), key(&format!("{nth}a"))]).collect();
+    for limit in 1..=5 {
+        assert_eq!(walk(&mut conn, limit), expected, "{limit} at a time");
+    }
+}
+
+#[test]
+fn a_cursor_before_every_time_is_the_end_of_the_list() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
-    let cursor = KeyCursor::from(&snapshot("key", DateTime::<Utc>::MIN_UTC));
-    assert!(KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 50).is_err());
+    let cursor = KeyCursor::behind(DateTime::<Utc>::MIN_UTC, &key("key"));
+    assert_eq!(KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 50).unwrap(), []);
 }

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Error, KeyId, KeysDriver, Page, Pool, PoolConfig, Result, StatementCache, TenantId,
-    Timeouts, Transaction, TryLock, migrate,
+    ApiKeysFacadeDriver, Error, KeyId, KeyStatus, KeysDriver, Page, Pool, PoolConfig, Result, StatementCache,
+    TenantId, Timeouts, Transaction, TryLock, migrate,
 };
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
@@ -180,7 +180,8 @@ fn work(worker: usize, mut ask: impl FnMut(Question<'_>) -> Result<bool>) -> Ans
             Ok(KeysDriver::new(conn).fetch_key_usage(&tenant_id, &key_id, since)?.request_count == rows)
         },
         &|conn| {
-            let keys = ApiKeysFacadeDriver::new(conn).fetch_api_keys(&tenant_id, Some("active"), page)?;
+            let keys =
+                ApiKeysFacadeDriver::new(conn).fetch_api_keys(&tenant_id, Some(&KeyStatus::Active), page)?;
             let own = format!("{worker}-");
             Ok(keys.len() == worker.min(3) && keys.iter().all(|key| key.id.as_str().starts_with(&own)))
         },

@@ -1,33 +1,25 @@
-use api_keys_driver::{EventPosition, KeyCursor, KeySnapshot, KeyUsageSnapshot, Page};
+use api_keys_driver::{EventPosition, KeyCursor, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page};
 use serde_json::json;
 
-use crate::support::{at, decimal, key, tenant};
+use crate::support::{KeyRow, at, key, migrated, tenant, usage};
 
 #[test]
 fn ids_are_plain_strings_and_times_are_rfc_3339() {
-    let snapshot = KeySnapshot {
-        id: key("key"),
-        tenant_id: tenant(),
-        name: "Production".into(),
-        key_prefix: "sk-live-abcd".into(),
-        status: "active".into(),
-        is_frozen: false,
-        frozen_at: None,
-        created_at: at("2026-01-01T00:00:00.123456Z"),
-        last_used_at: None,
-        expires_at: None,
-        total_requests: 7,
-    };
+    let (_database, mut conn) = migrated();
+    let created_at = at("2026-01-01T00:00:00.123456Z");
+    KeyRow { created_at, status: "on hold", ..KeyRow::default() }.insert(&mut conn);
+    let snapshot = KeysDriver::new(&mut conn).fetch_key_by_id(&tenant(), &key("key")).unwrap().unwrap();
     let value = serde_json::to_value(&snapshot).unwrap();
     assert_eq!(value["id"], json!("key"));
     assert_eq!(value["tenant_id"], json!(tenant().as_str()));
+    assert_eq!(value["status"], json!("on hold"));
     assert_eq!(value["created_at"], json!("2026-01-01T00:00:00.123456Z"));
     assert_eq!(serde_json::from_value::<KeySnapshot>(value).unwrap(), snapshot);
 }
 
 #[test]
 fn money_is_a_string_that_no_reader_rounds() {
-    let usage = KeyUsageSnapshot { request_count: 1, spend_cents: decimal("123456789012345678.0001") };
+    let usage = usage(1, "123456789012345678.0001");
     let text = serde_json::to_string(&usage).unwrap();
     assert_eq!(text, r#"{"request_count":1,"spend_cents":"123456789012345678.0001"}"#);
     assert_eq!(serde_json::from_str::<KeyUsageSnapshot>(&text).unwrap(), usage);

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::{api_keys, proxy_calls};
-use api_keys_driver::{BigDecimal, KeyId, TenantId, migrate};
+use api_keys_driver::{BigDecimal, KeyId, KeyUsageSnapshot, TenantId, migrate};
 use chrono::{DateTime, Utc};
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
@@ -207,4 +207,28 @@ pub(crate) fn wait_until_one_waits(conn: &mut PgConnection) {
     let waiting =
         "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually("somebody waits", || diesel::sql_query(waiting).execute(conn).unwrap() > 0);
+}
+
+/// A snapshot with other fields: a literal of one does not compile outside the crate.
+macro_rules! with {
+    ($snapshot:expr, $($field:ident: $value:expr),* $(,)?) => {{
+        let mut changed = $snapshot;
+        $(changed.$field = $value;)*
+        changed
+    }};
+}
+pub(crate) use with;
+
+/// Asserts each named field of a snapshot.
+macro_rules! assert_fields {
+    ($snapshot:expr, $($field:ident: $value:expr),* $(,)?) => {{
+        let snapshot = $snapshot.clone();
+        assert_eq!(snapshot, $crate::support::with!(snapshot.clone(), $($field: $value),*));
+    }};
+}
+pub(crate) use assert_fields;
+
+/// What calls add up to.
+pub(crate) fn usage(request_count: i64, spend_cents: &str) -> KeyUsageSnapshot {
+    with!(KeyUsageSnapshot::default(), request_count: request_count, spend_cents: decimal(spend_cents))
 }

@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::support::{CallRow, OTHER, TENANT, at, decimal, key, migrated, tenant};
+use crate::support::{CallRow, OTHER, TENANT, at, decimal, key, migrated, tenant, usage as usage_of};
 
 #[test]
 fn a_page_with_usage_is_the_page_and_the_usage_of_each_key() {
@@ -35,9 +35,9 @@ fn a_page_with_usage_is_the_page_and_the_usage_of_each_key() {
                 (key, usage)
             })
             .collect();
-        assert_eq!(keys.fetch_keys_with_usage(&tenant(), page, since).unwrap(), expected, "{page:?}");
+        assert_eq!(keys.fetch_keys_with_usage(&tenant(), since, page).unwrap(), expected, "{page:?}");
     }
-    let all = keys.fetch_keys_with_usage(&tenant(), Page::default(), since).unwrap();
+    let all = keys.fetch_keys_with_usage(&tenant(), since, Page::default()).unwrap();
     assert!(all.iter().any(|(_, usage)| usage.request_count > 20), "nothing was used");
     assert!(all.iter().any(|(_, usage)| *usage == KeyUsageSnapshot::default()), "everything was used");
 }
@@ -78,7 +78,7 @@ fn a_series_has_every_bucket_of_the_range_and_each_call_in_one() {
     let hours = series(&mut conn, "2026-03-02T00:00:00Z", "2026-03-02T03:00:00Z", Bucket::Hour);
     let bucket = |start, request_count, spend: &str| UsageBucket {
         start: at(start),
-        usage: KeyUsageSnapshot { request_count, spend_cents: decimal(spend) },
+        usage: usage_of(request_count, spend),
     };
     assert_eq!(
         hours,

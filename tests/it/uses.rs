@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use api_keys_driver::{KeyUse, KeysDriver, Page, TenantId};
+use api_keys_driver::{KeyHash, KeyUse, KeysDriver, Page, TenantId};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -74,7 +74,7 @@ fn a_use_is_no_change_and_touches_no_indexed_column() {
     let mut keys = KeysDriver::new(&mut conn);
     keys.record_key_uses(&[used("key", 1, at("2026-06-01T12:00:00Z"))]).unwrap();
 
-    assert_eq!(keys.fetch_key_by_hash("key").unwrap().unwrap().revision, 1);
+    assert_eq!(keys.fetch_key_by_hash(&KeyHash::from("key")).unwrap().unwrap().revision, 1);
     assert_eq!(keys.fetch_key_events(&tenant(), &key("key"), Page::default()).unwrap().len(), 1);
     let indexed = diesel::sql_query(
         "SELECT FROM pg_attribute
@@ -142,7 +142,10 @@ fn sixteen_threads_with_overlapping_shuffled_batches_neither_deadlock_nor_lose_a
                             ..used(&ids[n], u32::try_from(n).unwrap() + 1, noon)
                         })
                         .collect();
-                    assert_eq!(KeysDriver::new(&mut conn).record_key_uses(&uses).unwrap(), KEYS as u64);
+                    assert_eq!(
+                        KeysDriver::new(&mut conn).record_key_uses(&uses).unwrap(),
+                        i64::try_from(KEYS).unwrap()
+                    );
                 }
             });
         }

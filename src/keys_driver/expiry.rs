@@ -1,19 +1,12 @@
-use std::collections::BTreeMap;
+//! When keys expire: setting it, and finding the keys that expire next.
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::count_star;
 use diesel::prelude::*;
-use diesel::sql_types::{Nullable, Timestamptz};
 
 use super::{KeySnapshot, KeysDriver, LockedKey};
-use crate::prepared::Prepared;
 use crate::schema::api_keys;
-use crate::{Error, Page, Result, TenantId};
-
-#[diesel::declare_sql_function]
-extern "SQL" {
-    fn coalesce(first: Nullable<Timestamptz>, second: Timestamptz) -> Timestamptz;
-}
+use crate::time::Time;
+use crate::{KeyStatus, Page, Result, TenantId};
 
 impl<'c> KeysDriver<'c> {
     /// Sets or clears when a key expires. Its status stays, also when that moment is past.
@@ -25,7 +18,7 @@ impl<'c> KeysDriver<'c> {
     /// key the second sees the expiry that the first one set, and can leave it at that.
     ///
     /// ```
-    /// # use api_keys_driver::{Error, KeyId, KeySnapshot, KeysDriver, NewKey, Result, TenantId};
+    /// # use api_keys_driver::{Error, KeyHash, KeyId, KeySnapshot, KeyStatus, KeysDriver, NewKey, Result, TenantId};
     /// # use chrono::{DateTime, TimeDelta, Utc};
     /// # use diesel::{Connection, PgConnection};
     /// /// The new key, or nothing where there is no active key to rotate.
@@ -40,7 +33,7 @@ impl<'c> KeysDriver<'c> {
     ///         let mut keys = KeysDriver::new(conn);
     ///         let Some(old) = keys.fetch_key_for_update(tenant_id, old)? else { return Ok(None) };
     ///         let expires_sooner = old.expires_at.is_some_and(|at| at <= grace_ends_at);
-    ///         if old.status != "active" || old.is_frozen || expires_sooner {
+    ///         if old.status != KeyStatus::Active || old.is_frozen || expires_sooner {
     ///             return Ok(None); // the engine's rules; the driver has none
     ///         }
     ///         let new = keys.insert_key(new)?;
@@ -52,7 +45,7 @@ impl<'c> KeysDriver<'c> {
     /// # let mut conn = database.connect().unwrap();
     /// # let tenant_id = TenantId::from("tenant");
     /// # let now: DateTime<Utc> = "2026-01-01T00:00:00Z".parse().unwrap();
-    /// # let key = |id: &str| NewKey::new(tenant_id.clone(), id.into(), "Production", "sk-live", id, now);
+    /// # let key = |id: &str| NewKey::new(tenant_id.clone(), id.into(), "Production", "sk-live", KeyHash::from(id), now);
     /// # KeysDriver::new(&mut conn).insert_key(&key("old")).unwrap();
     /// # let grace_ends_at = now + TimeDelta::days(1);
     /// # let new = rotate(&mut conn, &tenant_id, &"old".into(), &key("new"), grace_ends_at).unwrap();
@@ -73,14 +66,8 @@ impl<'c> KeysDriver<'c> {
     ) -> Result<KeySnapshot> {
         struct UpdateKeyExpiresAt;
 
-        self.require_lock(&key)?;
-        let update = diesel::update(api_keys::table)
-            .filter(api_keys::tenant_id.eq(&key.tenant_id))
-            .filter(api_keys::id.eq(&key.id))
-            .set(api_keys::expires_at.eq(expires_at))
-            .returning(KeySnapshot::as_returning());
-        let updated = Prepared::<UpdateKeyExpiresAt, _>::new(update).get_result(self.conn).optional()?;
-        updated.ok_or_else(|| Error::LockedRowGone(key.into_snapshot().id))
+        let expires_at = expires_at.map(Time::from);
+        self.update_locked::<UpdateKeyExpiresAt, _>(key, api_keys::expires_at.eq(expires_at))
     }
 
     /// Fetches a page of the tenant's `active` keys that expire before a moment, soonest first:
@@ -96,49 +83,12 @@ impl<'c> KeysDriver<'c> {
     ) -> Result<Vec<KeySnapshot>> {
         let keys = KeySnapshot::query()
             .filter(api_keys::tenant_id.eq(tenant_id))
-            .filter(api_keys::status.eq("active"))
-            .filter(api_keys::expires_at.lt(before))
+            .filter(api_keys::status.eq(KeyStatus::Active.as_str()))
+            .filter(api_keys::expires_at.lt(Time::from(before)))
             .order((api_keys::expires_at, api_keys::id))
             .limit(page.limit.into())
             .offset(page.offset.into())
             .load(self.conn)?;
         Ok(keys)
-    }
-
-    /// Fetches a page of the tenant's `active` keys that were not used since a moment, that moment
-    /// included, longest unused first, then by id.
-    ///
-    /// A key that was never used counts from its creation. Frozen and synthetic keys are there too.
-    ///
-    /// Each call reads all active keys of the tenant, some microseconds each: an index that knew better
-    /// would have to be rewritten by every use.
-    pub fn fetch_keys_unused(
-        &mut self,
-        tenant_id: &TenantId,
-        since: DateTime<Utc>,
-        page: Page,
-    ) -> Result<Vec<KeySnapshot>> {
-        let used_at = || coalesce(api_keys::last_used_at, api_keys::created_at);
-        let keys = KeySnapshot::query()
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .filter(api_keys::status.eq("active"))
-            .filter(used_at().lt(since))
-            .order((used_at(), api_keys::id))
-            .limit(page.limit.into())
-            .offset(page.offset.into())
-            .load(self.conn)?;
-        Ok(keys)
-    }
-
-    /// Counts the tenant's keys by their status, as stored. A status that no key has is not there.
-    ///
-    /// The counts add up to [`count_keys`](Self::count_keys).
-    pub fn count_keys_by_status(&mut self, tenant_id: &TenantId) -> Result<BTreeMap<String, i64>> {
-        let counts: Vec<(String, i64)> = api_keys::table
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .group_by(api_keys::status)
-            .select((api_keys::status, count_star()))
-            .load(self.conn)?;
-        Ok(counts.into_iter().collect())
     }
 }

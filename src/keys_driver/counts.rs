@@ -1,0 +1,50 @@
+//! How many keys a tenant has.
+
+use std::collections::BTreeMap;
+
+use diesel::dsl::count_star;
+use diesel::prelude::*;
+
+use super::KeysDriver;
+use crate::listing::Listing;
+use crate::schema::api_keys;
+use crate::{KeyStatus, Result, TenantId};
+
+impl KeysDriver<'_> {
+    /// Counts the keys that [`fetch_keys`](Self::fetch_keys) pages through.
+    ///
+    /// The server counts them one by one; for "more than 100" ask
+    /// [`count_keys_up_to`](Self::count_keys_up_to).
+    pub fn count_keys(&mut self, tenant_id: &TenantId) -> Result<i64> {
+        Listing::all(tenant_id).count(self.conn)
+    }
+
+    /// Counts the tenant's keys, but no further than a bound: the answer is never above it.
+    ///
+    /// ```
+    /// # use api_keys_driver::{KeysDriver, Result, TenantId};
+    /// # use diesel::PgConnection;
+    /// /// "42", or "100+".
+    /// fn label(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<String> {
+    ///     let count = KeysDriver::new(conn).count_keys_up_to(tenant_id, 101)?;
+    ///     Ok(if count > 100 { "100+".into() } else { count.to_string() })
+    /// }
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+    /// # assert_eq!(label(&mut database.connect().unwrap(), &"nobody".into()).unwrap(), "0");
+    /// ```
+    pub fn count_keys_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> Result<i64> {
+        Listing::all(tenant_id).count_up_to(bound, self.conn)
+    }
+
+    /// Counts the tenant's keys by their status, as stored. A status that no key has is not there.
+    ///
+    /// The counts add up to [`count_keys`](Self::count_keys).
+    pub fn count_keys_by_status(&mut self, tenant_id: &TenantId) -> Result<BTreeMap<KeyStatus, i64>> {
+        let counts: Vec<(KeyStatus, i64)> = api_keys::table
+            .filter(api_keys::tenant_id.eq(tenant_id))
+            .group_by(api_keys::status)
+            .select((api_keys::status, count_star()))
+            .load(self.conn)?;
+        Ok(counts.into_iter().collect())
+    }
+}

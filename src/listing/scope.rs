@@ -1,0 +1,52 @@
+//! Which keys a list holds. Each condition is one that an index of the migrations answers.
+
+use diesel::dsl::{And, Eq, not};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, QueryFragment};
+
+use crate::schema::api_keys;
+use crate::{KeyStatus, TenantId};
+
+/// The keys of a tenant, or those of them that fit a condition.
+pub(super) enum Scope<'a> {
+    All(OfTenant<'a>),
+    Shown(shown<'a>),
+    ShownWithStatus(And<shown<'a>, Eq<api_keys::status, &'a str>>),
+}
+
+type OfTenant<'a> = Eq<api_keys::tenant_id, &'a TenantId>;
+
+/// The tenant's keys that customers see, in the words of the partial indexes.
+#[diesel::dsl::auto_type]
+#[expect(
+    clippy::elidable_lifetime_names,
+    reason = "the macro names the return type, and asks for the lifetime"
+)]
+pub(crate) fn shown<'a>(tenant_id: &'a TenantId) -> _ {
+    api_keys::tenant_id.eq(tenant_id).and(not(api_keys::is_synthetic))
+}
+
+impl<'a> Scope<'a> {
+    pub(super) fn all(tenant_id: &'a TenantId) -> Self {
+        Self::All(api_keys::tenant_id.eq(tenant_id))
+    }
+
+    pub(super) fn shown(tenant_id: &'a TenantId) -> Self {
+        Self::Shown(shown(tenant_id))
+    }
+
+    pub(super) fn shown_with_status(tenant_id: &'a TenantId, status: &'a KeyStatus) -> Self {
+        Self::ShownWithStatus(shown(tenant_id).and(api_keys::status.eq(status.as_str())))
+    }
+}
+
+impl QueryFragment<Pg> for Scope<'_> {
+    fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        match self {
+            Self::All(condition) => condition.walk_ast(out),
+            Self::Shown(condition) => condition.walk_ast(out),
+            Self::ShownWithStatus(condition) => condition.walk_ast(out),
+        }
+    }
+}
