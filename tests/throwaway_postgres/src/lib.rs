@@ -18,6 +18,7 @@
 //! - [`empty`] creates a [`Database`] on the server that all processes of this user share. The database
 //!   is dropped with the value. If its process is killed, the next process drops it.
 //! - [`PrivateServer`] is a server for one test, which may stop, crash or demote it.
+//! - [`Pair`] is a primary and its standby, to fail over between.
 //!
 //! The shared server is the one that `TEST_DATABASE_URL` names. Without that variable, the first process
 //! starts one in memory from the programs that [`programs`] finds. A watchdog process stops the server
@@ -25,11 +26,13 @@
 
 mod binaries;
 mod database;
+mod pair;
 mod private;
 mod server;
 
 pub use binaries::programs;
 pub use database::Database;
+pub use pair::{Pair, Replication};
 pub use private::PrivateServer;
 pub use server::Server;
 

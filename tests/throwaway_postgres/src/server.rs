@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 use crate::{Database, Result, binaries, database};
 
 const NOBODY: u32 = 65534;
+pub(crate) const DEFAULT_PORT: u16 = 5432;
 pub(crate) const ENOUGH_MEMORY: u64 = 2 << 30;
 
 /// A server that databases can be created on.
@@ -71,22 +72,32 @@ fn join_or_start(bin: &Path) -> Result<(String, File)> {
     let lock_path = home.with_extension("lock");
     let lock = share(&lock_path)?;
 
-    fs::create_dir_all(&home)?;
+    create_home(&home)?;
     let starting = File::create(home.join("starting"))?;
     flock(&starting, FlockOperation::LockExclusive)?;
     if !home.join("ready").exists() {
         // Before the server: whatever becomes of this process, somebody cleans up.
         start_watchdog(&lock_path, &home)?;
         stop_leftover(&home.join("data"))?;
-        initialize(bin, &home)?;
-        launch(bin, &home, &["-c", "synchronous_commit=off"])?;
+        initialize(bin, &home, &[])?;
+        launch(bin, &home, DEFAULT_PORT, &["synchronous_commit=off".to_owned()])?;
         File::create(home.join("ready"))?;
     }
-    Ok((url_in(&home), lock))
+    Ok((url_in(&home, DEFAULT_PORT), lock))
 }
 
-pub(crate) fn url_in(home: &Path) -> String {
-    format!("postgresql:///postgres?host={}&user=postgres", home.display())
+pub(crate) fn url_in(home: &Path, port: u16) -> String {
+    format!("postgresql:///postgres?host={}&port={port}&user=postgres", home.display())
+}
+
+/// Makes the folder, unless it is there, and gives it to the user that runs the server.
+pub(crate) fn create_home(home: &Path) -> Result<()> {
+    fs::create_dir_all(home)?;
+    fs::set_permissions(home, Permissions::from_mode(0o700))?;
+    if rustix::process::geteuid().is_root() {
+        chown(home, Some(NOBODY), Some(NOBODY))?;
+    }
+    Ok(())
 }
 
 /// A folder name that the users of one set of programs agree on; in memory where there is enough.
@@ -128,16 +139,12 @@ pub(crate) fn start_watchdog(lock: &Path, home: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn initialize(bin: &Path, home: &Path) -> Result<()> {
+pub(crate) fn initialize(bin: &Path, home: &Path, arguments: &[&str]) -> Result<()> {
     let data = home.join("data");
-    fs::set_permissions(home, Permissions::from_mode(0o700))?;
-    if rustix::process::geteuid().is_root() {
-        chown(home, Some(NOBODY), Some(NOBODY))?;
-    }
-
     let mut initdb = as_server_user(&bin.join("initdb"), home);
     let output = initdb
         .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"])
+        .args(arguments)
         .args([Path::new("--pgdata"), &data])
         .output()?;
     if !output.status.success() {
@@ -146,14 +153,15 @@ pub(crate) fn initialize(bin: &Path, home: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn launch(bin: &Path, home: &Path, settings: &[&str]) -> Result<Child> {
+pub(crate) fn launch(bin: &Path, home: &Path, port: u16, settings: &[String]) -> Result<Child> {
     let data = home.join("data");
     let log = home.join("log");
     let postgres = as_server_user(&bin.join("postgres"), home)
         .args([Path::new("-D"), &data, Path::new("-k"), home])
+        .args(["-p", &port.to_string()])
         .args(["-c", "listen_addresses=", "-c", "max_connections=300"])
         .args(["-c", "fsync=off", "-c", "full_page_writes=off"])
-        .args(settings)
+        .args(settings.iter().flat_map(|setting| ["-c", setting]))
         // In the data folder instead of /dev/shm, so that nothing stays if the server is killed.
         .args(["-c", "dynamic_shared_memory_type=mmap"])
         .stdin(Stdio::null())
@@ -161,7 +169,7 @@ pub(crate) fn launch(bin: &Path, home: &Path, settings: &[&str]) -> Result<Child
         .stderr(File::options().append(true).open(&log)?)
         .process_group(0)
         .spawn()?;
-    wait_until_ready(postgres, &url_in(home), &log)
+    wait_until_ready(postgres, &url_in(home, port), &log)
 }
 
 /// A process that was killed while it started a server may have left one half-started.
@@ -189,7 +197,7 @@ pub(crate) fn give_to_server_user(file: &File) -> Result<()> {
 }
 
 /// PostgreSQL refuses to run as root.
-fn as_server_user(program: &Path, home: &Path) -> Command {
+pub(crate) fn as_server_user(program: &Path, home: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(home).env_remove("PGDATA").env("LC_ALL", "C");
     if rustix::process::geteuid().is_root() {

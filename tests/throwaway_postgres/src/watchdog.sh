@@ -6,7 +6,9 @@ flock --exclusive 9
 # Another watchdog was here first, and the path belongs to a newer server.
 [ /proc/self/fd/9 -ef "$1" ] || exit 0
 if read -r pid 2>/dev/null <"$2/data/postmaster.pid"; then
-    kill -INT "$pid" 2>/dev/null
+    # At once: a server that is paused, or waits for a standby, would not stop in good order.
+    kill -CONT "$pid" 2>/dev/null
+    kill -QUIT "$pid" 2>/dev/null
     while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done
 fi
 rm -rf "$2" "$1"
