@@ -30,7 +30,7 @@ impl KeysDriver<'_> {
     /// Records uses of any number of keys in one statement, and returns how many keys it changed.
     ///
     /// `total_requests` grows by what is there when the row is written, so that no concurrent use is
-    /// lost; `last_used_at` moves forward or stays. Several uses of a key add up. A key that does not
+    /// lost, and stays at the end of `bigint`; `last_used_at` moves forward or stays. Several uses of a key add up. A key that does not
     /// exist, or not in that tenant, changes nothing and is not counted. A use is no change of the key:
     /// it raises no revision and appends no event.
     ///
@@ -116,7 +116,11 @@ impl QueryFragment<Pg> for UpdateKeyUses<'_> {
                  FOR NO KEY UPDATE OF "api_keys"
                )
                UPDATE "api_keys"
-               SET "total_requests" = "api_keys"."total_requests" + "locked"."count",
+               SET "total_requests" = CASE
+                     WHEN "api_keys"."total_requests" > 9223372036854775807 - "locked"."count"
+                     THEN 9223372036854775807
+                     ELSE "api_keys"."total_requests" + "locked"."count"
+                   END,
                    "last_used_at" = greatest("api_keys"."last_used_at", "locked"."at")
                FROM "locked"
                WHERE "api_keys"."tenant_id" = "locked"."tenant_id" AND "api_keys"."id" = "locked"."id""#,

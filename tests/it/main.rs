@@ -25,3 +25,4 @@ mod transaction;
 mod try_lock;
 mod usage;
 mod uses;
+mod values;
