@@ -1,3 +1,5 @@
+//! Keeps prepared what Diesel would parse and plan at each call.
+
 use std::any::Any;
 use std::marker::PhantomData;
 
