@@ -36,8 +36,9 @@ impl KeysDriver<'_> {
     ///
     /// The rows are locked in the order of tenant and key, until the transaction ends, so batches that
     /// overlap wait for each other and never deadlock, if a transaction records one batch and locks
-    /// nothing before it. The batch may span tenants: each use carries its own, and a server that is
-    /// sharded by tenant wants a batch for each.
+    /// nothing before it. The batch may span tenants: each use carries its own. A batch of one tenant names
+    /// it, so that a server that is sharded by tenant sends the statement to one shard; there, record a
+    /// batch for each tenant, because Citus refuses one that locks rows of several shards.
     ///
     /// Keep a batch to some thousands of keys. An empty one sends nothing.
     ///
@@ -86,10 +87,28 @@ impl<'a> UpdateKeyUses<'a> {
         }
         update
     }
+
+    /// The tenant of all uses, if it is one. They are in the order of their tenants.
+    fn only_tenant(&self) -> Option<&&'a str> {
+        let first = self.tenant_ids.first()?;
+        self.tenant_ids.last().filter(|last| *last == first)
+    }
+
+    /// Pushes the only tenant as a value, because only that tells a sharded server the shard, or the column that
+    /// has the tenant of each use.
+    fn push_tenant<'b>(&'b self, column: &str, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        if let Some(tenant_id) = self.only_tenant() {
+            return out.push_bind_param::<Text, _>(tenant_id);
+        }
+        out.push_sql(column);
+        Ok(())
+    }
 }
 
 impl QueryId for UpdateKeyUses<'_> {
     type QueryId = UpdateKeyUses<'static>;
+    // A batch of one tenant is another statement than one of several. The text tells them apart.
+    const HAS_STATIC_QUERY_ID: bool = false;
 }
 
 impl RunQueryDsl<PgConnection> for UpdateKeyUses<'_> {}
@@ -101,18 +120,24 @@ impl QueryFragment<Pg> for UpdateKeyUses<'_> {
                  SELECT "api_keys"."tenant_id", "api_keys"."id", "uses"."count", "uses"."at"
                  FROM unnest("#,
         );
-        out.push_bind_param::<Array<Text>, _>(&self.tenant_ids)?;
-        out.push_sql(", ");
         out.push_bind_param::<Array<Text>, _>(&self.key_ids)?;
         out.push_sql(", ");
         out.push_bind_param::<Array<BigInt>, _>(&self.counts)?;
         out.push_sql(", ");
         out.push_bind_param::<Array<Timestamptz>, _>(&self.times)?;
+        if self.only_tenant().is_some() {
+            out.push_sql(r#") AS "uses" ("key_id", "count", "at")"#);
+        } else {
+            out.push_sql(", ");
+            out.push_bind_param::<Array<Text>, _>(&self.tenant_ids)?;
+            out.push_sql(r#") AS "uses" ("key_id", "count", "at", "tenant_id")"#);
+        }
         out.push_sql(
-            r#") AS "uses" ("tenant_id", "key_id", "count", "at")
-                 JOIN "api_keys"
-                   ON "api_keys"."tenant_id" = "uses"."tenant_id" AND "api_keys"."id" = "uses"."key_id"
-                 ORDER BY "api_keys"."tenant_id", "api_keys"."id"
+            r#" JOIN "api_keys" ON "api_keys"."id" = "uses"."key_id" AND "api_keys"."tenant_id" = "#,
+        );
+        self.push_tenant(r#""uses"."tenant_id""#, &mut out)?;
+        out.push_sql(
+            r#" ORDER BY "api_keys"."tenant_id", "api_keys"."id"
                  FOR NO KEY UPDATE OF "api_keys"
                )
                UPDATE "api_keys"
@@ -123,8 +148,8 @@ impl QueryFragment<Pg> for UpdateKeyUses<'_> {
                    END,
                    "last_used_at" = greatest("api_keys"."last_used_at", "locked"."at")
                FROM "locked"
-               WHERE "api_keys"."tenant_id" = "locked"."tenant_id" AND "api_keys"."id" = "locked"."id""#,
+               WHERE "api_keys"."id" = "locked"."id" AND "api_keys"."tenant_id" = "#,
         );
-        Ok(())
+        self.push_tenant(r#""locked"."tenant_id""#, &mut out)
     }
 }

@@ -100,6 +100,10 @@ pub(crate) const METHODS: &[Method] = &[
         let (tenant_id, key_id) = (with.tenant_id.clone(), with.key_id.clone());
         debug(KeysDriver::new(conn).record_key_uses(&[KeyUse { tenant_id, key_id, count: 1, at: with.time }]))
     }),
+    read(TWO_TENANTS, |conn, with| {
+        let of = |tenant_id| KeyUse { tenant_id, key_id: with.key_id.clone(), count: 1, at: with.time };
+        debug(KeysDriver::new(conn).record_key_uses(&[of(with.tenant_id.clone()), of("nobody".into())]))
+    }),
     change("update_key_frozen_by", |conn, with| {
         let freeze = Freeze { at: with.time, by: &with.text, reason: Some(&with.text) };
         on_locked(conn, with, |keys, key| keys.update_key_frozen_by(key, &freeze))
@@ -172,14 +176,17 @@ pub(crate) const METHODS: &[Method] = &[
     }),
 ];
 
+/// A batch of several tenants is another statement than one of a single tenant.
+const TWO_TENANTS: &str = "record_key_uses of two tenants";
+
 /// The look-up that finds the tenant out, and the one that follows all tenants.
 pub(crate) const WITHOUT_TENANT: &[&str] = &["fetch_key_by_hash", "fetch_key_events_after"];
 
 /// How a method's statements say which tenant they are for.
 pub(crate) fn confinement(method: &str) -> &'static str {
     match method {
+        TWO_TENANTS => "\"api_keys\".\"tenant_id\" = \"uses\".\"tenant_id\"",
         "insert_key" => "INSERT INTO \"api_keys\" (\"tenant_id\"",
-        "record_key_uses" => "\"api_keys\".\"tenant_id\" = \"uses\".\"tenant_id\"",
         _ => "\"tenant_id\" = $",
     }
 }

@@ -48,15 +48,19 @@ fn generic_plan(
     let mut conn = database.connect().unwrap();
     conn.batch_execute("SET plan_cache_mode = force_generic_plan").unwrap();
     call(&mut conn);
+    plan_of_prepared(&mut conn, statement)
+}
+
+fn plan_of_prepared(conn: &mut PgConnection, statement: &str) -> String {
     let prepared: PreparedStatement = diesel::sql_query(format!(
         "SELECT name, cardinality(parameter_types) AS parameters FROM pg_prepared_statements
          WHERE statement LIKE '{statement}%' AND statement !~ 'pg_prepared_statements|FOR NO KEY UPDATE$'"
     ))
-    .get_result(&mut conn)
+    .get_result(conn)
     .unwrap();
     let nulls = vec!["NULL"; usize::try_from(prepared.parameters).unwrap()].join(", ");
     let explain = diesel::sql_query(format!("EXPLAIN (COSTS OFF) EXECUTE {} ({nulls})", prepared.name));
-    let lines: Vec<PlanLine> = explain.load(&mut conn).unwrap();
+    let lines: Vec<PlanLine> = explain.load(conn).unwrap();
     lines.into_iter().map(|PlanLine { line }| line + "\n").collect()
 }
 
@@ -78,29 +82,40 @@ fn a_key_is_recognised_by_one_probe_of_the_unique_index() {
     assert_plan(&plan, &["Index Scan using uq_api_keys_key_hash"], &[]);
 }
 
-#[test]
-fn a_batch_of_uses_probes_the_primary_key_and_locks_in_the_order_of_tenant_and_key() {
+fn plan_of_uses(tenants: &'static [&str]) -> String {
     let (database, _conn) = crowded();
-    let plan = generic_plan(&database, "WITH", |conn| {
-        let used = |n: i32| KeyUse {
-            tenant_id: tenant(),
+    let mut conn = database.connect().unwrap();
+    conn.batch_execute("SET plan_cache_mode = force_generic_plan").unwrap();
+    let batch: Vec<_> = (1..1000)
+        .zip(tenants.iter().cycle())
+        .map(|(n, tenant_id)| KeyUse {
+            tenant_id: (*tenant_id).into(),
             key_id: key(&n.to_string()),
             count: 1,
             at: at("2026-06-01T12:00:00Z"),
-        };
-        let batch: Vec<_> = (1..1000).map(used).collect();
-        KeysDriver::new(conn).record_key_uses(&batch).unwrap();
-    });
-    assert_plan(
-        &plan,
-        &[
-            "LockRows",
-            "Sort Key: api_keys_1.tenant_id, api_keys_1.id",
-            "Index Scan using api_keys_pkey on api_keys\n",
-            "Index Scan using api_keys_pkey on api_keys api_keys_1",
-        ],
-        &["Seq Scan on api_keys"],
-    );
+        })
+        .collect();
+    KeysDriver::new(&mut conn).record_key_uses(&batch).unwrap();
+    plan_of_prepared(&mut conn, "WITH")
+}
+
+#[test]
+fn a_batch_of_uses_probes_the_primary_key_and_locks_in_the_order_of_tenant_and_key() {
+    for (tenants, order) in [
+        (&[TENANT] as &[_], "Sort Key: api_keys_1.id\n"),
+        (&[TENANT, "tenant 1"], "Sort Key: api_keys_1.tenant_id, api_keys_1.id\n"),
+    ] {
+        assert_plan(
+            &plan_of_uses(tenants),
+            &[
+                "LockRows",
+                order,
+                "Index Scan using api_keys_pkey on api_keys\n",
+                "Index Scan using api_keys_pkey on api_keys api_keys_1",
+            ],
+            &["Seq Scan on api_keys"],
+        );
+    }
 }
 
 #[test]
