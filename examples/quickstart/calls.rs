@@ -1,10 +1,12 @@
 //! The calls that the example loads: read from a trace, or invented.
 
-use std::fs;
+use std::fs::File;
+use std::path::Path;
 
 use api_keys_driver::BigDecimal;
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
-use throwaway_postgres::{BoxError, Result};
+use csv::StringRecord;
+use throwaway_postgres::Result;
 
 pub(crate) struct Call {
     pub(crate) created_at: DateTime<Utc>,
@@ -20,22 +22,57 @@ impl Call {
     }
 }
 
-/// Reads a trace, a call a line: `TIMESTAMP,ContextTokens,GeneratedTokens`, the time in UTC.
-pub(crate) fn read(path: &str) -> Result<Vec<Call>> {
-    let text = fs::read_to_string(path)?;
-    text.lines()
-        .enumerate()
-        .skip(1)
-        .map(|(nth, line)| parse(line).map_err(|error| format!("line {}: {error}", nth + 1).into()))
-        .collect()
+const COLUMNS: [&str; 3] = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"];
+
+/// Reads a trace: a line that names the columns, then a call a line, with the time in UTC.
+pub(crate) fn read(path: &Path) -> Result<Vec<Call>> {
+    let file = File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
+    let mut lines = csv::Reader::from_reader(file);
+    let found = lines.headers().map_err(|error| unreadable(&error))?.clone();
+    if found != COLUMNS[..] {
+        let found = found.iter().collect::<Vec<_>>().join(",");
+        let expected = COLUMNS.join(",");
+        return Err(format!("the first line must be `{expected}` and is `{found}`").into());
+    }
+    let calls: Vec<Call> = lines
+        .records()
+        .map(|line| parse(&line.map_err(|error| unreadable(&error))?))
+        .collect::<Result<_>>()?;
+    if calls.is_empty() {
+        return Err("no calls follow the first line: add some, or leave the file out".into());
+    }
+    Ok(calls)
 }
 
-fn parse(line: &str) -> Result<Call> {
-    let [time, input, output] = line.split(',').collect::<Vec<_>>()[..] else {
-        return Err(BoxError::from("three columns are expected"));
+fn parse(line: &StringRecord) -> Result<Call> {
+    let tokens = |nth: usize| {
+        let count = line[nth].parse().ok().filter(|tokens| *tokens >= 0);
+        count.ok_or_else(|| misplaced(line, nth, "a whole number from 0 to 2147483647"))
     };
-    let time = NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S%.f")?;
-    Ok(Call { created_at: time.and_utc(), input_tokens: input.parse()?, output_tokens: output.parse()? })
+    let time = NaiveDateTime::parse_from_str(&line[0], "%Y-%m-%d %H:%M:%S%.f");
+    Ok(Call {
+        created_at: time.map_err(|_| misplaced(line, 0, "a time such as 2023-11-16 18:17:03.97"))?.and_utc(),
+        input_tokens: tokens(1)?,
+        output_tokens: tokens(2)?,
+    })
+}
+
+fn misplaced(line: &StringRecord, nth: usize, expected: &str) -> String {
+    let place = line.position().map_or(0, csv::Position::line);
+    let (column, name, value) = (nth + 1, COLUMNS[nth], &line[nth]);
+    format!("line {place}, column {column} ({name}): `{value}` is not {expected}")
+}
+
+fn unreadable(error: &csv::Error) -> String {
+    match error.kind() {
+        csv::ErrorKind::UnequalLengths { pos: Some(position), len, .. } => {
+            format!("line {}: it has {len} columns and must have {}", position.line(), COLUMNS.len())
+        }
+        csv::ErrorKind::Utf8 { pos: Some(position), .. } => {
+            format!("line {}: it is not UTF-8 text", position.line())
+        }
+        _ => format!("cannot be read: {error}"),
+    }
 }
 
 /// Two hundred calls over the days around the turn of a month.

@@ -10,7 +10,8 @@
 
 mod calls;
 
-use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 
@@ -20,6 +21,7 @@ use api_keys_driver::{
     Result, TenantId, get_keys_driver, migrate,
 };
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
+use clap::Parser;
 use diesel::prelude::*;
 use throwaway_postgres::{BoxError, Database, Server};
 
@@ -35,9 +37,34 @@ const KEYS: [(&str, &str, bool); 4] = [
     ("key-load-test", "Nightly load test", true),
 ];
 
-fn main() -> Result<(), BoxError> {
-    let calls = match env::args().nth(1) {
-        Some(path) => calls::read(&path).map_err(|error| format!("{path}: {error}"))?,
+/// Walks through what an engine does with API keys, on a PostgreSQL of its own.
+///
+/// With `DATABASE_URL` set, it creates a scratch database on that server and drops it again.
+#[derive(Parser)]
+struct Arguments {
+    /// A CSV file of calls, whose first line is TIMESTAMP,ContextTokens,GeneratedTokens. Without it, the
+    /// example invents some.
+    trace: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quickstart: {error}");
+            let mut source = error.source();
+            while let Some(error) = source {
+                eprintln!("  because: {error}");
+                source = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), BoxError> {
+    let calls = match &arguments.trace {
+        Some(path) => calls::read(path).map_err(|error| format!("{}: {error}", path.display()))?,
         None => calls::invented(),
     };
     let database = scratch_database()?;
@@ -77,10 +104,13 @@ fn main() -> Result<(), BoxError> {
 }
 
 fn scratch_database() -> Result<Database, BoxError> {
-    match env::var("DATABASE_URL") {
-        Ok(url) => Server::at(url)?.create_database(),
-        Err(_) => throwaway_postgres::empty(),
-    }
+    let Ok(url) = std::env::var("DATABASE_URL") else { return throwaway_postgres::empty() };
+    let refused = |error: BoxError| {
+        format!(
+            "no scratch database on the server of DATABASE_URL: {error}\n  check the URL and that its role may create databases, or unset it"
+        )
+    };
+    Server::at(url).and_then(|server| server.create_database()).map_err(|error| refused(error).into())
 }
 
 fn title(text: &str) {
