@@ -1,3 +1,5 @@
+//! The customer's view.
+
 use api_keys_driver::{ApiKeysFacadeDriver, KeyStatus, Page};
 use diesel::prelude::*;
 

@@ -14,9 +14,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::keys_driver::{unfreeze, with_locked};
-use crate::life::new_key;
-use crate::support::{KeyRow, OTHER, assert_fields, at, key, migrated_apart, other, tenant, with};
+use crate::support::{
+    KeyRow, OTHER, assert_fields, at, key, migrated_apart, new_key, other, tenant, unfreeze, with,
+    with_locked,
+};
 
 fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
     KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap()

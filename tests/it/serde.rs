@@ -1,7 +1,9 @@
+//! What serde writes of a snapshot, and reads back.
+
 use api_keys_driver::{EventPosition, KeyCursor, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page};
 use serde_json::json;
 
-use crate::support::{KeyRow, at, key, migrated, tenant, usage};
+use crate::support::{KeyRow, at, key, migrated, tenant, usage_of};
 
 #[test]
 fn ids_are_plain_strings_and_times_are_rfc_3339() {
@@ -19,7 +21,7 @@ fn ids_are_plain_strings_and_times_are_rfc_3339() {
 
 #[test]
 fn money_is_a_string_that_no_reader_rounds() {
-    let usage = usage(1, "123456789012345678.0001");
+    let usage = usage_of(1, "123456789012345678.0001");
     let text = serde_json::to_string(&usage).unwrap();
     assert_eq!(text, r#"{"request_count":1,"spend_cents":"123456789012345678.0001"}"#);
     assert_eq!(serde_json::from_str::<KeyUsageSnapshot>(&text).unwrap(), usage);

@@ -1,14 +1,22 @@
-//! What the tests share: a database, rows to put in it, and the statements that were sent.
+//! What the tests share: a database, the statements that were sent, and patience. Rows, keys and snapshots have files
+//! of their own.
+
+mod keys;
+mod rows;
+mod snapshots;
 
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use api_keys_driver::schema::{api_keys, proxy_calls};
-use api_keys_driver::{BigDecimal, KeyId, KeyUsageSnapshot, TenantId, migrate};
+use api_keys_driver::{BigDecimal, KeyId, TenantId, migrate};
 use chrono::{DateTime, Utc};
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
+
+pub(crate) use self::keys::{fetch, freeze, ids, new_key, revocation_of, unfreeze, with_locked};
+pub(crate) use self::rows::{CallRow, KeyRow};
+pub(crate) use self::snapshots::{assert_fields, usage_of, with};
 
 /// A tenant's id. The existing service takes no other form, and fixtures are used in both worlds.
 pub(crate) const TENANT: &str = "11111111-1111-1111-1111-111111111111";
@@ -75,106 +83,6 @@ pub(crate) fn decimal(text: &str) -> BigDecimal {
     text.parse().expect("a decimal")
 }
 
-/// A row of `api_keys`. What a test does not name is ordinary.
-#[derive(Clone, Debug, Insertable)]
-#[diesel(table_name = api_keys)]
-pub(crate) struct KeyRow<'a> {
-    pub(crate) id: &'a str,
-    pub(crate) tenant_id: &'a str,
-    pub(crate) name: &'a str,
-    pub(crate) key_prefix: &'a str,
-    /// The id, unless a test names another.
-    pub(crate) key_hash: Option<&'a str>,
-    pub(crate) permissions_json: Option<&'a str>,
-    pub(crate) allowed_workers_json: Option<&'a str>,
-    pub(crate) rate_limit_rpm: Option<i32>,
-    pub(crate) max_concurrent_runs: Option<i32>,
-    pub(crate) status: &'a str,
-    pub(crate) expires_at: Option<DateTime<Utc>>,
-    pub(crate) revoked_at: Option<DateTime<Utc>>,
-    pub(crate) revoked_reason: Option<&'a str>,
-    pub(crate) last_used_at: Option<DateTime<Utc>>,
-    pub(crate) total_requests: i64,
-    pub(crate) created_at: DateTime<Utc>,
-    pub(crate) is_synthetic: bool,
-    pub(crate) is_frozen: bool,
-    pub(crate) frozen_at: Option<DateTime<Utc>>,
-}
-
-impl Default for KeyRow<'_> {
-    fn default() -> Self {
-        Self {
-            id: "key",
-            tenant_id: TENANT,
-            name: "Production",
-            key_prefix: "sk-live-abcd",
-            key_hash: None,
-            permissions_json: None,
-            allowed_workers_json: None,
-            rate_limit_rpm: None,
-            max_concurrent_runs: None,
-            status: "active",
-            expires_at: None,
-            revoked_at: None,
-            revoked_reason: None,
-            last_used_at: None,
-            total_requests: 0,
-            created_at: at("2026-01-01T00:00:00Z"),
-            is_synthetic: false,
-            is_frozen: false,
-            frozen_at: None,
-        }
-    }
-}
-
-impl KeyRow<'_> {
-    pub(crate) fn insert(&self, conn: &mut PgConnection) {
-        let row = Self { key_hash: self.key_hash.or(Some(self.id)), ..self.clone() };
-        diesel::insert_into(api_keys::table).values(&row).execute(conn).expect("a key");
-    }
-}
-
-/// A row of `proxy_calls`. What a test does not name is ordinary.
-#[derive(Clone, Debug, Insertable)]
-#[diesel(table_name = proxy_calls)]
-pub(crate) struct CallRow<'a> {
-    pub(crate) id: &'a str,
-    pub(crate) tenant_id: &'a str,
-    pub(crate) api_key_id: Option<&'a str>,
-    pub(crate) endpoint: &'a str,
-    pub(crate) model: &'a str,
-    pub(crate) request_hash: &'a str,
-    pub(crate) request_json: &'a str,
-    pub(crate) cost_cents: Option<BigDecimal>,
-    pub(crate) was_blocked: Option<bool>,
-    pub(crate) replayed_from_id: Option<&'a str>,
-    pub(crate) created_at: DateTime<Utc>,
-}
-
-impl Default for CallRow<'_> {
-    fn default() -> Self {
-        Self {
-            id: "call",
-            tenant_id: TENANT,
-            api_key_id: Some("key"),
-            endpoint: "/v1/chat/completions",
-            model: "small",
-            request_hash: "hash",
-            request_json: "{}",
-            cost_cents: None,
-            was_blocked: Some(false),
-            replayed_from_id: None,
-            created_at: at("2026-01-01T00:00:00Z"),
-        }
-    }
-}
-
-impl CallRow<'_> {
-    pub(crate) fn insert(&self, conn: &mut PgConnection) {
-        diesel::insert_into(proxy_calls::table).values(self).execute(conn).expect("a call");
-    }
-}
-
 /// The statements that `work` sent, each as SQL with its bind values behind `-- binds:`.
 pub(crate) fn statements_of<T>(
     conn: &mut PgConnection,
@@ -207,28 +115,4 @@ pub(crate) fn wait_until_one_waits(conn: &mut PgConnection) {
     let waiting =
         "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually("somebody waits", || diesel::sql_query(waiting).execute(conn).unwrap() > 0);
-}
-
-/// A snapshot with other fields: a literal of one does not compile outside the crate.
-macro_rules! with {
-    ($snapshot:expr, $($field:ident: $value:expr),* $(,)?) => {{
-        let mut changed = $snapshot;
-        $(changed.$field = $value;)*
-        changed
-    }};
-}
-pub(crate) use with;
-
-/// Asserts each named field of a snapshot.
-macro_rules! assert_fields {
-    ($snapshot:expr, $($field:ident: $value:expr),* $(,)?) => {{
-        let snapshot = $snapshot.clone();
-        assert_eq!(snapshot, $crate::support::with!(snapshot.clone(), $($field: $value),*));
-    }};
-}
-pub(crate) use assert_fields;
-
-/// What calls add up to.
-pub(crate) fn usage(request_count: i64, spend_cents: &str) -> KeyUsageSnapshot {
-    with!(KeyUsageSnapshot::default(), request_count: request_count, spend_cents: decimal(spend_cents))
 }

@@ -56,7 +56,7 @@ fn a_free_key_is_locked_and_read_as_it_is() {
 }
 
 #[test]
-fn a_missing_key_and_a_foreign_one_are_not_found_whether_or_not_somebody_holds_them() {
+fn a_missing_key_and_a_foreign_one_are_not_found_even_when_locked() {
     let (database, mut conn) = migrated();
     assert_eq!(try_lock(&mut conn).unwrap(), Answer::NotFound);
     KeyRow { tenant_id: OTHER, ..KeyRow::default() }.insert(&mut conn);
@@ -117,7 +117,7 @@ fn before_and_after(change: &str, commit: bool) -> (Answer, Answer) {
 }
 
 #[test]
-fn a_key_is_busy_while_it_is_deleted_or_handed_over_and_not_found_once_it_is_gone() {
+fn a_key_that_an_open_transaction_removes_is_busy_until_it_is_gone() {
     let hand_over = format!("UPDATE api_keys SET tenant_id = '{OTHER}'");
     for change in ["DELETE FROM api_keys", &hand_over, "UPDATE api_keys SET id = 'elsewhere'"] {
         assert_eq!(before_and_after(change, true), (Answer::Busy, Answer::NotFound), "{change}");
@@ -185,7 +185,7 @@ fn in_between(database: &Database, conn: &mut PgConnection, meanwhile: &str) -> 
 }
 
 #[test]
-fn the_look_decides_and_the_lock_reads_the_newest_version_when_the_row_changes_in_between() {
+fn a_row_that_changes_between_look_and_lock_is_busy_or_read_anew() {
     // Of its own, because a role is the whole server's.
     let server = PrivateServer::start_new().unwrap();
     let migrated = || {

@@ -1,11 +1,84 @@
-//! Usage of a page of keys, and over time.
+//! Usage of one key, of a page of keys, and over time.
 
 use api_keys_driver::{Bucket, Error, KeyUsageSnapshot, KeysDriver, Page, UsageBucket};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::support::{CallRow, OTHER, TENANT, at, decimal, key, migrated, tenant, usage as usage_of};
+use crate::support::{CallRow, OTHER, TENANT, at, decimal, key, migrated, tenant, usage_of};
+
+#[test]
+fn usage_adds_up_the_calls_of_the_key_and_tenant_since_the_moment() {
+    let (_database, mut conn) = migrated();
+    let since = at("2026-05-01T00:00:00Z");
+    let cost = |text| Some(decimal(text));
+    let inside = [
+        CallRow { id: "at since", cost_cents: cost("0.0001"), ..CallRow::default() },
+        CallRow { id: "no cost", cost_cents: None, ..CallRow::default() },
+        CallRow { id: "blocked", was_blocked: Some(true), cost_cents: cost("0.1"), ..CallRow::default() },
+        CallRow { id: "unknown", was_blocked: None, cost_cents: cost("0.2"), ..CallRow::default() },
+        CallRow {
+            id: "replayed",
+            replayed_from_id: Some("x"),
+            cost_cents: cost("999999.9999"),
+            ..CallRow::default()
+        },
+        CallRow { id: "credit", cost_cents: cost("-0.5"), ..CallRow::default() },
+    ];
+    for call in inside {
+        CallRow { created_at: since, ..call }.insert(&mut conn);
+    }
+    let outside = [
+        CallRow { id: "before", created_at: since - TimeDelta::microseconds(1), ..CallRow::default() },
+        CallRow { id: "other key", api_key_id: Some("other"), created_at: since, ..CallRow::default() },
+        CallRow { id: "no key", api_key_id: None, created_at: since, ..CallRow::default() },
+        CallRow { id: "other tenant", tenant_id: OTHER, created_at: since, ..CallRow::default() },
+    ];
+    for call in outside {
+        CallRow { cost_cents: cost("77"), ..call }.insert(&mut conn);
+    }
+
+    let usage = KeysDriver::new(&mut conn).fetch_key_usage(&tenant(), &key("key"), since).unwrap();
+    assert_eq!(usage, usage_of(6, "999999.8000"));
+}
+
+#[test]
+fn usage_of_nothing_and_of_calls_without_a_cost_is_zero() {
+    let (_database, mut conn) = migrated();
+    let since = at("2026-01-01T00:00:00Z");
+    let mut keys = KeysDriver::new(&mut conn);
+    let none = keys.fetch_key_usage(&tenant(), &key("key"), since).unwrap();
+    assert_eq!(none, usage_of(0, "0"));
+
+    CallRow::default().insert(keys.connection());
+    let free = keys.fetch_key_usage(&tenant(), &key("key"), since).unwrap();
+    assert_eq!(free, usage_of(1, "0"));
+}
+
+#[test]
+fn a_spend_that_a_double_cannot_hold_is_exact() {
+    let (_database, mut conn) = migrated();
+    conn.batch_execute(&format!(
+        "INSERT INTO proxy_calls (id, tenant_id, api_key_id, endpoint, model, request_hash, request_json, cost_cents)
+         SELECT n, '{TENANT}', 'key', '', '', '', '', 999999.9999 FROM generate_series(1, 20000) AS n"
+    ))
+    .unwrap();
+
+    let usage = KeysDriver::new(&mut conn)
+        .fetch_key_usage(&tenant(), &key("key"), at("2026-01-01T00:00:00Z"))
+        .unwrap();
+    assert_eq!(usage.spend_cents, decimal("19999999998.0000"));
+}
+
+#[test]
+fn usage_since_ever_counts_all_calls_and_since_the_end_of_time_none() {
+    let (_database, mut conn) = migrated();
+    CallRow::default().insert(&mut conn);
+    let mut keys = KeysDriver::new(&mut conn);
+    for (since, count) in [(DateTime::<Utc>::MIN_UTC, 1), (DateTime::<Utc>::MAX_UTC, 0)] {
+        assert_eq!(keys.fetch_key_usage(&tenant(), &key("key"), since).unwrap().request_count, count);
+    }
+}
 
 #[test]
 fn a_page_with_usage_is_the_page_and_the_usage_of_each_key() {

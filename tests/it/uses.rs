@@ -7,9 +7,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::life::fetch;
 use crate::support::{
-    KeyRow, OTHER, TENANT, at, key, migrated, other, statements_of, tenant, wait_until_one_waits,
+    KeyRow, OTHER, TENANT, at, fetch, key, migrated, other, statements_of, tenant, wait_until_one_waits,
 };
 
 fn used(key_id: &str, count: u32, at: DateTime<Utc>) -> KeyUse {

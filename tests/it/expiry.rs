@@ -1,0 +1,75 @@
+//! When keys expire, and the rotation that builds on it.
+
+use api_keys_driver::{Error, KeyId, KeySnapshot, KeysDriver, NewKey, Page, Result};
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::prelude::*;
+
+use crate::support::{KeyRow, OTHER, at, fetch, ids, key, migrated, new_key, tenant, with, with_locked};
+
+#[test]
+fn setting_and_clearing_an_expiry_changes_nothing_else() {
+    let (_database, mut conn) = migrated();
+    KeyRow { status: "revoked", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    let before = fetch(&mut conn, "key");
+    let expiry = Some(at("2026-06-01T12:00:00.000001Z"));
+    let expiring = with_locked(&mut conn, |keys, key| keys.update_key_expires_at(key, expiry)).unwrap();
+    assert_eq!(expiring, with!(before.clone(), expires_at: expiry, revision: before.revision + 1));
+    let never = with_locked(&mut conn, |keys, key| keys.update_key_expires_at(key, None)).unwrap();
+    assert_eq!(never, with!(before, revision: never.revision));
+}
+
+#[test]
+fn keys_expiring_before_a_moment_are_active_ones_soonest_first() {
+    let (_database, mut conn) = migrated();
+    let before = at("2026-06-01T00:00:00Z");
+    let sooner = |hours| Some(before - TimeDelta::hours(hours));
+    KeyRow { id: "past", expires_at: sooner(99_999), ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "tie-b", expires_at: sooner(2), is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "tie-a", expires_at: sooner(2), is_synthetic: true, ..KeyRow::default() }.insert(&mut conn);
+    let just = Some(before - TimeDelta::microseconds(1));
+    KeyRow { id: "just", expires_at: just, ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "at the moment", expires_at: Some(before), ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "never", ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "revoked", status: "revoked", expires_at: sooner(1), ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "expired", status: "expired", expires_at: sooner(1), ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "foreign", tenant_id: OTHER, expires_at: sooner(1), ..KeyRow::default() }.insert(&mut conn);
+    let mut keys = KeysDriver::new(&mut conn);
+
+    let mut page = |page| ids(keys.fetch_keys_expiring(&tenant(), before, page).unwrap());
+    assert_eq!(page(Page::default()), ["past", "tie-a", "tie-b", "just"]);
+    assert_eq!(page(Page { limit: 2, offset: 1 }), ["tie-a", "tie-b"]);
+    assert!(page(Page { limit: 0, offset: 0 }).is_empty());
+}
+
+/// The recipe that stands at `update_key_expires_at`, without the engine's rules.
+fn rotate(
+    conn: &mut PgConnection,
+    old: &KeyId,
+    new: &NewKey,
+    grace_ends_at: DateTime<Utc>,
+) -> Result<KeySnapshot> {
+    conn.transaction(|conn| {
+        let mut keys = KeysDriver::new(conn);
+        let old = keys.fetch_key_for_update(&tenant(), old)?.expect("a key to rotate");
+        let new = keys.insert_key(new)?;
+        keys.update_key_expires_at(old, Some(grace_ends_at))?;
+        Ok(new)
+    })
+}
+
+#[test]
+fn a_rotation_inserts_the_new_key_and_expires_the_old_one_or_neither() {
+    let (_database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let grace_ends_at = at("2026-06-02T00:00:00Z");
+
+    let taken = NewKey { key_hash: "key".into(), ..new_key("new") };
+    let failed = rotate(&mut conn, &key("key"), &taken, grace_ends_at);
+    assert!(matches!(failed, Err(Error::KeyHashExists)), "{failed:?}");
+    assert_eq!(fetch(&mut conn, "key").expires_at, None);
+
+    rotate(&mut conn, &key("key"), &new_key("new"), grace_ends_at).unwrap();
+    let old = fetch(&mut conn, "key");
+    assert_eq!((old.status.as_str(), old.expires_at), ("active", Some(grace_ends_at)));
+    assert_eq!(fetch(&mut conn, "new").expires_at, None);
+}

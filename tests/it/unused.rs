@@ -1,0 +1,28 @@
+//! Keys that were not used for long.
+
+use api_keys_driver::{KeysDriver, Page};
+use chrono::TimeDelta;
+
+use crate::support::{KeyRow, OTHER, at, ids, migrated, tenant};
+
+#[test]
+fn keys_unused_since_a_moment_are_active_ones_longest_unused_first() {
+    let (_database, mut conn) = migrated();
+    let since = at("2026-06-01T00:00:00Z");
+    let (old, ago) = (at("2026-01-01T00:00:00Z"), |hours| Some(since - TimeDelta::hours(hours)));
+    let row = KeyRow { created_at: old, ..KeyRow::default() };
+    KeyRow { id: "used long ago", last_used_at: ago(48), ..row.clone() }.insert(&mut conn);
+    KeyRow { id: "tie-b", last_used_at: ago(24), is_frozen: true, ..row.clone() }.insert(&mut conn);
+    KeyRow { id: "tie-a", last_used_at: ago(24), is_synthetic: true, ..row.clone() }.insert(&mut conn);
+    KeyRow { id: "never used", ..row.clone() }.insert(&mut conn);
+    KeyRow { id: "new", created_at: since, ..row.clone() }.insert(&mut conn);
+    KeyRow { id: "used at the moment", last_used_at: Some(since), ..row.clone() }.insert(&mut conn);
+    KeyRow { id: "revoked", status: "revoked", ..row.clone() }.insert(&mut conn);
+    KeyRow { id: "foreign", tenant_id: OTHER, ..row.clone() }.insert(&mut conn);
+    let mut keys = KeysDriver::new(&mut conn);
+
+    let mut page = |page| ids(keys.fetch_keys_unused(&tenant(), since, page).unwrap());
+    assert_eq!(page(Page::default()), ["never used", "used long ago", "tie-a", "tie-b"]);
+    assert_eq!(page(Page { limit: 2, offset: 1 }), ["used long ago", "tie-a"]);
+    assert!(page(Page { limit: 0, offset: 0 }).is_empty());
+}
