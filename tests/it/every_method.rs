@@ -40,6 +40,7 @@ impl Default for Input {
 
 /// A method, to be called inside a transaction. It answers with the `Debug` text of what came back.
 pub(crate) struct Method {
+    /// The method's name, and behind a point which of its statements is sent, where it has several.
     pub(crate) name: &'static str,
     pub(crate) call: fn(&mut PgConnection, &Input) -> Result<String>,
     /// Whether the call locks the key first, which is a statement of its own.
@@ -49,16 +50,20 @@ pub(crate) struct Method {
 #[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
 pub(crate) const METHODS: &[Method] = &[
     read("fetch_keys", |conn, with| debug(KeysDriver::new(conn).fetch_keys(&with.tenant_id, with.page))),
-    read("fetch_keys", |conn, with| {
+    read("fetch_keys.offset", |conn, with| {
         debug(KeysDriver::new(conn).fetch_keys(&with.tenant_id, Page { offset: 1, ..with.page }))
     }),
     read("fetch_keys_after", |conn, with| {
         debug(KeysDriver::new(conn).fetch_keys_after(&with.tenant_id, Some(&with.cursor), with.page.limit))
     }),
+    read("fetch_keys_after.unknown_time", |conn, with| {
+        let cursor = KeyCursor::behind(DateTime::<Utc>::MAX_UTC, &with.key_id);
+        debug(KeysDriver::new(conn).fetch_keys_after(&with.tenant_id, Some(&cursor), with.page.limit))
+    }),
     read("fetch_keys_with_usage", |conn, with| {
         debug(KeysDriver::new(conn).fetch_keys_with_usage(&with.tenant_id, with.time, with.page))
     }),
-    read("fetch_keys_with_usage", |conn, with| {
+    read("fetch_keys_with_usage.offset", |conn, with| {
         let page = Page { offset: 1, ..with.page };
         debug(KeysDriver::new(conn).fetch_keys_with_usage(&with.tenant_id, with.time, page))
     }),
@@ -100,7 +105,7 @@ pub(crate) const METHODS: &[Method] = &[
         let (tenant_id, key_id) = (with.tenant_id.clone(), with.key_id.clone());
         debug(KeysDriver::new(conn).record_key_uses(&[KeyUse { tenant_id, key_id, count: 1, at: with.time }]))
     }),
-    read(TWO_TENANTS, |conn, with| {
+    read("record_key_uses.two_tenants", |conn, with| {
         let of = |tenant_id| KeyUse { tenant_id, key_id: with.key_id.clone(), count: 1, at: with.time };
         debug(KeysDriver::new(conn).record_key_uses(&[of(with.tenant_id.clone()), of("nobody".into())]))
     }),
@@ -138,14 +143,14 @@ pub(crate) const METHODS: &[Method] = &[
     read("fetch_api_keys", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, None, with.page))
     }),
-    read("fetch_api_keys", |conn, with| {
+    read("fetch_api_keys.status", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, Some(&with.status), with.page))
     }),
-    read("fetch_api_keys", |conn, with| {
+    read("fetch_api_keys.offset", |conn, with| {
         let page = Page { offset: 1, ..with.page };
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, None, page))
     }),
-    read("fetch_api_keys", |conn, with| {
+    read("fetch_api_keys.status_offset", |conn, with| {
         let page = Page { offset: 1, ..with.page };
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, Some(&with.status), page))
     }),
@@ -153,21 +158,21 @@ pub(crate) const METHODS: &[Method] = &[
         let (cursor, limit) = (Some(&with.cursor), with.page.limit);
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys_after(&with.tenant_id, None, cursor, limit))
     }),
-    read("fetch_api_keys_after", |conn, with| {
+    read("fetch_api_keys_after.status", |conn, with| {
         let (status, cursor, limit) = (Some(&with.status), Some(&with.cursor), with.page.limit);
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys_after(&with.tenant_id, status, cursor, limit))
     }),
     read("count_api_keys", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).count_api_keys(&with.tenant_id, None))
     }),
-    read("count_api_keys", |conn, with| {
+    read("count_api_keys.status", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).count_api_keys(&with.tenant_id, Some(&with.status)))
     }),
     read("count_api_keys_up_to", |conn, with| {
         let bound = with.page.limit;
         debug(ApiKeysFacadeDriver::new(conn).count_api_keys_up_to(&with.tenant_id, None, bound))
     }),
-    read("count_api_keys_up_to", |conn, with| {
+    read("count_api_keys_up_to.status", |conn, with| {
         let (status, bound) = (Some(&with.status), with.page.limit);
         debug(ApiKeysFacadeDriver::new(conn).count_api_keys_up_to(&with.tenant_id, status, bound))
     }),
@@ -176,16 +181,13 @@ pub(crate) const METHODS: &[Method] = &[
     }),
 ];
 
-/// A batch of several tenants is another statement than one of a single tenant.
-const TWO_TENANTS: &str = "record_key_uses of two tenants";
-
 /// The look-up that finds the tenant out, and the one that follows all tenants.
 pub(crate) const WITHOUT_TENANT: &[&str] = &["fetch_key_by_hash", "fetch_key_events_after"];
 
 /// How a method's statements say which tenant they are for.
 pub(crate) fn confinement(method: &str) -> &'static str {
     match method {
-        TWO_TENANTS => "\"api_keys\".\"tenant_id\" = \"uses\".\"tenant_id\"",
+        "record_key_uses.two_tenants" => "\"api_keys\".\"tenant_id\" = \"uses\".\"tenant_id\"",
         "insert_key" => "INSERT INTO \"api_keys\" (\"tenant_id\"",
         _ => "\"tenant_id\" = $",
     }
@@ -243,7 +245,8 @@ fn the_list_names_every_public_method_of_the_drivers() {
     }
     assert!(public.contains(&"fetch_keys".into()), "{public:?}");
     for method in public {
-        let known = METHODS.iter().map(|method| method.name).chain(SILENT.iter().copied());
-        assert!(known.into_iter().any(|name| name == method), "{method} is not in the list");
+        let listed = METHODS.iter().filter_map(|method| method.name.split('.').next());
+        let mut known = listed.chain(SILENT.iter().copied());
+        assert!(known.any(|name| name == method), "{method} is not in the list");
     }
 }
