@@ -9,6 +9,7 @@ mod events;
 mod events_migrations;
 mod every_method;
 mod expiry;
+mod failover;
 mod freeze;
 mod hostile;
 mod insert;
