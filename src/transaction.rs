@@ -4,7 +4,7 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionMa
 use diesel::prelude::*;
 
 use crate::error::advice_on;
-use crate::{Advice, Error, Result, Timeouts};
+use crate::{Advice, Error, Result, TenantId, Timeouts};
 
 /// Runs an engine's work in a transaction: begins it, commits it, and runs it again when the server
 /// advises so.
@@ -117,6 +117,51 @@ impl Transaction {
     pub fn run<T, E>(
         &self,
         conn: &mut PgConnection,
+        work: impl FnMut(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        E: From<Error> + std::error::Error + 'static,
+    {
+        self.run_with(&self.settings(), conn, work)
+    }
+
+    /// Runs the work as [`run`](Self::run) does, and tells the server for which tenant.
+    ///
+    /// The round trip of `BEGIN` also sets `api_keys.tenant_id`, for this transaction only, so a bouncer
+    /// between is safe. Where the tables have the policies of `docs/row_level_security.md`, no statement of
+    /// the work sees or changes another tenant's row, whatever its own conditions are. Without those
+    /// policies nothing reads the setting.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run`](Self::run), and [`Error::Query`] for an id that holds a NUL byte.
+    ///
+    /// ```
+    /// # use api_keys_driver::{KeysDriver, Result, TenantId, Transaction};
+    /// # use diesel::PgConnection;
+    /// fn count_keys(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<i64> {
+    ///     Transaction::attempts(3).run_for(conn, tenant_id, |conn| KeysDriver::new(conn).count_keys(tenant_id))
+    /// }
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+    /// # assert_eq!(count_keys(&mut database.connect().unwrap(), &"o'hara\\".into()).unwrap(), 0);
+    /// ```
+    pub fn run_for<T, E>(
+        &self,
+        conn: &mut PgConnection,
+        tenant_id: &TenantId,
+        work: impl FnMut(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        E: From<Error> + std::error::Error + 'static,
+    {
+        let tenant = format!("; SET LOCAL api_keys.tenant_id = {}", literal(tenant_id.as_str()));
+        self.run_with(&(self.settings() + &tenant), conn, work)
+    }
+
+    fn run_with<T, E>(
+        &self,
+        settings: &str,
+        conn: &mut PgConnection,
         mut work: impl FnMut(&mut PgConnection) -> Result<T, E>,
     ) -> Result<T, E>
     where
@@ -124,7 +169,7 @@ impl Transaction {
     {
         let mut attempt = 1;
         loop {
-            match self.run_once(conn, &mut work) {
+            match run_once(settings, conn, &mut work) {
                 Err(error) if attempt < self.attempts && advice_on(&error) == Advice::RetryTransaction => {
                     attempt += 1;
                 }
@@ -133,38 +178,45 @@ impl Transaction {
         }
     }
 
-    fn run_once<T, E>(
-        self,
-        conn: &mut PgConnection,
-        work: &mut impl FnMut(&mut PgConnection) -> Result<T, E>,
-    ) -> Result<T, E>
-    where
-        E: From<Error> + std::error::Error + 'static,
-    {
-        self.begin(conn)?;
-        let done = work(conn).and_then(|value| {
-            commit(conn)?;
-            Ok(value)
-        });
-        if let Err(error) = &done {
-            roll_back(conn);
-            if advice_on(error) == Advice::Reconnect {
-                AnsiTransactionManager::transaction_manager_status_mut(conn).set_in_error();
-            }
-        }
-        done
+    /// What follows `BEGIN`.
+    fn settings(&self) -> String {
+        self.timeouts.map_or_else(String::new, |timeouts| format!("; {}", timeouts.to_sql("SET LOCAL")))
     }
+}
 
-    fn begin(self, conn: &mut PgConnection) -> Result<()> {
-        if depth(conn)?.is_some() {
-            return Err(Error::AlreadyInTransaction);
+fn run_once<T, E>(
+    settings: &str,
+    conn: &mut PgConnection,
+    work: &mut impl FnMut(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E>
+where
+    E: From<Error> + std::error::Error + 'static,
+{
+    begin(settings, conn)?;
+    let done = work(conn).and_then(|value| {
+        commit(conn)?;
+        Ok(value)
+    });
+    if let Err(error) = &done {
+        roll_back(conn);
+        if advice_on(error) == Advice::Reconnect {
+            AnsiTransactionManager::transaction_manager_status_mut(conn).set_in_error();
         }
-        let begin = match self.timeouts {
-            Some(timeouts) => format!("BEGIN; {}", timeouts.to_sql("SET LOCAL")),
-            None => "BEGIN".into(),
-        };
-        Ok(AnsiTransactionManager::begin_transaction_sql(conn, &begin)?)
     }
+    done
+}
+
+fn begin(settings: &str, conn: &mut PgConnection) -> Result<()> {
+    if depth(conn)?.is_some() {
+        return Err(Error::AlreadyInTransaction);
+    }
+    Ok(AnsiTransactionManager::begin_transaction_sql(conn, &format!("BEGIN{settings}"))?)
+}
+
+/// Quotes a text as a literal that means the same whatever `standard_conforming_strings` is: `SET` takes no
+/// parameters.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
 }
 
 /// Commits unless the server has already undone the transaction.

@@ -16,8 +16,14 @@ use crate::support::{
 const FOREIGN: &str = "belongs to another";
 
 /// A database in which another tenant has all that can be had.
-fn foreign_rows() -> (Database, PgConnection) {
+fn foreign_world() -> (Database, PgConnection) {
     let (database, mut conn) = migrated_apart();
+    foreign_rows(&mut conn);
+    (database, conn)
+}
+
+/// Gives another tenant all that can be had.
+pub(crate) fn foreign_rows(conn: &mut PgConnection) {
     for id in ["key", "other key", "", "'; DROP TABLE api_keys; --"] {
         KeyRow {
             id,
@@ -29,7 +35,7 @@ fn foreign_rows() -> (Database, PgConnection) {
             expires_at: Some(at("2025-02-01T00:00:00Z")),
             ..KeyRow::default()
         }
-        .insert(&mut conn);
+        .insert(conn);
         CallRow {
             id,
             tenant_id: OTHER,
@@ -37,13 +43,12 @@ fn foreign_rows() -> (Database, PgConnection) {
             cost_cents: Some(decimal("77")),
             ..CallRow::default()
         }
-        .insert(&mut conn);
+        .insert(conn);
     }
-    (database, conn)
 }
 
 /// Calls every method with the input, which names no row that there is.
-fn call_every_method(conn: &mut PgConnection, with: &Input) {
+pub(crate) fn call_every_method(conn: &mut PgConnection, with: &Input) {
     for method in METHODS {
         let (answer, sent) = statements_of(conn, |conn| call(conn, method, with));
         match &answer {
@@ -74,7 +79,7 @@ fn call(conn: &mut PgConnection, method: &Method, with: &Input) -> Result<String
     answer.expect("the method was called")
 }
 
-fn is_nothing(answer: &str) -> bool {
+pub(crate) fn is_nothing(answer: &str) -> bool {
     let mut counts = answer.split("request_count: ").skip(1).peekable();
     let is_no_usage = counts.peek().is_some() && counts.all(|count| count.starts_with("0,"));
     ["[]", "{}", "0", "None", "NotFound"].contains(&answer) || is_no_usage
@@ -91,7 +96,7 @@ fn is_refusal(error: &Error) -> bool {
     }
 }
 
-fn checksum(conn: &mut PgConnection) -> Vec<String> {
+pub(crate) fn checksum(conn: &mut PgConnection) -> Vec<String> {
     diesel::dsl::sql::<diesel::sql_types::Text>(
         "SELECT k::text FROM api_keys k UNION ALL SELECT c::text FROM proxy_calls c
          UNION ALL SELECT e::text FROM api_key_events e ORDER BY 1",
@@ -102,7 +107,7 @@ fn checksum(conn: &mut PgConnection) -> Vec<String> {
 
 #[test]
 fn no_hostile_text_reaches_a_foreign_row() {
-    let (_database, mut conn) = foreign_rows();
+    let (_database, mut conn) = foreign_world();
     let before = checksum(&mut conn);
     let megabyte = "x".repeat(1 << 20);
     let hostile = [
@@ -153,7 +158,7 @@ fn no_hostile_text_reaches_a_foreign_row() {
 
 #[test]
 fn another_tenants_ids_are_as_good_as_none() {
-    let (_database, mut conn) = foreign_rows();
+    let (_database, mut conn) = foreign_world();
     let before = checksum(&mut conn);
     for key_id in ["key", "other key", "", "'; DROP TABLE api_keys; --"] {
         call_every_method(&mut conn, &Input { key_id: key_id.into(), ..Input::default() });
@@ -163,7 +168,7 @@ fn another_tenants_ids_are_as_good_as_none() {
 
 #[test]
 fn no_random_input_reaches_a_foreign_row_or_panics() {
-    let (_database, mut conn) = foreign_rows();
+    let (_database, mut conn) = foreign_world();
     let before = checksum(&mut conn);
     let texts = || prop_oneof![Just("key".to_owned()), Just(TENANT.to_owned()), any::<String>()];
     let times = (i64::MIN..i64::MAX).prop_map(DateTime::from_timestamp_micros);
@@ -196,7 +201,7 @@ fn no_random_input_reaches_a_foreign_row_or_panics() {
 
 #[test]
 fn the_same_input_finds_the_rows_when_they_are_the_tenants_own() {
-    let (_database, mut conn) = foreign_rows();
+    let (_database, mut conn) = foreign_world();
     let with = Input { tenant_id: OTHER.into(), ..Input::default() };
     for method in METHODS {
         // At once, but for a follower, who waits for the transactions of other tests of events.

@@ -24,6 +24,7 @@ mod pgbouncer;
 mod plans;
 mod pool;
 mod revocation;
+mod row_level_security;
 #[cfg(feature = "serde")]
 mod serde;
 mod soak;

@@ -30,6 +30,7 @@ const ELSEWHERE: &[&str] = &[
     "fetch_keys_unused",
     "insert_key",
     "record_key_uses",
+    "record_key_uses of two tenants",
     "update_all_keys_revoked",
 ];
 
@@ -126,19 +127,21 @@ diesel::table! {
 }
 
 /// Bind values as they are logged, written as SQL: `[TenantId("x"), 50]` as `'x', '50'`.
-fn arguments(binds: &str) -> String {
+pub(crate) fn arguments(binds: &str) -> String {
     let binds =
         binds.replace("PgInterval { microseconds: ", "").replace("000000, days: 0, months: 0 }", " seconds");
     let mut binds =
         binds.strip_prefix('[').and_then(|binds| binds.strip_suffix(']')).expect("a list").to_owned();
-    // A list of times is one value.
+    // A list is one value.
     while let (Some(start), Some(end)) = (binds.find('['), binds.find(']')) {
         let list = binds[start + 1..end].replace(", ", ",");
         binds.replace_range(start..=end, &format!("{{{list}}}"));
     }
     let literal = |bind: &str| match bind.split('"').nth(1) {
+        _ if bind.starts_with('{') => format!("'{bind}'"),
         Some(text) => format!("'{text}'"),
         None if bind == "None" => "NULL".to_owned(),
+        None if ["Active", "Revoked", "Expired"].contains(&bind) => format!("'{}'", bind.to_lowercase()),
         None => format!("'{}'", bind.trim_start_matches("Some(").trim_end_matches(')')),
     };
     binds.split(", ").map(literal).collect::<Vec<_>>().join(", ")

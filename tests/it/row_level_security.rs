@@ -1,0 +1,292 @@
+//! Behind the policies of `docs/row_level_security.md`, no statement reaches a foreign row, whatever it says.
+
+use api_keys_driver::schema::api_keys;
+use api_keys_driver::{Error, KeysDriver, NewKey, TenantId, Transaction};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Text};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use throwaway_postgres::Database;
+
+use crate::every_method::{Input, METHODS, WITHOUT_TENANT, comparable};
+use crate::hostile::{checksum, foreign_rows};
+use crate::plans::arguments;
+use crate::support::{
+    KeyRow, OTHER, TENANT, at, key, migrated, migrated_apart, other, statements_of, tenant,
+};
+
+/// Runs the SQL of the document, with a role that only this database's tests use.
+fn build_wall(database: &Database, conn: &mut PgConnection) -> PgConnection {
+    let name: String =
+        diesel::select(diesel::dsl::sql::<Text>("current_database()::text")).get_result(conn).unwrap();
+    let [worker, reader] = ["worker", "reader"].map(|role| format!("{role}_of_{name}"));
+    conn.batch_execute(&format!(
+        "CREATE ROLE {worker} LOGIN; CREATE ROLE {reader} LOGIN;
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {worker};
+         GRANT SELECT ON ALL TABLES IN SCHEMA public TO {reader}"
+    ))
+    .unwrap();
+    let document = include_str!("../../docs/row_level_security.md");
+    for block in document.split("```sql\n").skip(1) {
+        let sql = block.split("```").next().unwrap();
+        let sql = sql.replace("api_keys_worker", &worker).replace("api_keys_reader", &reader);
+        conn.batch_execute(&sql).unwrap();
+    }
+    as_role(database, &worker)
+}
+
+fn as_role(database: &Database, role: &str) -> PgConnection {
+    let mut conn = database.connect().unwrap();
+    conn.batch_execute(&format!("SET ROLE {role}")).unwrap();
+    conn
+}
+
+/// A method's own statement, as it is sent when the tenant's key is there.
+struct Sent {
+    method: &'static str,
+    sql: String,
+    types: Vec<String>,
+    arguments: String,
+}
+
+#[derive(QueryableByName)]
+struct Parameters {
+    #[diesel(sql_type = Array<Text>)]
+    types: Vec<String>,
+}
+
+/// The statement of each method that is confined to a tenant, called for the tenant that has rows.
+fn every_statement(conn: &mut PgConnection) -> Vec<Sent> {
+    let with = Input { tenant_id: OTHER.into(), ..Input::default() };
+    let confined = METHODS.iter().filter(|method| !WITHOUT_TENANT.contains(&method.name));
+    let mut all = Vec::new();
+    for method in confined.filter(|method| !method.name.starts_with("insert_")) {
+        let sent = conn.test_transaction(|conn| {
+            let (called, sent) = statements_of(conn, |conn| (method.call)(conn, &with));
+            called.map(|_| sent)
+        });
+        for statement in sent {
+            let (sql, binds) = statement.split_once(" -- binds: ").unwrap();
+            let parameters: Parameters = diesel::sql_query(
+                "SELECT parameter_types::text[] AS types FROM pg_prepared_statements WHERE statement = $1",
+            )
+            .bind::<Text, _>(sql)
+            .get_result(conn)
+            .unwrap();
+            let (sql, types, arguments) = (sql.to_owned(), parameters.types, arguments(binds));
+            all.push(Sent { method: method.name, sql, types, arguments });
+        }
+    }
+    all
+}
+
+/// The statement without its tenant: each condition on `tenant_id` is one that always holds.
+fn without_tenant(sql: &str) -> String {
+    let mut parts = sql.split("\"tenant_id\" = ");
+    let mut rewritten = parts.next().unwrap().to_owned();
+    for part in parts {
+        if rewritten.ends_with("\"api_keys\".")
+            || rewritten.ends_with("\"proxy_calls\".")
+            || rewritten.ends_with("\"api_key_events\".")
+        {
+            rewritten.truncate(rewritten.trim_end_matches('.').rfind(['(', ' ']).unwrap() + 1);
+        }
+        let end = part.find(|c: char| !(c.is_alphanumeric() || "$\"._".contains(c))).unwrap_or(part.len());
+        rewritten = [&rewritten, &part[..end], " IS NOT NULL", &part[end..]].concat();
+    }
+    assert_ne!(rewritten, sql);
+    rewritten
+}
+
+#[derive(Debug, PartialEq, QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Text)]
+    row: String,
+}
+
+/// What the statement answers without its tenant: its rows, or how many it changed. The change is committed, or not.
+fn answer(conn: &mut PgConnection, sent: &Sent, commit: bool) -> String {
+    let mut answer = String::new();
+    let ended = Transaction::attempts(1).run_for(conn, &tenant(), |conn| {
+        conn.batch_execute(&format!(
+            "PREPARE sent ({}) AS {}",
+            sent.types.join(", "),
+            without_tenant(&sent.sql)
+        ))?;
+        let execute = format!("EXECUTE sent ({})", sent.arguments);
+        answer = if sent.sql.contains(" SET ") {
+            diesel::sql_query(execute).execute(conn)?.to_string()
+        } else {
+            conn.batch_execute(&format!("CREATE TEMP TABLE answer ON COMMIT DROP AS {execute}"))?;
+            let rows: Vec<Row> = diesel::sql_query("SELECT answer::text AS row FROM answer").load(conn)?;
+            format!("{rows:?}")
+        };
+        conn.batch_execute("DEALLOCATE sent")?;
+        if commit { Ok(()) } else { Err(Error::from(diesel::result::Error::RollbackTransaction)) }
+    });
+    match ended {
+        Ok(()) | Err(Error::Query(diesel::result::Error::RollbackTransaction)) => {}
+        Err(error) => panic!("{}: {error:?}: {}", sent.method, without_tenant(&sent.sql)),
+    }
+    answer
+}
+
+#[test]
+fn no_statement_without_its_tenant_reaches_a_foreign_row() {
+    let (database, mut owner) = migrated_apart();
+    foreign_rows(&mut owner);
+    let statements = every_statement(&mut owner);
+    assert!(statements.len() > 30, "{}", statements.len());
+    let mut worker = build_wall(&database, &mut owner);
+    let before = checksum(&mut owner);
+    let (_empty, mut empty) = migrated();
+    for sent in &statements {
+        let nothing = answer(&mut empty, sent, false);
+        assert_eq!(answer(&mut worker, sent, true), nothing, "{}: {}", sent.method, sent.sql);
+        assert_eq!(checksum(&mut owner), before, "{}", sent.method);
+    }
+    // The same statements do reach the rows where the wall is not.
+    for sent in &statements {
+        assert_ne!(
+            answer(&mut owner, sent, false),
+            answer(&mut empty, sent, false),
+            "{}: {} {}",
+            sent.method,
+            sent.sql,
+            sent.arguments
+        );
+    }
+}
+
+#[test]
+fn each_method_answers_as_without_the_wall_for_its_own_tenant() {
+    let (database, mut owner) = migrated_apart();
+    foreign_rows(&mut owner);
+    let mut worker = build_wall(&database, &mut owner);
+    let with = Input { tenant_id: OTHER.into(), ..Input::default() };
+    for method in METHODS.iter().filter(|method| !WITHOUT_TENANT.contains(&method.name)) {
+        let [behind, outside] = [&mut worker, &mut owner].map(|conn| {
+            let mut answer = String::new();
+            let undone = Transaction::attempts(1).run_for(conn, &other(), |conn| {
+                answer = (method.call)(conn, &with)?;
+                Err::<(), _>(Error::from(diesel::result::Error::RollbackTransaction))
+            });
+            undone.unwrap_err();
+            answer
+        });
+        assert_eq!(comparable(&behind), comparable(&outside), "{}", method.name);
+    }
+}
+
+#[test]
+fn a_foreign_row_can_be_neither_inserted_nor_taken_over() {
+    let (database, mut owner) = migrated_apart();
+    KeyRow::default().insert(&mut owner);
+    let mut worker = build_wall(&database, &mut owner);
+    let new = |tenant_id: &TenantId| {
+        NewKey::new(
+            tenant_id.clone(),
+            key("new"),
+            "Production",
+            "sk-live-abcd",
+            "hash".into(),
+            at("2026-01-01T00:00:00Z"),
+        )
+    };
+    let insert = |conn: &mut PgConnection, tenant_id: &TenantId| {
+        Transaction::attempts(1)
+            .run_for(conn, &tenant(), |conn| KeysDriver::new(conn).insert_key(&new(tenant_id)))
+    };
+    let refused = insert(&mut worker, &other()).unwrap_err();
+    let why = std::error::Error::source(&refused).unwrap().to_string();
+    assert_eq!(why, "new row violates row-level security policy for table \"api_keys\"");
+    insert(&mut worker, &tenant()).unwrap();
+
+    let give = |conn: &mut PgConnection| {
+        Transaction::attempts(1).run_for(conn, &tenant(), |conn| {
+            Ok::<_, Error>(diesel::update(api_keys::table).set(api_keys::tenant_id.eq(OTHER)).execute(conn)?)
+        })
+    };
+    assert!(give(&mut worker).is_err());
+    let take = |conn: &mut PgConnection| {
+        Transaction::attempts(1).run_for(conn, &other(), |conn| {
+            Ok::<_, Error>(diesel::update(api_keys::table).set(api_keys::tenant_id.eq(OTHER)).execute(conn)?)
+        })
+    };
+    assert_eq!(take(&mut worker).unwrap(), 0);
+}
+
+#[test]
+fn a_statement_outside_its_transaction_sees_no_row() {
+    let (database, mut owner) = migrated_apart();
+    for (id, tenant_id) in [("key", TENANT), ("key of nobody", "")] {
+        KeyRow { id, tenant_id, ..KeyRow::default() }.insert(&mut owner);
+    }
+    let mut worker = build_wall(&database, &mut owner);
+    let count = |conn: &mut PgConnection| api_keys::table.count().get_result::<i64>(conn).unwrap();
+    assert_eq!(count(&mut worker), 0);
+    let seen = Transaction::attempts(1).run_for(&mut worker, &tenant(), |conn| Ok::<_, Error>(count(conn)));
+    assert_eq!(seen.unwrap(), 1);
+    // The setting is an empty text from now on, and a tenant has that id.
+    assert_eq!(count(&mut worker), 0);
+    let seen = Transaction::attempts(1).run(&mut worker, |conn| Ok::<_, Error>(count(conn)));
+    assert_eq!(seen.unwrap(), 0);
+    assert_eq!(count(&mut owner), 2);
+}
+
+#[test]
+fn a_role_that_may_read_all_tenants_finds_a_key_by_its_hash_and_changes_none() {
+    let (database, mut owner) = migrated_apart();
+    KeyRow::default().insert(&mut owner);
+    let mut worker = build_wall(&database, &mut owner);
+    let reader: String = diesel::select(diesel::dsl::sql::<Text>("'reader_of_' || current_database()"))
+        .get_result(&mut owner)
+        .unwrap();
+    let find = |conn: &mut PgConnection| KeysDriver::new(conn).fetch_key_by_hash(&"key".into()).unwrap();
+    assert!(find(&mut worker).is_none());
+    let mut reader = as_role(&database, &reader);
+    assert_eq!(find(&mut reader).unwrap().tenant_id, tenant());
+    assert!(diesel::update(api_keys::table).set(api_keys::name.eq("")).execute(&mut reader).is_err());
+}
+
+#[test]
+fn every_table_that_has_a_tenant_is_behind_the_wall() {
+    let (database, mut owner) = migrated_apart();
+    build_wall(&database, &mut owner);
+    let open: Vec<String> = diesel::dsl::sql::<Text>(
+        "SELECT attrelid::regclass::text FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+         WHERE attname = 'tenant_id' AND relkind IN ('r', 'p') AND NOT relrowsecurity AND attrelid >= 16384",
+    )
+    .load(&mut owner)
+    .unwrap();
+    assert!(open.is_empty(), "docs/row_level_security.md leaves out {open:?}");
+}
+
+#[test]
+fn any_text_is_the_tenant_that_it_says_and_nothing_else() {
+    let (_database, mut conn) = migrated();
+    for setting in ["on", "off"] {
+        conn.batch_execute(&format!("SET standard_conforming_strings = {setting}")).unwrap();
+        let texts = prop_oneof![
+            Just("'; SET ROLE postgres; --".to_owned()),
+            Just("\\'; COMMIT; --".to_owned()),
+            "[\\\\'\"$;E -]{0,20}",
+            any::<String>().prop_map(|text| text.replace('\0', "")),
+        ];
+        let conn = std::cell::RefCell::new(&mut conn);
+        TestRunner::new(Config { cases: 256, failure_persistence: None, ..Config::default() })
+            .run(&texts, |text| {
+                let said =
+                    Transaction::attempts(1).run_for(&mut conn.borrow_mut(), &text.as_str().into(), |conn| {
+                        let setting = diesel::dsl::sql::<Text>("current_setting('api_keys.tenant_id')");
+                        Ok::<_, Error>(diesel::select(setting).get_result::<String>(conn)?)
+                    });
+                assert_eq!(said.unwrap(), text);
+                Ok(())
+            })
+            .unwrap();
+    }
+    let refused = Transaction::attempts(1).run_for(&mut conn, &"a\0b".into(), |_| Ok::<_, Error>(()));
+    assert!(matches!(refused, Err(Error::Query(_))), "{refused:?}");
+}
