@@ -7,9 +7,10 @@
 use std::error::Error;
 
 use api_keys_driver::{
-    Freeze, KeyId, KeySnapshot, KeyUse, KeysDriver, LockedKey, NewKey, Page, Result, TenantId,
+    Change, Freeze, KeyId, KeySnapshot, KeyStatus, KeySuccessor, KeyUse, KeysDriver, LockedKey, NewKey, Page,
+    Result, TenantId,
 };
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::{Connection, PgConnection};
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -20,14 +21,19 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let now = Utc::now();
 
     // Issue: the engine makes the secret, and keeps its prefix and hash.
-    let old = NewKey::new(
-        tenant_id.clone(),
-        old_id.clone(),
-        "Production",
-        "sk-live-4f2a",
-        "hash of spring".into(),
-        now,
-    );
+    let old = NewKey {
+        permissions_json: Some(r#"["read"]"#.into()),
+        rate_limit_rpm: Some(60),
+        expires_at: Some(now + TimeDelta::days(90)),
+        ..NewKey::new(
+            tenant_id.clone(),
+            old_id.clone(),
+            "Production",
+            "sk-live-4f2a",
+            "hash of spring".into(),
+            now,
+        )
+    };
     let old = KeysDriver::new(conn).insert_key(&old)?;
     println!("inserted  {} {}...", old.name, old.key_prefix);
 
@@ -52,19 +58,18 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         keys.update_key_unfrozen(key)
     })?;
 
-    // Rotate with a day of grace: the new key, and the old one's end, or neither.
-    let new = NewKey::new(
-        tenant_id.clone(),
-        new_id.clone(),
-        "Production",
-        "sk-live-9c1e",
-        "hash of summer".into(),
-        now,
-    );
-    change(conn, &tenant_id, &old_id, |keys, old| {
-        keys.insert_key(&new)?;
-        keys.update_key_expires_at(old, Some(now + TimeDelta::days(1)))
-    })?;
+    // Rotate with a day of grace: the successor may do what the old key may, and either both change or neither.
+    let seen = KeysDriver::new(conn).fetch_key_by_id(&tenant_id, &old_id)?.ok_or("no such key")?;
+    let new = KeySuccessor {
+        expires_at: Change::Set(Some(now + TimeDelta::days(180))),
+        ..KeySuccessor::new(new_id.clone(), "sk-live-9c1e", "hash of summer".into(), now)
+    };
+    rotate(conn, &seen, &new, now + TimeDelta::days(1))?.ok_or("not a key to rotate")?;
+    if let Some(auth) = KeysDriver::new(conn).fetch_key_auth_by_id(&tenant_id, &new_id)? {
+        let (may, a_minute) =
+            (auth.permissions_json.unwrap_or_default(), auth.rate_limit_rpm.unwrap_or_default());
+        println!("rotated   {old_id} to {new_id}, which may {may}, {a_minute} times a minute");
+    }
     for key in
         KeysDriver::new(conn).fetch_keys_expiring(&tenant_id, now + TimeDelta::days(7), Page::default())?
     {
@@ -98,5 +103,30 @@ fn change(
         let mut keys = KeysDriver::new(conn);
         let Some(key) = keys.fetch_key_for_update(tenant_id, key_id)? else { return Ok(None) };
         work(&mut keys, key).map(Some)
+    })
+}
+
+/// Replaces a key and lets it work until the grace ends. `None`: the key is not one to rotate, or it has changed
+/// since `seen` was read.
+fn rotate(
+    conn: &mut PgConnection,
+    seen: &KeySnapshot,
+    new: &KeySuccessor,
+    grace_ends_at: DateTime<Utc>,
+) -> Result<Option<KeySnapshot>> {
+    conn.transaction(|conn| {
+        let mut keys = KeysDriver::new(conn);
+        let Some(old) = keys.fetch_key_for_update(&seen.tenant_id, &seen.id)? else { return Ok(None) };
+        let ends_before_the_grace = old.expires_at.is_some_and(|at| at <= grace_ends_at.max(new.created_at));
+        if old.revision != seen.revision
+            || old.status != KeyStatus::Active
+            || old.is_frozen
+            || ends_before_the_grace
+        {
+            return Ok(None);
+        }
+        let new = keys.insert_key_successor(&old, new)?;
+        keys.update_key_expires_at(old, Some(grace_ends_at))?;
+        Ok(Some(new))
     })
 }

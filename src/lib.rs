@@ -51,6 +51,7 @@
 //!   that no reader rounds it.
 
 mod api_keys_facade_driver;
+mod change;
 mod cursor;
 mod error;
 mod ids;
@@ -72,12 +73,14 @@ pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
     Bucket, EventPosition, Freeze, KeyAuthSnapshot, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash,
-    KeySnapshot, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, NewKey, ParseEventPositionError, TryLock,
-    UsageBucket, get_keys_driver, get_keys_read_driver, get_keys_write_driver,
+    KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, NewKey,
+    ParseEventPositionError, TryLock, UsageBucket, get_keys_driver, get_keys_read_driver,
+    get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
 
+pub use change::Change;
 pub use cursor::{KeyCursor, ParseKeyCursorError};
 pub use error::{Advice, Error, Result};
 pub use ids::{KeyId, TenantId};

@@ -1,4 +1,4 @@
-//! What recognising a key takes.
+//! What recognising a key takes, and what it may do.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -19,6 +19,8 @@ pub struct KeyAuthSnapshot {
     pub id: KeyId,
     /// The tenant that the key belongs to.
     pub tenant_id: TenantId,
+    /// The user who asked for the key, if the engine said so.
+    pub user_id: Option<String>,
     /// The status, as stored.
     pub status: KeyStatus,
     /// Whether the key is frozen, whatever its status.
@@ -52,6 +54,24 @@ impl KeysDriver<'_> {
     pub fn fetch_key_by_hash(&mut self, key_hash: &KeyHash) -> Result<Option<KeyAuthSnapshot>> {
         let key = KeyAuthSnapshot::query()
             .filter(api_keys::key_hash.eq(key_hash))
+            .get_result(self.conn)
+            .optional()?;
+        Ok(key)
+    }
+
+    /// Fetches of a key what [`fetch_key_by_hash`](Self::fetch_key_by_hash) answers; `None` for a missing key
+    /// and for another tenant's.
+    ///
+    /// This is how an engine that has no secret at hand learns what a key may do: its permissions, its
+    /// limits, and whose it is. Nothing is judged and nothing is locked.
+    pub fn fetch_key_auth_by_id(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<Option<KeyAuthSnapshot>> {
+        let key = KeyAuthSnapshot::query()
+            .filter(api_keys::tenant_id.eq(tenant_id))
+            .filter(api_keys::id.eq(key_id))
             .get_result(self.conn)
             .optional()?;
         Ok(key)

@@ -15,6 +15,12 @@ use diesel_derive_newtype::DieselNewType;
 #[from(String, &str)]
 pub struct KeyHash(String);
 
+impl KeyHash {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Debug for KeyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KeyHash(..)")

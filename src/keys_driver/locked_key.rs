@@ -190,7 +190,7 @@ impl<'c> KeysDriver<'c> {
         updated.ok_or_else(|| Error::LockedRowGone(key.into_snapshot().id))
     }
 
-    fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
+    pub(super) fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
         if key.holder != self.address() {
             return Err(Error::LockedElsewhere(key.id.clone()));
         }

@@ -141,7 +141,7 @@ impl KeysDriver<'_> {
     }
 }
 
-fn name_taken(error: DieselError, id: &KeyId) -> Error {
+pub(super) fn name_taken(error: DieselError, id: &KeyId) -> Error {
     match Error::from(error) {
         Error::UniqueViolation { constraint, .. } if is_constraint(&constraint, "api_keys_pkey") => {
             Error::KeyExists(id.clone())

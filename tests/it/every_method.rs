@@ -4,8 +4,8 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Bucket, EventPosition, Freeze, KeyCursor, KeyHash, KeyId, KeyStatus, KeyUse,
-    KeysDriver, LockedKey, NewKey, Page, Result, TenantId,
+    ApiKeysFacadeDriver, Bucket, EventPosition, Freeze, KeyCursor, KeyHash, KeyId, KeyStatus, KeySuccessor,
+    KeyUse, KeysDriver, LockedKey, NewKey, Page, Result, TenantId,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
@@ -100,6 +100,13 @@ pub(crate) const METHODS: &[Method] = &[
     }),
     read("fetch_key_by_hash", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_by_hash(&KeyHash::from(with.key_id.as_str())))
+    }),
+    read("fetch_key_auth_by_id", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_auth_by_id(&with.tenant_id, &with.key_id))
+    }),
+    change("insert_key_successor", |conn, with| {
+        let new = KeySuccessor::new(unused().into(), "sk-live-abcd", unused().into(), with.time);
+        on_locked(conn, with, |keys, key| keys.insert_key_successor(&key, &new))
     }),
     read("record_key_uses", |conn, with| {
         let (tenant_id, key_id) = (with.tenant_id.clone(), with.key_id.clone());

@@ -29,6 +29,7 @@ mod row_level_security;
 mod serde;
 mod soak;
 mod statements;
+mod successor;
 mod support;
 mod transaction;
 mod try_lock;

@@ -1,0 +1,177 @@
+//! A key in the place of another: the row that a rotation inserts. Letting the old key expire is in `expiry.rs`.
+
+use chrono::{DateTime, Utc};
+use diesel::dsl::case_when;
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Text, Timestamptz};
+
+use super::new_key::name_taken;
+use super::{KeyHash, KeySnapshot, KeysDriver, LockedKey};
+use crate::change::Change;
+use crate::error::require_at_most;
+use crate::prepared::Prepared;
+use crate::schema::api_keys;
+use crate::time::Time;
+use crate::{Error, KeyId, Result};
+
+/// What a key that takes another's place has of its own. Everything else it has from the old key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeySuccessor {
+    /// The new key's own id, at most 36 characters. No other key of any tenant has it.
+    pub id: KeyId,
+    /// The first characters of the new secret: at most 12.
+    pub key_prefix: String,
+    /// What is stored of the new secret, at most 128 characters. No other key has it.
+    pub key_hash: KeyHash,
+    /// When the new key was created, by the engine's clock.
+    pub created_at: DateTime<Utc>,
+    /// When the new key expires. `Keep` is the old key's expiry, and `Set(None)` never.
+    pub expires_at: Change<Option<DateTime<Utc>>>,
+}
+
+impl KeySuccessor {
+    /// A successor that expires when the old key does.
+    pub fn new(
+        id: KeyId,
+        key_prefix: impl Into<String>,
+        key_hash: KeyHash,
+        created_at: DateTime<Utc>,
+    ) -> Self {
+        Self { id, key_prefix: key_prefix.into(), key_hash, created_at, expires_at: Change::Keep }
+    }
+}
+
+impl<'c> KeysDriver<'c> {
+    /// Inserts a key that may do what a locked key may do, and returns it as it is stored.
+    ///
+    /// The server copies the old row, so that nothing which restricts the old key can be forgotten: tenant,
+    /// user, name, permissions, allowed workers, both limits, the expiry unless another is given, the
+    /// synthetic flag and scenario. The status and the freeze are copied too: a successor of a revoked key is
+    /// revoked, and of a frozen one frozen. The new key begins without uses and at revision 1. Columns that
+    /// the service has added to the table are not known here and get their defaults.
+    ///
+    /// A rotation with grace locks the old key, inserts the successor and lets the old key expire, in one
+    /// transaction: either both happen or neither.
+    ///
+    /// ```
+    /// # use api_keys_driver::{Change, KeyHash, KeySnapshot, KeyStatus, KeySuccessor, KeysDriver, NewKey, Result, TenantId};
+    /// # use chrono::{DateTime, TimeDelta, Utc};
+    /// # use diesel::{Connection, PgConnection};
+    /// /// Replaces a key and lets it work until the grace ends. `None`: the key is not one to rotate, or it has
+    /// /// changed since `seen` was read, and somebody has to look again.
+    /// fn rotate(
+    ///     conn: &mut PgConnection,
+    ///     seen: &KeySnapshot,
+    ///     new: &KeySuccessor,
+    ///     grace_ends_at: DateTime<Utc>,
+    /// ) -> Result<Option<KeySnapshot>> {
+    ///     conn.transaction(|conn| {
+    ///         let mut keys = KeysDriver::new(conn);
+    ///         let Some(old) = keys.fetch_key_for_update(&seen.tenant_id, &seen.id)? else { return Ok(None) };
+    ///         let ends_before_the_grace = old.expires_at.is_some_and(|at| at <= grace_ends_at.max(new.created_at));
+    ///         if old.revision != seen.revision // frozen, revoked, or rotated by another since
+    ///             || old.status != KeyStatus::Active
+    ///             || old.is_frozen
+    ///             || ends_before_the_grace
+    ///         {
+    ///             return Ok(None); // the engine's rules; the driver has none
+    ///         }
+    ///         let new = keys.insert_key_successor(&old, new)?;
+    ///         keys.update_key_expires_at(old, Some(grace_ends_at))?;
+    ///         Ok(Some(new))
+    ///     })
+    /// }
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+    /// # let mut conn = database.connect().unwrap();
+    /// # let tenant_id = TenantId::from("tenant");
+    /// # let now: DateTime<Utc> = "2026-01-01T00:00:00Z".parse().unwrap();
+    /// # let old = NewKey {
+    /// #     permissions_json: Some(r#"["read"]"#.into()),
+    /// #     ..NewKey::new(tenant_id.clone(), "old".into(), "Production", "sk-live", KeyHash::from("old"), now)
+    /// # };
+    /// # let seen = KeysDriver::new(&mut conn).insert_key(&old).unwrap();
+    /// # let grace_ends_at = now + TimeDelta::days(1);
+    /// # let successor = |id: &str| KeySuccessor {
+    /// #     expires_at: Change::Set(Some(now + TimeDelta::days(90))),
+    /// #     ..KeySuccessor::new(id.into(), "sk-live", KeyHash::from(id), now)
+    /// # };
+    /// # let new = rotate(&mut conn, &seen, &successor("new"), grace_ends_at).unwrap();
+    /// # assert_eq!(new.unwrap().expires_at, Some(now + TimeDelta::days(90)));
+    /// # let mut keys = KeysDriver::new(&mut conn);
+    /// # let auth = keys.fetch_key_auth_by_id(&tenant_id, &"new".into()).unwrap().unwrap();
+    /// # assert_eq!(auth.permissions_json, old.permissions_json);
+    /// # let old = keys.fetch_key_by_id(&tenant_id, &seen.id).unwrap().unwrap();
+    /// # assert_eq!(old.expires_at, Some(grace_ends_at));
+    /// # let sooner = now + TimeDelta::hours(1);
+    /// # assert_eq!(rotate(&mut conn, &seen, &successor("third"), sooner).unwrap(), None);
+    /// # assert_eq!(rotate(&mut conn, &old, &successor("third"), grace_ends_at).unwrap(), None);
+    /// ```
+    ///
+    /// Of two rotations that start from the same snapshot, the second waits for the lock, finds a higher
+    /// revision, and does nothing, because the first one has always moved the expiry. A key that ends before
+    /// the grace does is left alone for this reason: pass a shorter grace for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KeyExists`], [`Error::KeyHashExists`] and [`Error::TooLong`] as for
+    /// [`insert_key`](Self::insert_key); those that refuse a lock as for
+    /// [`update_key_frozen`](Self::update_key_frozen).
+    pub fn insert_key_successor(&mut self, old: &LockedKey<'c>, new: &KeySuccessor) -> Result<KeySnapshot> {
+        struct InsertKeySuccessor;
+
+        require_at_most(36, "id", new.id.as_str())?;
+        require_at_most(12, "key_prefix", &new.key_prefix)?;
+        require_at_most(128, "key_hash", new.key_hash.as_str())?;
+        self.require_lock(old)?;
+        let expires_at = new.expires_at.value().flatten().map(Time::from);
+        let insert = api_keys::table
+            .filter(api_keys::tenant_id.eq(&old.tenant_id))
+            .filter(api_keys::id.eq(&old.id))
+            .select((
+                api_keys::tenant_id,
+                new.id.as_str().into_sql::<Text>(),
+                new.key_prefix.as_str().into_sql::<Text>(),
+                (&new.key_hash).into_sql::<Text>(),
+                Time::from(new.created_at).into_sql::<Timestamptz>(),
+                case_when(new.expires_at.is_set().into_sql::<Bool>(), expires_at)
+                    .otherwise(api_keys::expires_at),
+                copied(),
+            ))
+            .insert_into(api_keys::table)
+            .into_columns((
+                api_keys::tenant_id,
+                api_keys::id,
+                api_keys::key_prefix,
+                api_keys::key_hash,
+                api_keys::created_at,
+                api_keys::expires_at,
+                copied(),
+            ))
+            .returning(KeySnapshot::as_returning());
+        let inserted = Prepared::<InsertKeySuccessor, _>::new(insert).get_result(self.conn).optional();
+        let inserted = inserted.map_err(|error| name_taken(error, &new.id))?;
+        inserted.ok_or_else(|| Error::LockedRowGone(old.id.clone()))
+    }
+}
+
+/// What a successor has from the old key.
+#[diesel::dsl::auto_type]
+fn copied() -> _ {
+    (
+        api_keys::user_id,
+        api_keys::name,
+        api_keys::permissions_json,
+        api_keys::allowed_workers_json,
+        api_keys::rate_limit_rpm,
+        api_keys::max_concurrent_runs,
+        api_keys::status,
+        api_keys::revoked_at,
+        api_keys::revoked_reason,
+        api_keys::is_frozen,
+        api_keys::frozen_at,
+        api_keys::frozen_by,
+        api_keys::freeze_reason,
+        api_keys::is_synthetic,
+        api_keys::synthetic_scenario_id,
+    )
+}

@@ -1,0 +1,307 @@
+//! A key in the place of another, and the documented rotation.
+
+use std::thread;
+
+use api_keys_driver::{
+    Change, Error, KeyHash, KeySnapshot, KeyStatus, KeySuccessor, KeysDriver, Page, Result,
+};
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+
+use crate::support::{
+    KeyRow, assert_fields, at, existing_service, key, migrated, statements_of, tenant, wait_until_one_waits,
+    with,
+};
+
+/// The recipe that stands at `insert_key_successor`.
+fn rotate(
+    conn: &mut PgConnection,
+    seen: &KeySnapshot,
+    new: &KeySuccessor,
+    grace_ends_at: DateTime<Utc>,
+) -> Result<Option<KeySnapshot>> {
+    conn.transaction(|conn| {
+        let mut keys = KeysDriver::new(conn);
+        let Some(old) = keys.fetch_key_for_update(&seen.tenant_id, &seen.id)? else { return Ok(None) };
+        let ends_before_the_grace = old.expires_at.is_some_and(|at| at <= grace_ends_at.max(new.created_at));
+        if old.revision != seen.revision
+            || old.status != KeyStatus::Active
+            || old.is_frozen
+            || ends_before_the_grace
+        {
+            return Ok(None);
+        }
+        let new = keys.insert_key_successor(&old, new)?;
+        keys.update_key_expires_at(old, Some(grace_ends_at))?;
+        Ok(Some(new))
+    })
+}
+
+const NOW: &str = "2026-06-01T00:00:00Z";
+const GRACE_ENDS: &str = "2026-06-02T00:00:00Z";
+
+fn successor(id: &str) -> KeySuccessor {
+    KeySuccessor::new(key(id), "sk-live-next", id.into(), at(NOW))
+}
+
+fn fetch(conn: &mut PgConnection, id: &str) -> KeySnapshot {
+    KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key(id)).unwrap().unwrap()
+}
+
+fn count(conn: &mut PgConnection) -> i64 {
+    KeysDriver::new(conn).count_keys(&tenant()).unwrap()
+}
+
+/// Inserts a successor of the key, whatever its state.
+fn insert_successor(conn: &mut PgConnection, new: &KeySuccessor) -> Result<KeySnapshot> {
+    conn.transaction(|conn| {
+        let mut keys = KeysDriver::new(conn);
+        let old = keys.fetch_key_for_update(&tenant(), &key("key"))?.expect("a key");
+        keys.insert_key_successor(&old, new)
+    })
+}
+
+/// A key with something in every column, and other keys beside it.
+fn with_every_column() -> (throwaway_postgres::Database, PgConnection) {
+    let (database, mut conn) = migrated();
+    KeyRow { id: "beside", ..KeyRow::default() }.insert(&mut conn);
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute(
+        r#"UPDATE api_keys SET user_id = 'user', permissions_json = '["read"]', allowed_workers_json = '[]',
+             rate_limit_rpm = 60, max_concurrent_runs = 2, expires_at = '2026-09-01Z', last_used_at = '2026-05-01Z',
+             total_requests = 7, is_synthetic = true, synthetic_scenario_id = 'scenario'
+           WHERE id = 'key'"#,
+    )
+    .unwrap();
+    (database, conn)
+}
+
+/// A row as text, without what each key has of its own.
+fn copied(conn: &mut PgConnection, id: &str) -> String {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        copied: String,
+    }
+    let row: Row = diesel::sql_query(
+        "SELECT (to_jsonb(k) - '{id,key_prefix,key_hash,created_at,last_used_at,total_requests,revision}'::text[])::text
+           AS copied FROM api_keys k WHERE id = $1",
+    )
+    .bind::<Text, _>(id)
+    .get_result(conn)
+    .unwrap();
+    row.copied
+}
+
+#[test]
+fn a_successor_has_every_column_of_the_old_key_but_its_own() {
+    let (_database, mut conn) = with_every_column();
+    for state in [
+        "status = 'active'",
+        "is_frozen = true, frozen_at = '2026-05-01Z', frozen_by = 'ops', freeze_reason = 'odd'",
+        "status = 'revoked', revoked_at = '2026-05-01Z', revoked_reason = 'leaked'",
+        "status = 'on hold', user_id = NULL, permissions_json = NULL, expires_at = NULL",
+    ] {
+        conn.batch_execute(&format!("UPDATE api_keys SET {state} WHERE id = 'key'")).unwrap();
+        let old = fetch(&mut conn, "key");
+        conn.test_transaction::<_, Error, _>(|conn| {
+            let new = insert_successor(conn, &successor("new"))?;
+            assert_eq!(copied(conn, "new"), copied(conn, "key"), "{state}");
+            let expected = with!(
+                old.clone(), id: key("new"), key_prefix: "sk-live-next".into(), created_at: at(NOW),
+                last_used_at: None, total_requests: 0, revision: 1
+            );
+            assert_eq!(new, expected, "{state}");
+            assert_eq!(fetch(conn, "key"), old, "the old key stays as it is");
+            let auth = KeysDriver::new(conn).fetch_key_by_hash(&KeyHash::from("new"))?.unwrap();
+            assert_eq!(auth.id, key("new"));
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_successor_expires_when_the_old_key_does_unless_it_is_told_otherwise() {
+    let (_database, mut conn) = with_every_column();
+    let later = at("2027-01-01T00:00:00Z");
+    for (nth, (expires_at, expected)) in [
+        (Change::Keep, Some(at("2026-09-01T00:00:00Z"))),
+        (Change::Set(None), None),
+        (Change::Set(Some(later)), Some(later)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let new = KeySuccessor { expires_at, ..successor(&nth.to_string()) };
+        assert_eq!(insert_successor(&mut conn, &new).unwrap().expires_at, expected, "{expires_at:?}");
+    }
+}
+
+#[test]
+fn what_a_key_may_do_is_found_by_its_id_within_its_tenant() {
+    let (_database, mut conn) = with_every_column();
+    let mut keys = KeysDriver::new(&mut conn);
+    let auth = keys.fetch_key_auth_by_id(&tenant(), &key("key")).unwrap().unwrap();
+    assert_eq!(keys.fetch_key_by_hash(&KeyHash::from("key")).unwrap(), Some(auth.clone()));
+    assert_fields!(
+        auth,
+        id: key("key"), tenant_id: tenant(), user_id: Some("user".into()), is_synthetic: true,
+        permissions_json: Some(r#"["read"]"#.into()), allowed_workers_json: Some("[]".into()),
+        rate_limit_rpm: Some(60), max_concurrent_runs: Some(2),
+    );
+    for (tenant_id, key_id) in [(crate::support::other(), key("key")), (tenant(), key("missing"))] {
+        assert_eq!(keys.fetch_key_auth_by_id(&tenant_id, &key_id).unwrap(), None);
+    }
+}
+
+#[test]
+fn a_taken_id_and_a_taken_hash_of_a_successor_are_named() {
+    let (_database, mut conn) = with_every_column();
+    let by_id = insert_successor(&mut conn, &successor("beside")).unwrap_err();
+    assert!(matches!(&by_id, Error::KeyExists(id) if *id == key("beside")), "{by_id:?}");
+    let by_hash = KeySuccessor { key_hash: "beside".into(), ..successor("new") };
+    let by_hash = insert_successor(&mut conn, &by_hash).unwrap_err();
+    assert!(matches!(by_hash, Error::KeyHashExists), "{by_hash:?}");
+    assert_eq!(count(&mut conn), 2);
+}
+
+#[test]
+fn a_successors_text_that_does_not_fit_is_refused_before_anything_is_sent() {
+    let (_database, mut conn) = with_every_column();
+    let (id, prefix) = ("x".repeat(36) + " ", "sk-live-abcd ".to_owned());
+    for (new, expected) in [
+        (KeySuccessor { id: id.into(), ..successor("new") }, ("id", 36)),
+        (KeySuccessor { key_prefix: prefix, ..successor("new") }, ("key_prefix", 12)),
+        (KeySuccessor { key_hash: "ß".repeat(129).into(), ..successor("new") }, ("key_hash", 128)),
+    ] {
+        let (refused, sent) = statements_of(&mut conn, |conn| insert_successor(conn, &new));
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(refused, Error::TooLong { column, limit } if (column, limit) == expected),
+            "{refused:?}"
+        );
+        assert!(sent.iter().all(|sql| !sql.contains("INSERT")), "{sent:#?}");
+    }
+}
+
+#[test]
+fn a_lock_whose_row_is_gone_or_that_another_connection_holds_makes_no_successor() {
+    let (database, mut conn) = with_every_column();
+    let gone = conn.transaction(|conn| {
+        let mut keys = KeysDriver::new(conn);
+        let old = keys.fetch_key_for_update(&tenant(), &key("key"))?.expect("a key");
+        diesel::sql_query("DELETE FROM api_keys WHERE id = 'key'").execute(keys.connection())?;
+        keys.insert_key_successor(&old, &successor("new"))
+    });
+    assert!(matches!(gone, Err(Error::LockedRowGone(_))), "{gone:?}");
+
+    let mut second = database.connect().unwrap();
+    let elsewhere = conn.transaction(|conn| {
+        let old = KeysDriver::new(conn).fetch_key_for_update(&tenant(), &key("key"))?.expect("a key");
+        second.transaction(|second| KeysDriver::new(second).insert_key_successor(&old, &successor("new")))
+    });
+    assert!(matches!(elsewhere, Err(Error::LockedElsewhere(_))), "{elsewhere:?}");
+    assert_eq!(count(&mut conn), 2);
+}
+
+#[test]
+fn a_rotation_makes_the_successor_and_lets_the_old_key_expire_or_neither() {
+    let (_database, mut conn) = with_every_column();
+    let seen = fetch(&mut conn, "key");
+
+    let taken = KeySuccessor { key_hash: "beside".into(), ..successor("new") };
+    let failed = rotate(&mut conn, &seen, &taken, at(GRACE_ENDS));
+    assert!(matches!(failed, Err(Error::KeyHashExists)), "{failed:?}");
+    assert_eq!(fetch(&mut conn, "key"), seen);
+
+    let new = rotate(&mut conn, &seen, &successor("new"), at(GRACE_ENDS)).unwrap().expect("a successor");
+    assert_eq!(new.expires_at, seen.expires_at);
+    assert_eq!(fetch(&mut conn, "key").expires_at, Some(at(GRACE_ENDS)));
+    let mut keys = KeysDriver::new(&mut conn);
+    let mut restrictions = |id| {
+        let auth = keys.fetch_key_auth_by_id(&tenant(), &key(id)).unwrap().unwrap();
+        (auth.permissions_json, auth.allowed_workers_json, auth.rate_limit_rpm, auth.max_concurrent_runs)
+    };
+    assert_eq!(restrictions("new"), restrictions("key"));
+}
+
+#[test]
+fn no_key_is_rotated_that_was_changed_since_it_was_seen_or_is_not_in_use() {
+    let (_database, mut conn) = with_every_column();
+    for change in [
+        "name = 'Other'",
+        "is_frozen = true",
+        "status = 'revoked'",
+        "status = 'expired'",
+        "expires_at = '2026-06-01T12:00:00Z'",
+        "expires_at = '2026-05-31Z'",
+        "tenant_id = '22222222-2222-2222-2222-222222222222'",
+    ] {
+        let seen = fetch(&mut conn, "key");
+        conn.test_transaction::<_, Error, _>(|conn| {
+            conn.batch_execute(&format!("UPDATE api_keys SET {change} WHERE id = 'key'"))?;
+            let rotated = rotate(conn, &seen, &successor("new"), at(GRACE_ENDS))?;
+            assert_eq!(rotated, None, "{change}, unseen");
+            if let Some(seen) = KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key("key"))? {
+                let rotated = rotate(conn, &seen, &successor("new"), at(GRACE_ENDS))?;
+                assert_eq!(rotated.is_some(), change.starts_with("name"), "{change}, seen");
+            }
+            Ok(())
+        });
+    }
+    let seen = fetch(&mut conn, "key");
+    let ended_long_ago = at("2026-01-01T00:00:00Z");
+    conn.batch_execute("UPDATE api_keys SET expires_at = '2026-05-31Z' WHERE id = 'key'").unwrap();
+    let expired = fetch(&mut conn, "key");
+    assert_eq!(rotate(&mut conn, &expired, &successor("new"), ended_long_ago).unwrap(), None);
+    assert_eq!(rotate(&mut conn, &seen, &successor("new"), ended_long_ago).unwrap(), None);
+}
+
+#[test]
+fn of_two_rotations_at_once_one_makes_a_key_whichever_grace_is_longer() {
+    for second_ends in ["2026-06-01T06:00:00Z", GRACE_ENDS, "2026-06-09T00:00:00Z"] {
+        let (database, mut conn) = with_every_column();
+        let seen = fetch(&mut conn, "key");
+        let mut watcher = database.connect().unwrap();
+        let second = conn.transaction::<_, Error, _>(|conn| {
+            // The first one holds the lock, has done its work, and has not committed.
+            assert!(rotate(conn, &seen, &successor("first"), at(GRACE_ENDS))?.is_some());
+            let mut second = database.connect().unwrap();
+            let seen = seen.clone();
+            let second =
+                thread::spawn(move || rotate(&mut second, &seen, &successor("second"), at(second_ends)));
+            wait_until_one_waits(&mut watcher);
+            Ok(second)
+        });
+        assert_eq!(second.unwrap().join().unwrap().unwrap(), None, "{second_ends}");
+        assert_eq!(count(&mut conn), 3);
+        assert_eq!(fetch(&mut conn, "key").expires_at, Some(at(GRACE_ENDS)));
+    }
+}
+
+#[test]
+fn a_rotation_is_followed_by_the_events_of_both_keys() {
+    let (_database, mut conn) = with_every_column();
+    conn.batch_execute("UPDATE api_keys SET expires_at = NULL").unwrap();
+    let seen = fetch(&mut conn, "key");
+    rotate(&mut conn, &seen, &successor("new"), seen.created_at + TimeDelta::days(365)).unwrap().unwrap();
+    let mut kinds = |id| {
+        let events = KeysDriver::new(&mut conn).fetch_key_events(&tenant(), &key(id), Page::default());
+        events.unwrap().into_iter().map(|event| event.kind.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds("new"), ["inserted"]);
+    assert_eq!(kinds("key").last().unwrap(), "expiry_set");
+}
+
+#[test]
+fn a_successor_of_a_row_of_the_existing_service_is_a_row_like_it() {
+    let Some((_database, mut conn)) = existing_service() else { return };
+    KeyRow { permissions_json: Some("[]"), key_prefix: "sk-live-ab", ..KeyRow::default() }.insert(&mut conn);
+    api_keys_driver::migrate(&mut conn).unwrap();
+    let seen = fetch(&mut conn, "key");
+    rotate(&mut conn, &seen, &successor("new"), at(GRACE_ENDS)).unwrap().expect("a successor");
+    conn.batch_execute("UPDATE api_keys SET expires_at = NULL").unwrap();
+    assert_eq!(copied(&mut conn, "new"), copied(&mut conn, "key"));
+}
