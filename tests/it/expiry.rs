@@ -1,10 +1,9 @@
-//! When keys expire, and the rotation that builds on it.
+//! When keys expire. A rotation, which builds on it, is in `successor.rs`.
 
-use api_keys_driver::{Error, KeyId, KeySnapshot, KeysDriver, NewKey, Page, Result};
-use chrono::{DateTime, TimeDelta, Utc};
-use diesel::prelude::*;
+use api_keys_driver::{KeysDriver, Page};
+use chrono::TimeDelta;
 
-use crate::support::{KeyRow, OTHER, at, fetch, ids, key, migrated, new_key, tenant, with, with_locked};
+use crate::support::{KeyRow, OTHER, at, fetch, ids, migrated, tenant, with, with_locked};
 
 #[test]
 fn setting_and_clearing_an_expiry_changes_nothing_else() {
@@ -39,37 +38,4 @@ fn keys_expiring_before_a_moment_are_active_ones_soonest_first() {
     assert_eq!(page(Page::default()), ["past", "tie-a", "tie-b", "just"]);
     assert_eq!(page(Page { limit: 2, offset: 1 }), ["tie-a", "tie-b"]);
     assert!(page(Page { limit: 0, offset: 0 }).is_empty());
-}
-
-/// The recipe that stands at `update_key_expires_at`, without the engine's rules.
-fn rotate(
-    conn: &mut PgConnection,
-    old: &KeyId,
-    new: &NewKey,
-    grace_ends_at: DateTime<Utc>,
-) -> Result<KeySnapshot> {
-    conn.transaction(|conn| {
-        let mut keys = KeysDriver::new(conn);
-        let old = keys.fetch_key_for_update(&tenant(), old)?.expect("a key to rotate");
-        let new = keys.insert_key(new)?;
-        keys.update_key_expires_at(old, Some(grace_ends_at))?;
-        Ok(new)
-    })
-}
-
-#[test]
-fn a_rotation_inserts_the_new_key_and_expires_the_old_one_or_neither() {
-    let (_database, mut conn) = migrated();
-    KeyRow::default().insert(&mut conn);
-    let grace_ends_at = at("2026-06-02T00:00:00Z");
-
-    let taken = NewKey { key_hash: "key".into(), ..new_key("new") };
-    let failed = rotate(&mut conn, &key("key"), &taken, grace_ends_at);
-    assert!(matches!(failed, Err(Error::KeyHashExists)), "{failed:?}");
-    assert_eq!(fetch(&mut conn, "key").expires_at, None);
-
-    rotate(&mut conn, &key("key"), &new_key("new"), grace_ends_at).unwrap();
-    let old = fetch(&mut conn, "key");
-    assert_eq!((old.status.as_str(), old.expires_at), ("active", Some(grace_ends_at)));
-    assert_eq!(fetch(&mut conn, "new").expires_at, None);
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use api_keys_driver::{EventPosition, Freeze, KeyHash, KeyUse, KeysDriver, Page};
+use api_keys_driver::{EventPosition, Freeze, KeyHash, KeySuccessor, KeyUse, KeysDriver, Page};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
@@ -143,6 +143,21 @@ fn a_change_of_a_key_probes_the_primary_key() {
     for change in changes {
         assert_plan(&generic_plan(&database, "UPDATE", change), &["Index Scan using api_keys_pkey"], &[]);
     }
+}
+
+#[test]
+fn a_successor_probes_the_primary_key_and_is_planned_once() {
+    let (database, _conn) = crowded();
+    let mut conn = database.connect().unwrap();
+    for n in 0..8 {
+        let id = format!("successor {n}");
+        let new = KeySuccessor::new(key(&id), "sk", id.as_str().into(), at("2026-06-01T12:00:00Z"));
+        update(&mut conn, |keys, key| keys.insert_key_successor(&key, &new));
+    }
+    let kept = "SELECT FROM pg_prepared_statements WHERE statement LIKE 'INSERT%' AND generic_plans = 3";
+    assert_eq!(diesel::sql_query(kept).execute(&mut conn).unwrap(), 1);
+    let plan = plan_of_prepared(&mut conn, "INSERT");
+    assert_plan(&plan, &["Index Scan using api_keys_pkey"], &[]);
 }
 
 #[test]

@@ -29,6 +29,7 @@ const ELSEWHERE: &[&str] = &[
     "fetch_keys_expiring",
     "fetch_keys_unused",
     "insert_key",
+    "insert_key_successor",
     "record_key_uses",
     "record_key_uses of two tenants",
     "update_all_keys_revoked",

@@ -11,8 +11,8 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 
 use crate::support::{
-    KeyRow, assert_fields, at, existing_service, key, migrated, statements_of, tenant, wait_until_one_waits,
-    with,
+    KeyRow, assert_fields, at, existing_service, fetch, key, migrated, statements_of, tenant,
+    wait_until_one_waits, with,
 };
 
 /// The recipe that stands at `insert_key_successor`.
@@ -44,10 +44,6 @@ const GRACE_ENDS: &str = "2026-06-02T00:00:00Z";
 
 fn successor(id: &str) -> KeySuccessor {
     KeySuccessor::new(key(id), "sk-live-next", id.into(), at(NOW))
-}
-
-fn fetch(conn: &mut PgConnection, id: &str) -> KeySnapshot {
-    KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key(id)).unwrap().unwrap()
 }
 
 fn count(conn: &mut PgConnection) -> i64 {
