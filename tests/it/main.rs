@@ -2,6 +2,7 @@
 
 mod api_keys_facade_driver;
 mod auth;
+mod citus;
 mod contention;
 mod counts;
 mod errors;

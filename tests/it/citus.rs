@@ -1,0 +1,436 @@
+//! Both ways of `docs/sharding.md`, on a Citus cluster. Skipped without `TEST_CITUS_URL`: see `tests/citus.sh`.
+
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use api_keys_driver::{
+    Error, EventPosition, KeyHash, KeysDriver, NewKey, TenantId, Timeouts, Transaction, migrate,
+};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Integer, Text};
+
+use crate::every_method::{Input, METHODS, Method, WITHOUT_TENANT, comparable};
+use crate::hostile::{call_with_nothing_there, checksum, foreign_rows};
+use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated_apart, tenant};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    OneSchemaAShard,
+    TablesByTenant,
+}
+
+impl Way {
+    /// Citus refuses to lock the rows of several shards in one statement.
+    fn has(self, method: &Method) -> bool {
+        self == Self::OneSchemaAShard || !method.name.ends_with(".two_tenants")
+    }
+}
+
+const WAYS: [Way; 2] = [Way::OneSchemaAShard, Way::TablesByTenant];
+
+/// A schema of one's own on the cluster, made by the SQL of the document.
+struct Sharded {
+    url: String,
+    schema: String,
+}
+
+impl Sharded {
+    /// `None` where there is no cluster.
+    fn create(way: Way) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let Ok(url) = env::var("TEST_CITUS_URL") else {
+            eprintln!("skipped: TEST_CITUS_URL is not set");
+            return None;
+        };
+        let schema = format!("shard_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let sharded = Self { url, schema };
+        let mut conn = sharded.connect();
+        run(&mut conn, &sharded.documented("## One schema a shard\n", 0));
+        migrate(&mut conn).unwrap();
+        run(
+            &mut conn,
+            &match way {
+                Way::OneSchemaAShard => sharded.documented("## One schema a shard\n", 1),
+                Way::TablesByTenant => sharded.documented("## Tables distributed by tenant\n", 0),
+            },
+        );
+        Some(sharded)
+    }
+
+    /// The nth block of SQL under a heading of the document.
+    fn documented(&self, heading: &str, nth: usize) -> Vec<String> {
+        let (_, section) = include_str!("../../docs/sharding.md").split_once(heading).expect(heading);
+        let block = section.split("```sql\n").nth(nth + 1).unwrap().split("```").next().unwrap();
+        let sql =
+            block.replace("shard_a", &self.schema).replace("shards_here", &format!("{}_here", self.schema));
+        // Each statement for itself, but for those in a body.
+        sql.split_inclusive(";\n").fold(vec![String::new()], |mut statements, part| {
+            let last = statements.last_mut().unwrap();
+            *last += part;
+            if last.matches("$$").count() % 2 == 0 {
+                statements.push(String::new());
+            }
+            statements
+        })
+    }
+
+    fn connect(&self) -> PgConnection {
+        PgConnection::establish(&self.url_with("")).unwrap()
+    }
+
+    /// The URL with the schema as its path. Of two values for a parameter, libpq takes the last.
+    fn url_with(&self, parameters: &str) -> String {
+        let separator = if self.url.contains('?') { '&' } else { '?' };
+        format!("{}{separator}options=-csearch_path%3D{}{parameters}", self.url, self.schema)
+    }
+
+    /// The servers that hold shards.
+    fn workers(&self) -> Vec<Worker> {
+        let workers =
+            "SELECT nodename AS host, nodeport AS port FROM pg_dist_node WHERE shouldhaveshards ORDER BY 2";
+        diesel::sql_query(workers).load(&mut self.connect()).unwrap()
+    }
+
+    fn connect_to(&self, Worker { host, port }: &Worker) -> PgConnection {
+        PgConnection::establish(&self.url_with(&format!("&host={host}&port={port}"))).unwrap()
+    }
+}
+
+fn run(conn: &mut PgConnection, statements: &[String]) {
+    for statement in statements.iter().filter(|statement| !statement.trim().is_empty()) {
+        conn.batch_execute(statement).unwrap_or_else(|error| panic!("{error}: {statement}"));
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, QueryableByName)]
+struct Worker {
+    #[diesel(sql_type = Text)]
+    host: String,
+    #[diesel(sql_type = Integer)]
+    port: i32,
+}
+
+impl Drop for Sharded {
+    fn drop(&mut self) {
+        let dropped = PgConnection::establish(&self.url)
+            .map(|mut conn| conn.batch_execute(&format!("DROP SCHEMA {} CASCADE", self.schema)));
+        if !std::thread::panicking() {
+            dropped.unwrap().unwrap();
+        }
+    }
+}
+
+/// Makes a statement fail that needs more than one shard.
+fn allow_one_shard_only(conn: &mut PgConnection, only: bool) {
+    let level = if only { "error" } else { "off" };
+    conn.batch_execute(&format!("SET citus.multi_task_query_log_level = '{level}'")).unwrap();
+}
+
+#[test]
+fn each_method_is_answered_by_one_shard_as_by_one_server() {
+    let (_database, mut server) = migrated_apart();
+    foreign_rows(&mut server);
+    for way in WAYS {
+        let Some(sharded) = Sharded::create(way) else { return };
+        let mut conn = sharded.connect();
+        foreign_rows(&mut conn);
+        let with = Input { tenant_id: OTHER.into(), ..Input::default() };
+        // More often than a statement is planned anew.
+        for method in METHODS.iter().cycle().take(METHODS.len() * 7).filter(|method| way.has(method)) {
+            let knows_no_tenant = WITHOUT_TENANT.contains(&method.name);
+            allow_one_shard_only(&mut conn, way == Way::OneSchemaAShard || !knows_no_tenant);
+            let mut answers = [&mut conn, &mut server].map(|conn| {
+                let mut answer = None;
+                conn.test_transaction::<_, diesel::result::Error, _>(|conn| {
+                    answer = Some((method.call)(conn, &with));
+                    Ok(())
+                });
+                let answer =
+                    answer.unwrap().unwrap_or_else(|error| panic!("{way:?}: {}: {error:?}", method.name));
+                comparable(&answer)
+            });
+            if method.name.contains("events") {
+                answers = answers.map(|answer| answer.matches("KeyEventSnapshot").count().to_string());
+            }
+            assert_eq!(answers[0], answers[1], "{way:?}: {}", method.name);
+        }
+    }
+}
+
+#[test]
+fn no_input_reaches_a_foreign_row_on_a_shard() {
+    for way in WAYS {
+        let Some(sharded) = Sharded::create(way) else { return };
+        let mut conn = sharded.connect();
+        foreign_rows(&mut conn);
+        let before = checksum(&mut conn);
+        for text in ["key", "", "' OR '1'='1", "'; DROP TABLE api_keys; --", "\u{202e}yek"] {
+            let ordinary = Input { key_id: text.into(), ..Input::default() };
+            for with in [&ordinary, &Input { tenant_id: text.into(), ..ordinary.clone() }] {
+                for method in METHODS.iter().filter(|method| way.has(method)) {
+                    call_with_nothing_there(&mut conn, method, with);
+                }
+            }
+        }
+        assert_eq!(checksum(&mut conn), before, "{way:?}");
+    }
+}
+
+/// Inserts keys from four threads, each of a tenant of its own, in transactions that are open for a moment.
+fn write_keys(sharded: &Sharded, round: u32) -> BTreeSet<String> {
+    const WRITERS: u32 = 4;
+    const KEYS: u32 = 50;
+    thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            scope.spawn(move || {
+                let mut conn = sharded.connect();
+                for n in 0..KEYS {
+                    let id = format!("{round} {writer} {n}");
+                    let written = Transaction::attempts(1).run(&mut conn, |conn| {
+                        let at = at("2026-01-01T00:00:00Z");
+                        let tenant_id = TenantId::from(format!("tenant {writer} {}", n % 4));
+                        let hash = KeyHash::from(id.as_str());
+                        KeysDriver::new(conn).insert_key(&NewKey::new(
+                            tenant_id,
+                            key(&id),
+                            "",
+                            "",
+                            hash,
+                            at,
+                        ))?;
+                        // Others commit meanwhile, whose transactions began later.
+                        thread::sleep(Duration::from_millis(u64::from((n * 7 + writer * 3) % 5)));
+                        Ok::<_, Error>(())
+                    });
+                    written.unwrap();
+                }
+            });
+        }
+    });
+    (0..WRITERS).flat_map(|writer| (0..KEYS).map(move |n| format!("{round} {writer} {n}"))).collect()
+}
+
+/// Follows from a position until as many events came, and keeps the ids of their keys.
+fn follow(conn: &mut PgConnection, position: &mut EventPosition, seen: &mut Vec<String>) {
+    loop {
+        let events = KeysDriver::new(conn).fetch_key_events_after(*position, 7).unwrap();
+        let Some(last) = events.last() else { return };
+        *position = last.position;
+        seen.extend(events.into_iter().map(|event| String::from(event.key_id)));
+    }
+}
+
+/// Follows each of the connections while keys are written.
+fn follow_writers(sharded: &Sharded, followers: Vec<PgConnection>, round: u32) -> Vec<Vec<String>> {
+    let (is_over, expected) = (AtomicBool::new(false), AtomicU32::new(0));
+    thread::scope(|scope| {
+        let followers: Vec<_> = followers
+            .into_iter()
+            .map(|mut conn| {
+                let is_over = &is_over;
+                scope.spawn(move || {
+                    let (mut position, mut seen) = (EventPosition::default(), Vec::new());
+                    while !is_over.load(Ordering::Relaxed) {
+                        follow(&mut conn, &mut position, &mut seen);
+                    }
+                    // What is open elsewhere on the server is waited for, for some seconds.
+                    for _ in 0..100 {
+                        follow(&mut conn, &mut position, &mut seen);
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                    seen
+                })
+            })
+            .collect();
+        expected.store(u32::try_from(write_keys(sharded, round).len()).unwrap(), Ordering::Relaxed);
+        is_over.store(true, Ordering::Relaxed);
+        followers.into_iter().map(|follower| follower.join().unwrap()).collect()
+    })
+}
+
+fn each_once(seen: Vec<String>) -> BTreeSet<String> {
+    let count = seen.len();
+    let ids: BTreeSet<_> = seen.into_iter().collect();
+    assert_eq!(ids.len(), count, "an event came twice");
+    ids
+}
+
+#[test]
+fn a_follower_of_a_schema_skips_no_event_through_any_node() {
+    let Some(sharded) = Sharded::create(Way::OneSchemaAShard) else { return };
+    let mut followers = vec![sharded.connect()];
+    followers.extend(sharded.workers().iter().map(|worker| sharded.connect_to(worker)));
+    for seen in follow_writers(&sharded, followers, 0) {
+        assert_eq!(each_once(seen).len(), 200);
+    }
+}
+
+#[test]
+fn the_followers_of_each_server_together_skip_no_event_of_tables_by_tenant() {
+    let Some(sharded) = Sharded::create(Way::TablesByTenant) else { return };
+    let view = sharded.documented("### Followers\n", 0);
+    let followers = sharded.workers().into_iter().map(|worker| {
+        let mut conn = sharded.connect_to(&worker);
+        run(&mut conn, &view);
+        conn.batch_execute(&format!("SET search_path = {}_here", sharded.schema)).unwrap();
+        conn
+    });
+    let seen = follow_writers(&sharded, followers.collect(), 0);
+    assert!(seen.iter().all(|seen| !seen.is_empty()), "the tenants are on one server");
+    assert_eq!(each_once(seen.concat()).len(), 200);
+}
+
+#[test]
+fn a_schema_that_moves_takes_its_events_along() {
+    let Some(sharded) = Sharded::create(Way::OneSchemaAShard) else { return };
+    let mut conn = sharded.connect();
+    let mut expected = write_keys(&sharded, 0);
+    let place =
+        "SELECT nodename AS host, nodeport AS port FROM citus_shards WHERE table_name = 'api_keys'::regclass";
+    for round in 1..3 {
+        let here: Worker = diesel::sql_query(place).get_result(&mut conn).unwrap();
+        let there = sharded.workers().into_iter().find(|worker| *worker != here).unwrap();
+        let to = format!("'{}', {}", there.host, there.port);
+        let sql = sharded.documented("### Moving a schema\n", 0);
+        let sql: Vec<_> = sql.iter().map(|statement| statement.replace("'worker-2', 5432", &to)).collect();
+        run(&mut conn, &sql);
+        assert_eq!(diesel::sql_query(place).get_result::<Worker>(&mut conn).unwrap(), there);
+
+        let (mut position, mut seen) = (EventPosition::default(), Vec::new());
+        follow(&mut conn, &mut position, &mut seen);
+        assert_eq!(each_once(seen), expected);
+        let more = write_keys(&sharded, round);
+        let (mut seen, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(30));
+        while seen.len() < more.len() && Instant::now() < deadline {
+            follow(&mut conn, &mut position, &mut seen);
+        }
+        assert_eq!(each_once(seen), more);
+        expected.extend(more);
+    }
+}
+
+#[test]
+fn a_taken_id_or_hash_a_deadlock_and_a_timeout_are_told_on_a_shard() {
+    for way in WAYS {
+        let Some(sharded) = Sharded::create(way) else { return };
+        let mut conn = sharded.connect();
+        // Of two tenants that are on different servers, where the way has such.
+        for id in ["a", "b"] {
+            KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+        }
+        let insert = |conn: &mut PgConnection, id: &str, hash: &str| {
+            let new = NewKey::new(tenant(), key(id), "", "", hash.into(), at("2026-01-01T00:00:00Z"));
+            KeysDriver::new(conn).insert_key(&new).unwrap_err()
+        };
+        let taken = insert(&mut conn, "a", "new");
+        assert!(matches!(&taken, Error::KeyExists(id) if *id == key("a")), "{way:?}: {taken:?}");
+        let taken = insert(&mut conn, "new", "a");
+        assert!(matches!(taken, Error::KeyHashExists), "{way:?}: {taken:?}");
+
+        let lock = |conn: &mut PgConnection, id: &str| {
+            KeysDriver::new(conn)
+                .fetch_key_for_update(&tenant(), &key(id))
+                .map(|locked| drop(locked.unwrap()))
+        };
+        let mut second = sharded.connect();
+        second.batch_execute("SET citus.propagate_set_commands = 'local'").unwrap();
+        let short = Timeouts { lock: Duration::from_millis(50), ..Timeouts::default() };
+        Transaction::attempts(1)
+            .run(&mut conn, |conn| {
+                lock(conn, "a")?;
+                let waited =
+                    Transaction::attempts(1).timeouts(short).run(&mut second, |second| lock(second, "a"));
+                assert!(matches!(waited, Err(Error::LockTimeout(_))), "{way:?}: {waited:?}");
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+
+        let barrier = Barrier::new(2);
+        let answers = thread::scope(|scope| {
+            let both = [(&mut conn, ["a", "b"]), (&mut second, ["b", "a"])].map(|(conn, [first, then])| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    Transaction::attempts(1).run(conn, |conn| {
+                        lock(conn, first)?;
+                        barrier.wait();
+                        lock(conn, then)
+                    })
+                })
+            });
+            both.map(|thread| thread.join().unwrap())
+        });
+        let lost: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
+        assert!(matches!(&lost[..], [Error::Deadlock(_)]), "{way:?}: {lost:?}");
+    }
+}
+
+#[test]
+fn two_shards_that_wait_for_each_other_are_a_deadlock() {
+    let Some(sharded) = Sharded::create(Way::TablesByTenant) else { return };
+    let mut conn = sharded.connect();
+    let tenants: Vec<_> = (0..16).map(|n| format!("tenant {n}")).collect();
+    for tenant_id in &tenants {
+        KeyRow { id: tenant_id, tenant_id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let port_of = |conn: &mut PgConnection, tenant_id: &str| -> i32 {
+        let port = "SELECT nodeport AS port, nodename AS host FROM citus_shards
+                    WHERE shardid = get_shard_id_for_distribution_column('api_keys', $1)";
+        diesel::sql_query(port).bind::<Text, _>(tenant_id).get_result::<Worker>(conn).unwrap().port
+    };
+    let first = &tenants[0];
+    let here = port_of(&mut conn, first);
+    let other = tenants.iter().find(|tenant_id| port_of(&mut conn, tenant_id) != here).unwrap();
+    let lock = |conn: &mut PgConnection, id: &str| {
+        KeysDriver::new(conn).fetch_key_for_update(&id.into(), &id.into()).map(|locked| drop(locked.unwrap()))
+    };
+    let barrier = Barrier::new(2);
+    let answers = thread::scope(|scope| {
+        let both = [[first, other], [other, first]].map(|[one, then]| {
+            let (mut conn, barrier) = (sharded.connect(), &barrier);
+            scope.spawn(move || {
+                Transaction::attempts(1).run(&mut conn, |conn| {
+                    lock(conn, one)?;
+                    barrier.wait();
+                    lock(conn, then)
+                })
+            })
+        });
+        both.map(|thread| thread.join().unwrap())
+    });
+    let lost: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
+    assert!(matches!(&lost[..], [Error::Deadlock(_)]), "{lost:?}");
+    assert!(lost[0].source().unwrap().to_string().contains("distributed deadlock"), "{lost:?}");
+}
+
+#[test]
+fn a_commit_whose_shard_is_lost_is_unknown() {
+    for way in WAYS {
+        let Some(sharded) = Sharded::create(way) else { return };
+        let mut conn = sharded.connect();
+        KeyRow::default().insert(&mut conn);
+        let place = "SELECT nodename AS host, nodeport AS port FROM citus_shards
+                     WHERE shardid = (SELECT min(shardid) FROM pg_dist_shard
+                                      WHERE logicalrelid = 'api_keys'::regclass
+                                        AND (shardminvalue IS NULL
+                                             OR shardid = get_shard_id_for_distribution_column('api_keys', $1)))";
+        let place: Worker = diesel::sql_query(place).bind::<Text, _>(TENANT).get_result(&mut conn).unwrap();
+        let mut worker = sharded.connect_to(&place);
+        let outcome = Transaction::attempts(3).run(&mut conn, |conn| {
+            let mut keys = KeysDriver::new(conn);
+            let locked = keys.fetch_key_for_update(&tenant(), &key("key"))?.unwrap();
+            keys.update_key_frozen(locked, at("2026-01-01T00:00:00Z"))?;
+            let of_this = "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l USING (pid)
+                           WHERE a.application_name LIKE 'citus_internal%' AND a.state = 'idle in transaction'
+                             AND l.relation IN (SELECT oid FROM pg_class WHERE relnamespace = $1::regnamespace)";
+            diesel::sql_query(of_this).bind::<Text, _>(&sharded.schema).execute(&mut worker)?;
+            Ok::<_, Error>(())
+        });
+        let Err(Error::CommitUnknown(why)) = outcome else { panic!("{way:?}: {outcome:?}") };
+        assert!(why.to_string().starts_with("could not commit transaction for shard "), "{why}");
+    }
+}
