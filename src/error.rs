@@ -153,6 +153,27 @@ pub enum Error {
     #[error("the pool gave no connection: give one back sooner, or make the pool larger")]
     Pool(#[from] diesel::r2d2::PoolError),
 
+    /// The server is older than any that the crate works on. Nothing was changed.
+    #[error("the server is PostgreSQL {version}: use PostgreSQL {oldest} or newer")]
+    UnsupportedServer {
+        /// The server's version.
+        version: String,
+        /// The oldest major version that is supported.
+        oldest: i32,
+    },
+
+    /// A migration waited for other sessions for as long as it was allowed to. What was done stands, and
+    /// the next call goes on from there.
+    #[error(
+        "the migration ({step}) waits for another session ({holders}): end that one or wait, then migrate again"
+    )]
+    MigrationWaits {
+        /// The migration's name.
+        step: String,
+        /// The sessions that held it up.
+        holders: crate::Holders,
+    },
+
     /// A migration stopped. Those before it stand, and nothing of it does: mend what the source names,
     /// then migrate again.
     #[error("a migration stopped")]
@@ -200,6 +221,8 @@ impl Error {
             | Self::TooLong { .. }
             | Self::TooManyBuckets(_)
             | Self::ConnectionString
+            | Self::UnsupportedServer { .. }
+            | Self::MigrationWaits { .. }
             | Self::Migration(_) => Advice::Fail,
         }
     }

@@ -84,7 +84,7 @@ pub use change::Change;
 pub use cursor::{KeyCursor, ParseKeyCursorError};
 pub use error::{Advice, Error, Result};
 pub use ids::{KeyId, TenantId};
-pub use migrate::{MIGRATIONS, migrate};
+pub use migrate::{Holder, Holders, MIGRATIONS, Migrator, Progress, migrate};
 pub use page::Page;
 pub use pool::{Pool, PoolConfig, StatementCache};
 pub use timeouts::Timeouts;

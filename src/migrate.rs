@@ -1,73 +1,65 @@
-use std::thread;
+//! Brings a database to the schema of the crate. What a database has and lacks is found out in `check`.
+
+mod home;
+mod index;
+mod partitions;
+mod progress;
+mod records;
+mod rows;
+mod session;
+mod step;
+mod watch;
+
+use std::error::Error as StdError;
+use std::fmt;
 use std::time::Duration;
 
-use diesel::dsl::select;
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Text};
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
+pub use self::progress::{Holder, Holders, Progress};
+
+use self::index::Table;
+use self::records::Records;
+use self::session::{Outset, Session};
+use self::step::Step;
+use self::watch::{Report, Watch};
 use crate::{Error, Result};
 
 /// The crate's migrations, for tools that list them. To run them, call [`migrate`].
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// The indexes that the migrations build concurrently. An interrupted build leaves its index behind, invalid.
-const BUILT_CONCURRENTLY: &[&str] = &[
-    "uq_api_keys_key_hash",
-    "ix_api_keys_tenant_newest_first",
-    "ix_proxy_calls_key_usage",
-    "ix_api_keys_tenant_status_expiry",
-    "ix_api_keys_tenant_shown_newest_first",
-    "ix_api_keys_tenant_status_newest_first",
-];
-
-/// The advisory lock that only one migrator of a database holds: `api_keys` in ASCII.
-const MIGRATOR: i64 = i64::from_be_bytes(*b"api_keys");
-
-const POLL: Duration = Duration::from_millis(20);
-
-#[diesel::declare_sql_function]
-extern "SQL" {
-    fn current_setting(name: Text) -> Text;
-    fn pg_try_advisory_lock(key: BigInt) -> Bool;
-    fn pg_advisory_unlock(key: BigInt) -> Bool;
-    fn set_config(name: Text, value: Text, is_local: Bool) -> Text;
-}
-
-diesel::table! {
-    pg_class (oid) {
-        oid -> Oid,
-        relname -> Text,
-    }
-}
-
-diesel::table! {
-    pg_index (indexrelid) {
-        indexrelid -> Oid,
-        indisvalid -> Bool,
-    }
-}
-
-diesel::joinable!(pg_index -> pg_class (indexrelid));
-diesel::allow_tables_to_appear_in_same_query!(pg_class, pg_index);
+/// How long a migrator waits for others, unless it is told otherwise.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Brings a database to the schema that this crate needs, and returns the names of the migrations
 /// that this call applied, oldest first.
 ///
-/// It works on an empty database and on the existing service's, with its rows and its writers. Many
-/// processes may call it at once: one migrates, the others wait for it and find nothing to do.
-/// Strong locks are short, and given up after five seconds of waiting; indexes are built
-/// concurrently. The time that the builds take grows with the tables, so the session's
-/// `statement_timeout` and `lock_timeout` are lifted meanwhile, and put back.
+/// It works on an empty database and on the existing service's, with its rows and its writers, and on
+/// one whose `proxy_calls` is partitioned. Many processes may call it at once: one migrates, the others
+/// wait for it and find nothing to do. If nothing is to be done, the call returns at once, and needs no
+/// rights but to read the catalog.
 ///
-/// Call it outside a transaction, on a connection that reaches the server directly: the lock between
+/// The process may be killed at any moment. The next call continues from there: it takes over what the
+/// server has finished meanwhile, waits for a build that still runs, and removes what an interrupted
+/// build left behind.
+///
+/// No strong lock is waited for longer than a second at a time, and indexes are built concurrently. The
+/// time that the builds take grows with the tables, so the session's timeouts are lifted meanwhile, and
+/// put back. [`Migrator`] reports progress and sets how long the call waits for other sessions.
+///
+/// The tables are those that the connection's `search_path` finds, and new objects are made in the
+/// schema of `api_keys`. Call it on a connection that reaches the server directly: the lock between
 /// migrators belongs to a session, which a transaction-mode bouncer does not keep.
 ///
 /// # Errors
 ///
-/// [`Error::Migration`] when a step could not be done. The steps before it stand, the step itself
-/// left nothing behind, and the next call goes on from there. Rows that a later step would forbid
-/// (`created_at` NULL, a `key_hash` twice) are found, and named in the source, before anything is changed.
+/// - [`Error::AlreadyInTransaction`] inside a transaction, before anything is sent.
+/// - [`Error::UnsupportedServer`] before PostgreSQL 14.
+/// - [`Error::MigrationWaits`] when another session held it up for ten minutes: call it again.
+/// - [`Error::Migration`] when a step could not be done. The steps before it stand, the step itself left
+///   nothing behind, and the next call goes on from there.
 ///
 /// ```
 /// # fn main() -> Result<(), throwaway_postgres::BoxError> {
@@ -80,84 +72,254 @@ diesel::allow_tables_to_appear_in_same_query!(pg_class, pg_index);
 /// # }
 /// ```
 pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>> {
-    // Polled, because a session that waits inside `pg_advisory_lock` would hold up the concurrent
-    // index build of the one that it waits for.
-    while !select(pg_try_advisory_lock(MIGRATOR)).get_result::<bool>(conn)? {
-        thread::sleep(POLL);
-    }
-    let applied = without_timeouts(conn, apply_pending);
-    // A lost connection gave the lock up by itself, and its loss is already in `applied`.
-    let unlocked = select(pg_advisory_unlock(MIGRATOR)).execute(conn);
-    let names = applied?;
-    unlocked?;
-    Ok(names)
+    Migrator::new().migrate(conn)
 }
 
-fn apply_pending(conn: &mut PgConnection) -> Result<Vec<String>> {
-    drop_invalid_indexes(conn)?;
-    let pending = conn.pending_migrations(MIGRATIONS).map_err(Error::Migration)?;
-    let mut names = Vec::with_capacity(pending.len());
-    for migration in pending {
-        if let Err(error) = conn.run_migration(&migration) {
-            // What stopped the migration matters more than a failure to clean up, which the next call repeats.
-            let _ = drop_invalid_indexes(conn);
-            return Err(Error::Migration(error));
+/// [`migrate`] with a report of its progress and a bound on its waiting.
+///
+/// ```
+/// # fn main() -> Result<(), throwaway_postgres::BoxError> {
+/// # let database = throwaway_postgres::empty()?;
+/// # let mut conn = database.connect()?;
+/// # let mut second_conn = database.connect()?;
+/// use api_keys_driver::{Migrator, Progress};
+/// use std::time::Duration;
+///
+/// let applied = Migrator::new()
+///     .wait_at_most(Duration::from_secs(30))
+///     .report_to(|progress| match progress {
+///         Progress::Step { name, nth, of } => println!("{nth}/{of} {name}"),
+///         Progress::Waits { holders, .. } => println!("waiting for {holders}"),
+///         other => println!("{other:?}"),
+///     })
+///     .observe_through(&mut second_conn)
+///     .migrate(&mut conn)?;
+/// # assert!(!applied.is_empty());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Migrator<'r> {
+    patience: Duration,
+    report: Option<Report<'r>>,
+    observer: Option<&'r mut PgConnection>,
+}
+
+impl fmt::Debug for Migrator<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Migrator").field("patience", &self.patience).finish_non_exhaustive()
+    }
+}
+
+impl Default for Migrator<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'r> Migrator<'r> {
+    /// Waits ten minutes at most for each session that is in the way, and reports nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { patience: PATIENCE, report: None, observer: None }
+    }
+
+    /// Sets the longest time that one step waits for other sessions: for their locks, for the
+    /// transactions that an index build waits for, and for another migrator.
+    ///
+    /// The time that a build itself takes is not bounded.
+    #[must_use]
+    pub fn wait_at_most(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Calls the function with what happens, on the thread that migrates.
+    #[must_use]
+    pub fn report_to(mut self, report: impl FnMut(&Progress) + 'r) -> Self {
+        self.report = Some(Box::new(report));
+        self
+    }
+
+    /// Looks through a second connection to the same database five times a second, and reports how far
+    /// an index build is and whom a running statement waits for. Without it only what is known between
+    /// two statements is reported.
+    #[must_use]
+    pub fn observe_through(mut self, observer: &'r mut PgConnection) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Migrates as [`migrate`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`migrate`].
+    pub fn migrate(mut self, conn: &mut PgConnection) -> Result<Vec<String>> {
+        let mut run = Run::begin(&mut self, conn)?;
+        if run.pending()?.is_empty() {
+            return Ok(Vec::new());
         }
-        names.push(migration.name().to_string());
+        run.session.lock(&mut run.watch)?;
+        let pending = run.pending()?;
+        run.look_at_rows(&pending)?;
+        records::set_up(run.session.conn)?;
+        run.each(pending, Run::apply)
     }
-    Ok(names)
+
+    /// Reverts the crate's migrations, newest first, and returns their names. Those of other
+    /// applications in the same bookkeeping table stay. No row is dropped: a table with rows in it stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`migrate`].
+    pub fn revert(mut self, conn: &mut PgConnection) -> Result<Vec<String>> {
+        let mut run = Run::begin(&mut self, conn)?;
+        run.session.lock(&mut run.watch)?;
+        let mut applied = records::steps(&run.records()?, true);
+        if let Records::Hidden = run.records()? {
+            return Err(StepFailed::because(
+                "revert",
+                "the role may not read __diesel_schema_migrations".into(),
+            ));
+        }
+        applied.reverse();
+        run.each(applied, Run::revert)
+    }
 }
 
-fn drop_invalid_indexes(conn: &mut PgConnection) -> Result<()> {
-    let invalid: Vec<String> = pg_index::table
-        .inner_join(pg_class::table)
-        .filter(pg_index::indisvalid.eq(false))
-        .filter(pg_class::relname.eq_any(BUILT_CONCURRENTLY))
-        .select(pg_class::relname)
-        .load(conn)?;
-    for name in invalid {
-        diesel::sql_query(format!("DROP INDEX CONCURRENTLY {name}")).execute(conn)?;
-    }
-    Ok(())
+/// One call at work.
+struct Run<'m, 'r, 'c> {
+    session: Session<'c>,
+    watch: Watch<'m, 'r>,
+    schema: String,
 }
 
-fn without_timeouts<T>(
-    conn: &mut PgConnection,
-    work: impl FnOnce(&mut PgConnection) -> Result<T>,
-) -> Result<T> {
-    let settings = ["statement_timeout", "lock_timeout"];
-    let mut before = Vec::new();
-    for setting in settings {
-        before.push(select(current_setting(setting)).get_result::<String>(conn)?);
-        select(set_config(setting, "0", false)).execute(conn)?;
+impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
+    fn begin(migrator: &'m mut Migrator<'r>, conn: &'c mut PgConnection) -> Result<Self> {
+        let outset = Outset::look(conn)?;
+        let mut session = Session::begin(conn, &outset)?;
+        let found = home::find(session.conn, &outset.path, &["api_keys", "proxy_calls"])?;
+        let Some(schema) = home::schema_of(&found, &outset.path) else {
+            return Err(StepFailed::because("search_path", "it names no schema that exists".into()));
+        };
+        session.pin_path(&schema)?;
+        let watch = Watch {
+            patience: migrator.patience,
+            report: migrator.report.as_mut(),
+            observer: migrator.observer.as_deref_mut(),
+            step: String::new(),
+        };
+        Ok(Self { session, watch, schema })
     }
-    let done = work(conn);
-    for (setting, value) in settings.iter().zip(before) {
-        // Fails only on a broken connection, which has no settings to put back.
-        let _ = select(set_config(setting, value, false)).execute(conn);
+
+    fn records(&mut self) -> Result<Records> {
+        Records::read(self.session.conn, &self.schema)
     }
-    done
-}
 
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::path::Path;
+    fn pending(&mut self) -> Result<Vec<&'static Step>> {
+        Ok(records::steps(&self.records()?, false))
+    }
 
-    use super::BUILT_CONCURRENTLY;
-
-    #[test]
-    fn every_index_that_is_built_concurrently_is_known() {
-        let mut built = Vec::new();
-        for migration in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations")).unwrap() {
-            let Ok(up) = fs::read_to_string(migration.unwrap().path().join("up.sql")) else { continue };
-            if let Some((_, rest)) = up.split_once("INDEX CONCURRENTLY ") {
-                built.push(rest.split_whitespace().next().unwrap().to_owned());
+    fn look_at_rows(&mut self, pending: &[&'static Step]) -> Result<()> {
+        let mut tables = Vec::new();
+        for name in ["api_keys", "proxy_calls"] {
+            tables.extend(Table::find(self.session.conn, &self.schema, name)?.map(|_| name));
+        }
+        match rows::forbidden(self.session.conn, &self.schema, pending, &tables)?.first() {
+            Some(bad) => {
+                Err(StepFailed::because("rows", format!("{}: {}, then migrate again", bad.why, bad.mend)))
             }
+            None => Ok(()),
         }
-        let mut known = BUILT_CONCURRENTLY.to_vec();
-        known.sort_unstable();
-        built.sort_unstable();
-        assert_eq!(built, known);
+    }
+
+    fn each(
+        mut self,
+        steps: Vec<&'static Step>,
+        mut work: impl FnMut(&mut Self, &'static Step) -> Result<()>,
+    ) -> Result<Vec<String>> {
+        let of = steps.len();
+        let mut names = Vec::with_capacity(of);
+        for (nth, step) in (1..).zip(steps) {
+            step.name.clone_into(&mut self.watch.step);
+            self.watch.tell(&Progress::Step { name: step.name.into(), nth, of });
+            if let Err(error) = work(&mut self, step) {
+                if let Error::UniqueViolation { .. } = error {
+                    // Rows that came after the look at them.
+                    self.look_at_rows(&[step])?;
+                }
+                return Err(StepFailed::at(step, error));
+            }
+            names.push(step.name.to_owned());
+        }
+        Ok(names)
+    }
+
+    fn apply(&mut self, step: &'static Step) -> Result<()> {
+        if let Some(index) = step.index() {
+            index::ensure(self.session.conn, &mut self.watch, &self.schema, &index)?;
+            return records::add(self.session.conn, &self.schema, step);
+        }
+        self.in_transaction(|conn, schema| {
+            conn.batch_execute(step.up)?;
+            records::add(conn, schema, step)
+        })
+    }
+
+    fn revert(&mut self, step: &'static Step) -> Result<()> {
+        if let Some(index) = step.index() {
+            index::remove(self.session.conn, &mut self.watch, &self.schema, &index)?;
+            return records::remove(self.session.conn, &self.schema, step);
+        }
+        self.in_transaction(|conn, schema| {
+            conn.batch_execute(step.down)?;
+            records::remove(conn, schema, step)
+        })
+    }
+
+    fn in_transaction(&mut self, work: impl Fn(&mut PgConnection, &str) -> Result<()> + Sync) -> Result<()> {
+        let schema = self.schema.clone();
+        let conn = &mut *self.session.conn;
+        let mut tables = Vec::new();
+        for name in ["api_keys", "proxy_calls"] {
+            tables.extend(Table::find(conn, &schema, name)?.map(|table| table.oid));
+        }
+        self.watch.with_short_locks(conn, &tables, |conn| conn.transaction(|conn| work(conn, &schema)))
+    }
+}
+
+/// Why a step stopped, under the step's name.
+#[derive(Debug)]
+struct StepFailed {
+    step: String,
+    source: Box<dyn StdError + Send + Sync>,
+}
+
+impl StepFailed {
+    fn because(step: &str, reason: String) -> Error {
+        Error::Migration(Box::new(Self { step: step.to_owned(), source: reason.into() }))
+    }
+
+    /// Leaves alone what is an error of its own.
+    fn at(step: &Step, error: Error) -> Error {
+        match error {
+            Error::MigrationWaits { .. }
+            | Error::Migration(_)
+            | Error::ConnectionLost(_)
+            | Error::ReadOnly(_) => error,
+            other => Error::Migration(Box::new(Self { step: step.name.to_owned(), source: other.into() })),
+        }
+    }
+}
+
+impl fmt::Display for StepFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.step)
+    }
+}
+
+impl StdError for StepFailed {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.source)
     }
 }

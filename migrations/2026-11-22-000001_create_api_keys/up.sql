@@ -5,7 +5,7 @@
 -- plain one on (key_hash). The table is empty, so its indexes need not be built concurrently.
 DO $$
 BEGIN
-    IF to_regclass('api_keys') IS NOT NULL THEN
+    IF pg_catalog.to_regclass('api_keys') IS NOT NULL THEN
         RETURN;
     END IF;
 
@@ -26,7 +26,7 @@ BEGIN
         revoked_reason        varchar(255),
         last_used_at          timestamptz,
         total_requests        bigint       NOT NULL DEFAULT 0,
-        created_at            timestamptz  DEFAULT now(),
+        created_at            timestamptz  DEFAULT pg_catalog.now(),
         frozen_at             timestamptz,
         frozen_by             varchar(100),
         freeze_reason         text,
@@ -38,9 +38,9 @@ BEGIN
     -- How down.sql knows that the table is this crate's to drop.
     COMMENT ON TABLE api_keys IS 'Created by api_keys_driver.';
 
-    CREATE INDEX ix_api_keys_key_prefix ON api_keys (key_prefix);
-    CREATE INDEX ix_api_keys_is_frozen ON api_keys (is_frozen, tenant_id);
-    CREATE INDEX idx_api_keys_synthetic_scenario ON api_keys (is_synthetic, synthetic_scenario_id)
+    CREATE INDEX ix_api_keys_key_prefix ON api_keys USING btree (key_prefix);
+    CREATE INDEX ix_api_keys_is_frozen ON api_keys USING btree (is_frozen, tenant_id);
+    CREATE INDEX idx_api_keys_synthetic_scenario ON api_keys USING btree (is_synthetic, synthetic_scenario_id)
         WHERE is_synthetic;
 END
 $$;

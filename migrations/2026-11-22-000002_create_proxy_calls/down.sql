@@ -1,8 +1,9 @@
 -- Drops the table only where this crate created it and it holds no row: rows are not ours to drop.
-SET LOCAL lock_timeout = '5s';
 DO $$
 BEGIN
-    IF obj_description(to_regclass('proxy_calls'), 'pg_class') IS DISTINCT FROM 'Created by api_keys_driver.' THEN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+    IF pg_catalog.obj_description(pg_catalog.to_regclass('proxy_calls'), 'pg_class') IS DISTINCT FROM 'Created by api_keys_driver.'
+    THEN
         RAISE NOTICE 'proxy_calls was not created by api_keys_driver: it stays';
         RETURN;
     END IF;

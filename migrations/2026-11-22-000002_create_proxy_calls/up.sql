@@ -4,7 +4,7 @@
 -- place: an index on (tenant_id). The table is empty, so its indexes need not be built concurrently.
 DO $$
 BEGIN
-    IF to_regclass('proxy_calls') IS NOT NULL THEN
+    IF pg_catalog.to_regclass('proxy_calls') IS NOT NULL THEN
         RETURN;
     END IF;
 
@@ -30,19 +30,19 @@ BEGIN
         upstream_latency_ms   integer,
         replay_eligible       boolean,
         replayed_from_id      varchar(100),
-        created_at            timestamptz  DEFAULT now(),
+        created_at            timestamptz  DEFAULT pg_catalog.now(),
         user_id               varchar(255),
         CONSTRAINT proxy_calls_pkey PRIMARY KEY (id)
     );
     -- How down.sql knows that the table is this crate's to drop.
     COMMENT ON TABLE proxy_calls IS 'Created by api_keys_driver.';
 
-    CREATE INDEX ix_proxy_calls_api_key_id ON proxy_calls (api_key_id);
-    CREATE INDEX ix_proxy_calls_request_hash ON proxy_calls (request_hash);
-    CREATE INDEX ix_proxy_calls_created_at ON proxy_calls (created_at);
-    CREATE INDEX ix_proxy_calls_user_id ON proxy_calls (user_id);
-    CREATE INDEX ix_proxy_calls_tenant_time ON proxy_calls (tenant_id, created_at);
-    CREATE INDEX ix_proxy_calls_tenant_user ON proxy_calls (tenant_id, user_id);
-    CREATE INDEX ix_proxy_calls_replay ON proxy_calls (tenant_id, request_hash, replay_eligible);
+    CREATE INDEX ix_proxy_calls_api_key_id ON proxy_calls USING btree (api_key_id);
+    CREATE INDEX ix_proxy_calls_request_hash ON proxy_calls USING btree (request_hash);
+    CREATE INDEX ix_proxy_calls_created_at ON proxy_calls USING btree (created_at);
+    CREATE INDEX ix_proxy_calls_user_id ON proxy_calls USING btree (user_id);
+    CREATE INDEX ix_proxy_calls_tenant_time ON proxy_calls USING btree (tenant_id, created_at);
+    CREATE INDEX ix_proxy_calls_tenant_user ON proxy_calls USING btree (tenant_id, user_id);
+    CREATE INDEX ix_proxy_calls_replay ON proxy_calls USING btree (tenant_id, request_hash, replay_eligible);
 END
 $$;

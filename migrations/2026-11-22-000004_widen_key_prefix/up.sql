@@ -1,12 +1,18 @@
 -- The service's generator emits prefixes of 12 characters, and the column holds 10.
 --
--- Widening a varchar changes the catalog only. A column that somebody widened already is left alone.
-SET LOCAL lock_timeout = '5s';
+-- Widening a varchar changes the catalog only. A column that is wide enough already is left alone: the
+-- change of a type voids the statements that other sessions have prepared. `migrate` leaves the step
+-- pending where something else is made of the column (a view, a policy), which the server then refuses.
 DO $$
 BEGIN
-    IF (SELECT atttypmod - 4 < 12 AND atttypmod <> -1 FROM pg_attribute
-        WHERE attrelid = 'api_keys'::regclass AND attname = 'key_prefix')
-    THEN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_attribute
+        WHERE attrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
+            AND attname OPERATOR(pg_catalog.=) 'key_prefix'
+            AND atttypmod OPERATOR(pg_catalog.<>) -1
+            AND (atttypmod OPERATOR(pg_catalog.-) 4) OPERATOR(pg_catalog.<) 12
+    ) THEN
         ALTER TABLE api_keys ALTER COLUMN key_prefix TYPE varchar(12);
     END IF;
 END

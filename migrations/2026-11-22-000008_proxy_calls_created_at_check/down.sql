@@ -1,2 +1,6 @@
-SET LOCAL lock_timeout = '5s';
-ALTER TABLE proxy_calls DROP CONSTRAINT proxy_calls_created_at_is_set;
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+    ALTER TABLE proxy_calls DROP CONSTRAINT IF EXISTS proxy_calls_created_at_is_set;
+END
+$$;

@@ -1,5 +1,19 @@
 -- proxy_calls.created_at becomes NOT NULL in three steps, so that no step scans the table under a strong lock.
 --
 -- First of three: new rows are checked from here on. The lock is strong and short.
-SET LOCAL lock_timeout = '5s';
-ALTER TABLE proxy_calls ADD CONSTRAINT proxy_calls_created_at_is_set CHECK (created_at IS NOT NULL) NOT VALID;
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_attribute
+        WHERE attrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proxy_calls')
+            AND attname OPERATOR(pg_catalog.=) 'created_at' AND NOT attnotnull
+    ) AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_constraint
+        WHERE conrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proxy_calls')
+            AND conname OPERATOR(pg_catalog.=) 'proxy_calls_created_at_is_set'
+    ) THEN
+        ALTER TABLE proxy_calls ADD CONSTRAINT proxy_calls_created_at_is_set CHECK (created_at IS NOT NULL) NOT VALID;
+    END IF;
+END
+$$;

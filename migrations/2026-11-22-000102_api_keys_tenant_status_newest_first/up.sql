@@ -2,4 +2,4 @@
 --
 -- Partial like the index without a status, and written as seldom.
 CREATE INDEX CONCURRENTLY ix_api_keys_tenant_status_newest_first
-    ON api_keys (tenant_id, status, created_at DESC, id DESC) WHERE NOT is_synthetic;
+    ON api_keys USING btree (tenant_id, status, created_at DESC, id DESC) WHERE (NOT is_synthetic);

@@ -19,6 +19,7 @@ mod key_plans;
 mod list;
 mod locked_key;
 mod migrations;
+mod migrator;
 mod oracle;
 mod paging;
 mod pgbouncer;

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{ApiKeysFacadeDriver, Error, KeyStatus, KeysDriver, MIGRATIONS, Page, migrate};
+use api_keys_driver::{
+    ApiKeysFacadeDriver, Error, KeyStatus, KeysDriver, MIGRATIONS, Migrator, Page, Progress, migrate,
+};
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::pg::Pg;
@@ -16,13 +18,13 @@ use diesel_migrations::MigrationHarness;
 
 use crate::support::{CallRow, KeyRow, OTHER, TENANT, at, existing_service, key, tenant};
 
-fn empty() -> (throwaway_postgres::Database, PgConnection) {
+pub(crate) fn empty() -> (throwaway_postgres::Database, PgConnection) {
     let database = throwaway_postgres::empty().unwrap();
     let conn = database.connect().unwrap();
     (database, conn)
 }
 
-fn names() -> Vec<String> {
+pub(crate) fn names() -> Vec<String> {
     let mut names: Vec<_> = MigrationSource::<Pg>::migrations(&MIGRATIONS)
         .unwrap()
         .iter()
@@ -33,9 +35,10 @@ fn names() -> Vec<String> {
 }
 
 /// The cause of an error, as the server put it.
-fn cause(error: &Error) -> String {
+pub(crate) fn cause(error: &Error) -> String {
     assert!(matches!(error, Error::Migration(_)), "{error:?}");
-    std::error::Error::source(error).expect("a cause").to_string()
+    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[derive(QueryableByName)]
@@ -44,13 +47,13 @@ struct Line {
     line: String,
 }
 
-fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
+pub(crate) fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
     let lines: Vec<Line> = diesel::sql_query(sql).load(conn).unwrap();
     lines.into_iter().map(|row| row.line).collect()
 }
 
 /// Columns, constraints and indexes of the two tables, a line each.
-fn catalog(conn: &mut PgConnection) -> Vec<String> {
+pub(crate) fn catalog(conn: &mut PgConnection) -> Vec<String> {
     lines(
         conn,
         "SELECT format('%s.%s %s not null: %s', attrelid::regclass, attname, format_type(atttypid, atttypmod), attnotnull) AS line
@@ -65,7 +68,7 @@ fn catalog(conn: &mut PgConnection) -> Vec<String> {
     )
 }
 
-fn count(conn: &mut PgConnection, table: &str) -> i64 {
+pub(crate) fn count(conn: &mut PgConnection, table: &str) -> i64 {
     #[derive(QueryableByName)]
     struct Count {
         #[diesel(sql_type = BigInt)]
@@ -74,7 +77,7 @@ fn count(conn: &mut PgConnection, table: &str) -> i64 {
     diesel::sql_query(format!("SELECT count(*) FROM {table}")).get_result::<Count>(conn).unwrap().count
 }
 
-fn assert_shape(conn: &mut PgConnection) {
+pub(crate) fn assert_shape(conn: &mut PgConnection) {
     let catalog = catalog(conn);
     for line in [
         "api_keys.key_prefix character varying(12) not null: t",
@@ -89,7 +92,7 @@ fn assert_shape(conn: &mut PgConnection) {
 }
 
 /// Writes as the existing service does: by column name, knowing nothing of this crate.
-fn write_like_the_service(conn: &mut PgConnection, id: &str) {
+pub(crate) fn write_like_the_service(conn: &mut PgConnection, id: &str) {
     conn.batch_execute(&format!(
         "INSERT INTO api_keys (id, tenant_id, user_id, name, key_prefix, key_hash, permissions_json, status,
                                total_requests, created_at, is_synthetic, is_frozen)
@@ -235,19 +238,16 @@ fn rows_that_forbid_a_step_are_named_and_nothing_is_changed() {
         assert_eq!(count(&mut conn, "api_keys"), 3);
 
         conn.batch_execute(mend).unwrap();
-        assert_eq!(migrate(&mut conn).unwrap(), names()[2..], "the steps before the complaint stand");
+        assert_eq!(migrate(&mut conn).unwrap(), names());
         assert_shape(&mut conn);
     }
 }
 
 #[test]
 fn an_index_that_an_interrupted_build_left_is_removed_and_built_again() {
-    let (_database, mut conn) = empty();
-    for migration in &conn.pending_migrations(MIGRATIONS).unwrap()[..10] {
-        conn.run_migration(migration).unwrap();
-    }
+    let Some((_database, mut conn)) = existing_service() else { return };
     for id in ["one", "two"] {
-        KeyRow { id, key_hash: Some("same"), ..KeyRow::default() }.insert(&mut conn);
+        KeyRow { id, key_hash: Some("same"), key_prefix: "sk", ..KeyRow::default() }.insert(&mut conn);
     }
     let invalid =
         "CREATE UNIQUE INDEX uq_api_keys_key_hash ON public.api_keys USING btree (key_hash) valid: f";
@@ -255,18 +255,33 @@ fn an_index_that_an_interrupted_build_left_is_removed_and_built_again() {
     diesel::sql_query(build).execute(&mut conn).unwrap_err();
     assert!(catalog(&mut conn).iter().any(|line| line == invalid));
 
-    // Duplicates that came after the check: the build fails again, and leaves nothing.
-    let error = migrate(&mut conn).unwrap_err();
-    assert!(cause(&error).contains("uq_api_keys_key_hash"), "{error:?}");
+    conn.batch_execute("UPDATE api_keys SET key_hash = id").unwrap();
+    assert_eq!(migrate(&mut conn).unwrap(), names());
+    assert_shape(&mut conn);
+}
+
+#[test]
+fn duplicates_that_arrive_after_the_look_at_the_rows_are_named_too() {
+    let Some((database, mut conn)) = existing_service() else { return };
+    KeyRow { id: "one", key_hash: Some("c0ffee"), key_prefix: "sk", ..KeyRow::default() }.insert(&mut conn);
+    let mut service = database.connect().unwrap();
+    let error = Migrator::new()
+        .report_to(|progress| {
+            if let Progress::Step { name, .. } = progress
+                && name.ends_with("key_hash_unique")
+            {
+                KeyRow { id: "two", key_hash: Some("c0ffee"), ..KeyRow::default() }.insert(&mut service);
+            }
+        })
+        .migrate(&mut conn)
+        .unwrap_err();
+    let cause = cause(&error);
+    assert!(cause.contains("share a key_hash with another (first ids: one, two)"), "{cause}");
+    assert!(!cause.contains("c0ffee"), "a hash in {cause}");
     assert!(!catalog(&mut conn).iter().any(|line| line.contains("uq_api_keys_key_hash")));
 
     conn.batch_execute("UPDATE api_keys SET key_hash = id").unwrap();
-    diesel::sql_query(build).execute(&mut conn).unwrap();
-    conn.batch_execute(
-        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'uq_api_keys_key_hash'::regclass",
-    )
-    .unwrap();
-    assert_eq!(migrate(&mut conn).unwrap(), names()[10..]);
+    migrate(&mut conn).unwrap();
     assert_shape(&mut conn);
 }
 
@@ -285,18 +300,31 @@ fn sixteen_migrators_at_once_apply_each_migration_once() {
 }
 
 #[test]
-fn a_step_that_cannot_lock_its_table_gives_up_and_the_next_call_goes_on() {
+fn a_step_that_cannot_lock_its_table_says_who_holds_it_and_the_next_call_goes_on() {
     let Some((database, mut conn)) = existing_service() else { return };
     let mut reader = database.connect().unwrap();
-    reader.batch_execute("BEGIN; SELECT FROM api_keys").unwrap();
+    reader.batch_execute("SET application_name = 'forgotten'; BEGIN; SELECT FROM api_keys").unwrap();
 
-    let started = Instant::now();
-    let error = migrate(&mut conn).unwrap_err();
-    assert!(cause(&error).contains("lock timeout"), "{error:?}");
-    assert!(started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
+    let mut told = Vec::new();
+    let error = Migrator::new()
+        .wait_at_most(Duration::from_secs(2))
+        .report_to(|progress| told.push(progress.clone()))
+        .migrate(&mut conn)
+        .unwrap_err();
+    let Error::MigrationWaits { step, holders } = &error else { panic!("{error:?}") };
+    assert!(step.ends_with("widen_key_prefix"), "{step}");
+    assert_eq!(holders.0.len(), 1, "{holders}");
+    assert_eq!(holders.0[0].application.as_deref(), Some("forgotten"));
+    assert_eq!(holders.0[0].state.as_deref(), Some("idle in transaction"));
+    assert!(holders.0[0].since.is_some());
+    assert!(error.to_string().contains("application forgotten"), "{error}");
+    assert!(
+        told.iter().any(|progress| matches!(progress, Progress::Waits { step: Some(_), .. })),
+        "{told:?}"
+    );
 
     reader.batch_execute("COMMIT").unwrap();
-    assert_eq!(migrate(&mut conn).unwrap(), names()[3..]);
+    assert_eq!(migrate(&mut conn).unwrap(), names()[2..]);
     assert_shape(&mut conn);
 }
 

@@ -61,6 +61,25 @@ pub(crate) fn existing_service() -> Option<(Database, PgConnection)> {
     Some((database, conn))
 }
 
+/// The database of the existing service, whose calls are partitioned by the month; one month by the half.
+pub(crate) fn partitioned_service() -> Option<(Database, PgConnection)> {
+    let (database, mut conn) = existing_service()?;
+    conn.batch_execute(
+        "ALTER TABLE proxy_calls RENAME TO plain;
+         CREATE TABLE proxy_calls (LIKE plain INCLUDING DEFAULTS, PRIMARY KEY (id, created_at))
+             PARTITION BY RANGE (created_at);
+         DROP TABLE plain;
+         CREATE TABLE calls_2025 PARTITION OF proxy_calls FOR VALUES FROM (MINVALUE) TO ('2026-01-01Z');
+         CREATE TABLE calls_2026_01 PARTITION OF proxy_calls FOR VALUES FROM ('2026-01-01Z') TO ('2026-02-01Z')
+             PARTITION BY RANGE (created_at);
+         CREATE TABLE calls_2026_01_a PARTITION OF calls_2026_01 FOR VALUES FROM ('2026-01-01Z') TO ('2026-01-16Z');
+         CREATE TABLE calls_2026_01_b PARTITION OF calls_2026_01 FOR VALUES FROM ('2026-01-16Z') TO ('2026-02-01Z');
+         CREATE TABLE calls_later PARTITION OF proxy_calls DEFAULT",
+    )
+    .expect("a partitioned table of calls");
+    Some((database, conn))
+}
+
 pub(crate) fn tenant() -> TenantId {
     TenantId::from(TENANT)
 }

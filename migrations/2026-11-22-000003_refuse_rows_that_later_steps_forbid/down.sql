@@ -1,2 +1,0 @@
--- Nothing was changed, so there is nothing to reverse.
-SELECT 1;

@@ -1,0 +1,11 @@
+-- Second of two: the rows that were there before are checked. Reads and writes go on meanwhile.
+--
+-- Old rows never stop this step. Where one holds NaN, the check stays as it is, for new rows only.
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+    ALTER TABLE proxy_calls VALIDATE CONSTRAINT proxy_calls_cost_cents_is_a_number;
+EXCEPTION WHEN check_violation THEN
+    RAISE NOTICE 'proxy_calls holds costs that are NaN: % checks new rows only', 'proxy_calls_cost_cents_is_a_number';
+END
+$$;

@@ -1,0 +1,37 @@
+-- What has the name $2 in the schema $1, as an index: its definition from USING on, without storage
+-- parameters. A concurrent build locks its table for as long as it takes, and shows in the view of
+-- progress; other roles see of that row no more than the process, which is enough.
+SELECT indrelid AS "table",
+    coalesce(indisvalid AND indisready AND indislive, false) AS is_valid,
+    coalesce(indisunique, false) AS is_unique,
+    EXISTS (
+        SELECT FROM pg_catalog.pg_stat_progress_create_index AS build
+        JOIN pg_catalog.pg_locks AS held ON held.pid OPERATOR(pg_catalog.=) build.pid
+        WHERE build.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+            AND held.relation OPERATOR(pg_catalog.=) indrelid
+            AND held.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
+            AND held.granted
+    ) AS is_being_built,
+    coalesce(
+        pg_catalog.regexp_replace(
+            pg_catalog.substr(
+                pg_catalog.pg_get_indexdef(indexrelid),
+                1 OPERATOR(pg_catalog.+) pg_catalog.length(pg_catalog.format(
+                    'CREATE %sINDEX %I ON %s%I.%I ',
+                    CASE WHEN indisunique THEN 'UNIQUE ' END,
+                    index.relname,
+                    CASE WHEN index.relkind OPERATOR(pg_catalog.=) 'I' THEN 'ONLY ' END,
+                    coalesce(table_schema.nspname, ''),
+                    coalesce("table".relname, '')
+                ))
+            ),
+            ' WITH \([^()]*\)', ''
+        ),
+        ''
+    ) AS definition
+FROM pg_catalog.pg_class AS index
+JOIN pg_catalog.pg_namespace AS index_schema ON index_schema.oid OPERATOR(pg_catalog.=) index.relnamespace
+LEFT JOIN pg_catalog.pg_index ON indexrelid OPERATOR(pg_catalog.=) index.oid
+LEFT JOIN pg_catalog.pg_class AS "table" ON "table".oid OPERATOR(pg_catalog.=) indrelid
+LEFT JOIN pg_catalog.pg_namespace AS table_schema ON table_schema.oid OPERATOR(pg_catalog.=) "table".relnamespace
+WHERE index_schema.nspname OPERATOR(pg_catalog.=) $1 AND index.relname OPERATOR(pg_catalog.=) $2

@@ -1,0 +1,103 @@
+//! What `migrate` tells its caller while it works, and the sessions that it waits for.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Integer, Nullable, Text, Timestamptz};
+
+/// What [`Migrator`](crate::Migrator) reports while it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress {
+    /// A step begins. Steps are counted from 1.
+    Step {
+        /// The migration's name.
+        name: String,
+        /// Which step of this call it is.
+        nth: usize,
+        /// How many steps this call has to do.
+        of: usize,
+    },
+    /// The step builds an index. Only an observer connection makes this known.
+    Builds {
+        /// The migration's name.
+        step: String,
+        /// The phase, as `pg_stat_progress_create_index` names it.
+        phase: String,
+        /// The blocks or rows of this phase that are done.
+        done: i64,
+        /// The blocks or rows of this phase, 0 if the server does not say.
+        total: i64,
+    },
+    /// The call waits for other sessions.
+    Waits {
+        /// The migration's name; `None` while another migrator is at work.
+        step: Option<String>,
+        /// The sessions that hold it up. Empty if the server does not say.
+        holders: Holders,
+    },
+}
+
+/// A session of the server that holds a migration up.
+///
+/// A role that is no member of `pg_read_all_stats` sees less of other roles' sessions.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+#[non_exhaustive]
+pub struct Holder {
+    /// Its process, for `pg_terminate_backend`.
+    #[diesel(sql_type = Integer)]
+    pub pid: i32,
+    /// Its role.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub user: Option<String>,
+    /// Its `application_name`.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub application: Option<String>,
+    /// Its state: `active`, `idle in transaction` and others.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub state: Option<String>,
+    /// When its transaction began, or its state if it has none.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub since: Option<DateTime<Utc>>,
+}
+
+impl Holder {
+    pub(super) fn is_same_transaction(&self, other: &Self) -> bool {
+        (self.pid, self.since) == (other.pid, other.since)
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}", self.pid)?;
+        for (what, value) in [("user", &self.user), ("application", &self.application)] {
+            if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
+                write!(f, ", {what} {value}")?;
+            }
+        }
+        if let Some(state) = self.state.as_deref().filter(|state| !state.is_empty()) {
+            write!(f, ", {state}")?;
+        }
+        match self.since {
+            Some(since) => write!(f, " since {}", since.format("%F %T UTC")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sessions that hold a migration up, shown as a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders(pub Vec<Holder>);
+
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("a session that the server does not name");
+        }
+        for (nth, holder) in self.0.iter().enumerate() {
+            write!(f, "{}{holder}", if nth == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! Rows that a pending step forbids, found before anything is changed.
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+
+use super::step::{Step, quoted};
+use crate::Result;
+
+/// What of the rows a step relies on, and how it is told.
+struct Rule {
+    /// The title of the step.
+    step: &'static str,
+    table: &'static str,
+    /// Selects the ids of the rows that break it, in the order in which they are named.
+    ids: &'static str,
+    complaint: &'static str,
+    mend: &'static str,
+}
+
+const RULES: &[Rule] = &[
+    Rule {
+        step: "api_keys_created_at_not_null",
+        table: "api_keys",
+        ids: "SELECT id FROM {table} WHERE created_at IS NULL ORDER BY id",
+        complaint: "row(s) with a NULL created_at",
+        mend: "set a time on them",
+    },
+    Rule {
+        step: "proxy_calls_created_at_not_null",
+        table: "proxy_calls",
+        ids: "SELECT id FROM {table} WHERE created_at IS NULL ORDER BY id",
+        complaint: "row(s) with a NULL created_at",
+        mend: "set a time on them",
+    },
+    Rule {
+        step: "api_keys_key_hash_unique",
+        table: "api_keys",
+        ids: "SELECT id FROM (
+                SELECT id, key_hash, pg_catalog.count(*) OVER (PARTITION BY key_hash) AS sharers FROM {table}
+              ) AS hashes
+              WHERE sharers OPERATOR(pg_catalog.>) 1 ORDER BY key_hash, id",
+        complaint: "rows that share a key_hash with another",
+        mend: "keep one row of each hash",
+    },
+];
+
+/// Rows that a step forbids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Forbidden {
+    pub(crate) table: &'static str,
+    pub(crate) why: String,
+    pub(crate) mend: &'static str,
+}
+
+#[derive(QueryableByName)]
+struct Bad {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+    #[diesel(sql_type = Text)]
+    ids: String,
+}
+
+/// Looks through the tables for rows that one of the steps forbids. It reads each table once, and
+/// nothing waits for it. The hashes themselves are not told.
+pub(crate) fn forbidden(
+    conn: &mut PgConnection,
+    schema: &str,
+    steps: &[&'static Step],
+    tables: &[&str],
+) -> Result<Vec<Forbidden>> {
+    let mut found = Vec::new();
+    for rule in RULES {
+        if !tables.contains(&rule.table) || !steps.iter().any(|step| step.title() == rule.step) {
+            continue;
+        }
+        let table = format!("{}.{}", quoted(schema), rule.table);
+        let sql = format!(
+            "SELECT pg_catalog.count(*) AS count,
+                 coalesce(
+                     pg_catalog.string_agg(id, ', ' ORDER BY nth) FILTER (WHERE nth OPERATOR(pg_catalog.<=) 5), ''
+                 ) AS ids
+             FROM (SELECT id, pg_catalog.row_number() OVER () AS nth FROM ({}) AS bad) AS numbered",
+            rule.ids.replace("{table}", &table)
+        );
+        let bad: Bad = diesel::sql_query(sql).get_result(conn)?;
+        if bad.count > 0 {
+            found.push(Forbidden {
+                table: rule.table,
+                why: format!("{} has {} {} (first ids: {})", rule.table, bad.count, rule.complaint, bad.ids),
+                mend: rule.mend,
+            });
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,174 @@
+//! The migrator's session: its settings while it works, the lock between migrators, and the way back.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::dsl::select;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz};
+
+use super::watch::Watch;
+use crate::{Error, Result};
+
+/// The advisory lock that only one migrator of a database holds: `api_keys` in ASCII.
+const MIGRATOR: i64 = i64::from_be_bytes(*b"api_keys");
+
+/// The oldest server that the crate works on.
+const OLDEST_MAJOR: i32 = 14;
+
+const POLL: Duration = Duration::from_millis(20);
+const LONGEST_POLL: Duration = Duration::from_millis(500);
+
+#[diesel::declare_sql_function]
+extern "SQL" {
+    #[sql_name = "pg_catalog.pg_try_advisory_lock"]
+    fn pg_try_advisory_lock(key: BigInt) -> Bool;
+    #[sql_name = "pg_catalog.pg_advisory_unlock"]
+    fn pg_advisory_unlock(key: BigInt) -> Bool;
+    #[sql_name = "pg_catalog.set_config"]
+    fn set_config(name: Text, value: Text, is_local: Bool) -> Text;
+}
+
+/// What a migrator sets, and puts back. A server that does not know a setting has none to change.
+const SETTINGS: &[(&str, &str)] = &[
+    // A build takes as long as it takes, and a step bounds its own waiting.
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("transaction_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("default_transaction_isolation", "read committed"),
+    // Rows that a policy hides would be missed: this makes the server say so instead.
+    ("row_security", "off"),
+    // As the definitions of the migrations are written.
+    ("quote_all_identifiers", "off"),
+];
+
+/// What the session is before anything is set.
+#[derive(QueryableByName)]
+pub(crate) struct Outset {
+    #[diesel(sql_type = Integer)]
+    pub(crate) version_number: i32,
+    #[diesel(sql_type = Text)]
+    pub(crate) version: String,
+    /// The schemas of the search path that exist and may be used, without the implicit ones.
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) path: Vec<String>,
+    #[diesel(sql_type = Text)]
+    search_path: String,
+    #[diesel(sql_type = Timestamptz)]
+    transaction_began: DateTime<Utc>,
+    #[diesel(sql_type = Array<Nullable<Text>>)]
+    settings: Vec<Option<String>>,
+}
+
+impl Outset {
+    /// Looks at the session with the first statement that is sent.
+    ///
+    /// A transaction that was begun by SQL is found by its time: two statements outside of one never
+    /// have the same.
+    pub(crate) fn look(conn: &mut PgConnection) -> Result<Self> {
+        if AnsiTransactionManager::transaction_manager_status_mut(conn)
+            .transaction_depth()
+            .ok()
+            .flatten()
+            .is_some()
+        {
+            return Err(Error::AlreadyInTransaction);
+        }
+        let first = Self::read(conn)?;
+        if first.version_number / 10_000 < OLDEST_MAJOR {
+            return Err(Error::UnsupportedServer { version: first.version, oldest: OLDEST_MAJOR });
+        }
+        let second = Self::read(conn)?;
+        if first.transaction_began == second.transaction_began {
+            return Err(Error::AlreadyInTransaction);
+        }
+        Ok(second)
+    }
+
+    fn read(conn: &mut PgConnection) -> Result<Self> {
+        let names: Vec<&str> = SETTINGS.iter().map(|(name, _)| *name).collect();
+        patiently(|| {
+            diesel::sql_query(include_str!("session.sql")).bind::<Array<Text>, _>(&names).get_result(conn)
+        })
+    }
+}
+
+/// Sends a statement again while the role's own `statement_timeout` is too short for it.
+fn patiently<T>(mut statement: impl FnMut() -> QueryResult<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match statement().map_err(Error::from) {
+            Err(Error::StatementTimeout(_)) if Instant::now() < deadline => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// A connection with the settings of a migrator. Dropping it puts back what was there, and gives the
+/// lock up.
+pub(super) struct Session<'c> {
+    pub(super) conn: &'c mut PgConnection,
+    before: Vec<(&'static str, String)>,
+    is_locked: bool,
+}
+
+impl<'c> Session<'c> {
+    pub(super) fn begin(conn: &'c mut PgConnection, outset: &Outset) -> Result<Self> {
+        let known = SETTINGS.iter().zip(&outset.settings);
+        let known: Vec<_> = known.filter_map(|(set, before)| Some((set, before.clone()?))).collect();
+        let mut session = Self { conn, before: Vec::new(), is_locked: false };
+        for ((name, value), before) in known {
+            session.before.push((name, before));
+            patiently(|| session.set(name, value))?;
+        }
+        session.before.push(("search_path", outset.search_path.clone()));
+        Ok(session)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> QueryResult<usize> {
+        select(set_config(name, value, false)).execute(self.conn)
+    }
+
+    /// Binds every bare name to one schema.
+    pub(super) fn pin_path(&mut self, schema: &str) -> Result<()> {
+        self.set("search_path", &format!("{}, pg_temp", super::step::quoted(schema)))?;
+        Ok(())
+    }
+
+    /// Waits until no other migrator works on the database.
+    ///
+    /// Polled, because a session that waits inside `pg_advisory_lock` would hold up the concurrent index
+    /// build of the one that it waits for.
+    pub(super) fn lock(&mut self, watch: &mut Watch<'_, '_>) -> Result<()> {
+        let deadline = watch.deadline();
+        let mut pause = POLL;
+        while !select(pg_try_advisory_lock(MIGRATOR)).get_result::<bool>(self.conn)? {
+            let holders = super::watch::holders_of_lock(self.conn, MIGRATOR)?;
+            watch.waits(None, &holders);
+            if Instant::now() >= deadline {
+                return Err(Error::MigrationWaits { step: "the lock between migrators".into(), holders });
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_POLL);
+        }
+        self.is_locked = true;
+        Ok(())
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        // These fail only on a broken connection, which has neither settings nor a lock any more.
+        if self.is_locked {
+            let _ = select(pg_advisory_unlock(MIGRATOR)).execute(self.conn);
+        }
+        // In reverse, so that a short `statement_timeout` comes back last and stops nothing of this.
+        for (name, value) in std::mem::take(&mut self.before).into_iter().rev() {
+            let _ = self.set(name, &value);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The migrations as `build.rs` lists them, with their SQL. What a concurrent step builds is read from it.
+
+use std::fmt::Write;
+
+/// One migration.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// The name of its folder: the version, `_` and the title.
+    pub(crate) name: &'static str,
+    pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
+    pub(crate) in_transaction: bool,
+}
+
+/// All migrations, oldest first.
+pub(crate) const STEPS: &[Step] = include!(concat!(env!("OUT_DIR"), "/steps.rs"));
+
+impl Step {
+    /// The version as Diesel's bookkeeping table has it.
+    pub(crate) fn version(&self) -> String {
+        self.name.split_once('_').map_or(self.name, |(version, _)| version).replace('-', "")
+    }
+
+    /// The name without its version.
+    pub(crate) fn title(&self) -> &'static str {
+        self.name.split_once('_').map_or(self.name, |(_, title)| title)
+    }
+
+    /// The index that this step builds concurrently, if it builds one.
+    pub(crate) fn index(&self) -> Option<Index> {
+        Index::parse(self.up)
+    }
+}
+
+/// An index as a migration describes it. The migration writes the definition as `pg_get_indexdef` does, so
+/// that an index that exists can be compared with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Index {
+    pub(crate) is_unique: bool,
+    pub(crate) name: String,
+    pub(crate) table: String,
+    /// From `USING` on.
+    pub(crate) definition: String,
+}
+
+impl Index {
+    fn parse(sql: &str) -> Option<Self> {
+        let code: Vec<_> = sql.lines().filter(|line| !line.starts_with("--")).collect();
+        let code = code.join(" ");
+        let words: Vec<_> = code.trim_end().trim_end_matches(';').split_whitespace().collect();
+        let (is_unique, words) = match words.as_slice() {
+            ["CREATE", "INDEX", "CONCURRENTLY", rest @ ..] => (false, rest),
+            ["CREATE", "UNIQUE", "INDEX", "CONCURRENTLY", rest @ ..] => (true, rest),
+            _ => return None,
+        };
+        let [name, "ON", table, definition @ ..] = words else { return None };
+        Some(Self {
+            is_unique,
+            name: (*name).to_owned(),
+            table: (*table).to_owned(),
+            definition: definition.join(" "),
+        })
+    }
+
+    /// The statement that builds it: `how` is `CONCURRENTLY` or nothing, `only` is `ONLY` or nothing.
+    pub(crate) fn create(&self, how: &str, name: &str, only: &str, table: &str) -> String {
+        let mut sql = String::from("CREATE ");
+        for word in [if self.is_unique { "UNIQUE" } else { "" }, "INDEX", how, name, "ON", only, table] {
+            if !word.is_empty() {
+                let _ = write!(sql, "{word} ");
+            }
+        }
+        sql + &self.definition
+    }
+}
+
+/// An SQL identifier in double quotes.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Index, STEPS, quoted};
+
+    #[test]
+    fn every_concurrent_statement_is_understood_and_alone_in_its_migration() {
+        for step in STEPS {
+            let builds = step.up.matches("INDEX CONCURRENTLY").count();
+            assert_eq!(builds, usize::from(step.index().is_some()), "{}", step.name);
+            assert!(step.index().is_none_or(|index| index.definition.starts_with("USING ")), "{}", step.name);
+            assert_eq!(step.in_transaction, builds == 0, "{}", step.name);
+        }
+    }
+
+    #[test]
+    fn versions_and_titles_name_one_step_each() {
+        for (nth, step) in STEPS.iter().enumerate() {
+            for other in &STEPS[nth + 1..] {
+                assert!(step.version() < other.version(), "{}", step.name);
+                assert_ne!(step.title(), other.title());
+            }
+        }
+    }
+
+    #[test]
+    fn an_index_gives_the_statement_that_described_it() {
+        let sql = "-- Why.\nCREATE UNIQUE INDEX CONCURRENTLY i ON t USING btree (a)\n    INCLUDE (b);\n";
+        let index = Index::parse(sql).unwrap();
+        assert_eq!(
+            index.create("CONCURRENTLY", &index.name, "", &index.table),
+            "CREATE UNIQUE INDEX CONCURRENTLY i ON t USING btree (a) INCLUDE (b)"
+        );
+        assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
+    }
+}

@@ -1,0 +1,235 @@
+//! How `migrate` waits: for how long, for whom, and whom it tells.
+
+use std::fmt;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Oid, Text};
+
+use super::progress::{Holder, Holders, Progress};
+use crate::{Error, Result};
+
+/// How often the observer looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// Between two tries for a lock. Sessions that queued behind the first try go on meanwhile.
+const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A younger transaction ends by itself before a build would notice it.
+const YOUNG: Duration = Duration::from_secs(1);
+
+pub(super) type Report<'r> = Box<dyn FnMut(&Progress) + 'r>;
+
+/// The patience and the listeners of one call.
+pub(super) struct Watch<'m, 'r> {
+    pub(super) patience: Duration,
+    pub(super) report: Option<&'m mut Report<'r>>,
+    pub(super) observer: Option<&'m mut PgConnection>,
+    /// The step that is at work.
+    pub(super) step: String,
+}
+
+impl fmt::Debug for Watch<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("step", &self.step).finish_non_exhaustive()
+    }
+}
+
+impl Watch<'_, '_> {
+    pub(super) fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        now.checked_add(self.patience).unwrap_or(now + Duration::from_secs(3600 * 24 * 365))
+    }
+
+    pub(super) fn tell(&mut self, progress: &Progress) {
+        if let Some(report) = &mut self.report {
+            report(progress);
+        }
+    }
+
+    pub(super) fn waits(&mut self, step: Option<&str>, holders: &Holders) {
+        self.tell(&Progress::Waits { step: step.map(str::to_owned), holders: holders.clone() });
+    }
+
+    fn gives_up(&self, holders: Holders) -> Error {
+        Error::MigrationWaits { step: self.step.clone(), holders }
+    }
+
+    /// Runs work that bounds its own waiting for locks, again and again while the patience lasts.
+    pub(super) fn with_short_locks<T: Send>(
+        &mut self,
+        conn: &mut PgConnection,
+        tables: &[u32],
+        mut work: impl FnMut(&mut PgConnection) -> Result<T> + Send,
+    ) -> Result<T> {
+        let deadline = self.deadline();
+        let mut pause = PAUSE;
+        loop {
+            match self.observed(conn, &mut work) {
+                Err(Error::LockTimeout(_) | Error::Deadlock(_)) => {}
+                done => return done,
+            }
+            let holders = holders_of_tables(conn, tables, Hold::Any)?;
+            let step = self.step.clone();
+            self.waits(Some(&step), &holders);
+            if Instant::now() + pause >= deadline {
+                return Err(self.gives_up(holders));
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Waits for the transactions that an index build on the table would wait for, before it begins.
+    ///
+    /// Those that begin meanwhile are not waited for: on a busy server there are always some.
+    pub(super) fn until_a_build_can_go_on(&mut self, conn: &mut PgConnection, table: u32) -> Result<()> {
+        let deadline = self.deadline();
+        let mut waited_for: Option<Holders> = None;
+        loop {
+            let mut holders = holders_of_tables(conn, &[table], Hold::Build)?;
+            if let Some(before) = &waited_for {
+                holders.0.retain(|now| before.0.iter().any(|then| then.is_same_transaction(now)));
+            }
+            if holders.0.is_empty() {
+                return Ok(());
+            }
+            if waited_for.as_ref().is_none_or(|before| before.0.len() > holders.0.len()) {
+                let step = self.step.clone();
+                self.waits(Some(&step), &holders);
+            }
+            if Instant::now() >= deadline {
+                return Err(self.gives_up(holders));
+            }
+            waited_for = Some(holders);
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits a little for a build of another session.
+    pub(super) fn while_others_build(
+        &mut self,
+        conn: &mut PgConnection,
+        table: u32,
+        deadline: Instant,
+    ) -> Result<()> {
+        let holders = holders_of_tables(conn, &[table], Hold::Any)?;
+        let step = self.step.clone();
+        self.waits(Some(&step), &holders);
+        if Instant::now() >= deadline {
+            return Err(self.gives_up(holders));
+        }
+        thread::sleep(LOOK);
+        Ok(())
+    }
+
+    /// Runs a statement that waits for others for as long as the patience lasts, each time.
+    pub(super) fn with_long_locks(&mut self, conn: &mut PgConnection, table: u32, sql: &str) -> Result<()> {
+        let patience = self.patience.as_millis().clamp(1, i32::MAX as u128);
+        set_lock_timeout(conn, &format!("{patience}ms"))?;
+        let done = self.observed(conn, |conn| {
+            diesel::sql_query(sql).execute(conn)?;
+            Ok(())
+        });
+        set_lock_timeout(conn, "0")?;
+        match done {
+            Err(Error::LockTimeout(_)) => Err(self.gives_up(holders_of_tables(conn, &[table], Hold::Build)?)),
+            done => done,
+        }
+    }
+
+    /// Does the work on another thread while the observer, if there is one, reports what becomes of it.
+    fn observed<T: Send>(
+        &mut self,
+        conn: &mut PgConnection,
+        work: impl FnOnce(&mut PgConnection) -> Result<T> + Send,
+    ) -> Result<T> {
+        let (Some(observer), Some(report)) = (&mut self.observer, &mut self.report) else {
+            return work(conn);
+        };
+        let pid = backend_pid(conn)?;
+        let step = &self.step;
+        let (done, is_done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let worker = scope.spawn(move || {
+                let _done = done;
+                work(conn)
+            });
+            while is_done.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // What the observer cannot see is not told.
+                for progress in look(observer, pid, step).unwrap_or_default() {
+                    report(&progress);
+                }
+            }
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+fn set_lock_timeout(conn: &mut PgConnection, value: &str) -> Result<()> {
+    diesel::sql_query("SELECT pg_catalog.set_config('lock_timeout', $1, false)")
+        .bind::<Text, _>(value)
+        .execute(conn)?;
+    Ok(())
+}
+
+fn backend_pid(conn: &mut PgConnection) -> Result<i32> {
+    #[derive(QueryableByName)]
+    struct Backend {
+        #[diesel(sql_type = Integer)]
+        pid: i32,
+    }
+    let backend: Backend = diesel::sql_query("SELECT pg_catalog.pg_backend_pid() AS pid").get_result(conn)?;
+    Ok(backend.pid)
+}
+
+#[derive(QueryableByName)]
+struct Build {
+    #[diesel(sql_type = Text)]
+    phase: String,
+    #[diesel(sql_type = BigInt)]
+    done: i64,
+    #[diesel(sql_type = BigInt)]
+    total: i64,
+}
+
+fn look(observer: &mut PgConnection, pid: i32, step: &str) -> Result<Vec<Progress>> {
+    let mut seen = Vec::new();
+    let build: Option<Build> = diesel::sql_query(include_str!("watch/build.sql"))
+        .bind::<Integer, _>(pid)
+        .get_result(observer)
+        .optional()?;
+    if let Some(Build { phase, done, total }) = build {
+        seen.push(Progress::Builds { step: step.to_owned(), phase, done, total });
+    }
+    let holders: Vec<Holder> =
+        diesel::sql_query(include_str!("watch/blocking.sql")).bind::<Integer, _>(pid).load(observer)?;
+    if !holders.is_empty() {
+        seen.push(Progress::Waits { step: Some(step.to_owned()), holders: Holders(holders) });
+    }
+    Ok(seen)
+}
+
+/// Which sessions hold a migration up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// Those with any lock on the tables.
+    Any,
+    /// Those that an index build waits for, and that will not end by themselves at once.
+    Build,
+}
+
+fn holders_of_tables(conn: &mut PgConnection, tables: &[u32], hold: Hold) -> Result<Holders> {
+    let holders = diesel::sql_query(include_str!("watch/holders.sql"))
+        .bind::<Array<Oid>, _>(tables)
+        .bind::<Bool, _>(hold == Hold::Build)
+        .bind::<BigInt, _>(i64::try_from(YOUNG.as_millis()).unwrap_or(i64::MAX))
+        .load(conn)?;
+    Ok(Holders(holders))
+}
+
+pub(super) fn holders_of_lock(conn: &mut PgConnection, key: i64) -> Result<Holders> {
+    let holders = diesel::sql_query(include_str!("watch/lock.sql")).bind::<BigInt, _>(key).load(conn)?;
+    Ok(Holders(holders))
+}
