@@ -210,6 +210,8 @@ impl Error {
             | Self::SchemaMismatch(source)
             | Self::PreparedStatementLost(source)
             | Self::Query(source) => Kind::of(source).advice(),
+            // What was done stands, and another call may well get further.
+            Self::MigrationWaits { .. } => Advice::RetryTransaction,
             Self::CommitUnknown(_) => Advice::CheckOutcome,
             Self::Connect(_) | Self::Pool(_) => Advice::Reconnect,
             Self::NotInTransaction
@@ -222,7 +224,6 @@ impl Error {
             | Self::TooManyBuckets(_)
             | Self::ConnectionString
             | Self::UnsupportedServer { .. }
-            | Self::MigrationWaits { .. }
             | Self::Migration(_) => Advice::Fail,
         }
     }
