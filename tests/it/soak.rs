@@ -11,3 +11,9 @@ fn a_short_soak_loses_nothing() {
     let counts = soak::soak(Duration::from_secs(6));
     assert!(counts.is_good(), "\n{counts}");
 }
+
+#[test]
+fn three_failovers_lose_nothing_double_nothing_and_skip_no_event() {
+    let counts = soak::failover(3);
+    assert!(counts.is_good(), "\n{counts}");
+}

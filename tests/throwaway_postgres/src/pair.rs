@@ -84,6 +84,14 @@ impl Pair {
         format!("postgresql://postgres@{addresses}/postgres?target_session_attrs=read-write")
     }
 
+    /// Returns the same as [`url`](Self::url), in libpq's other form.
+    #[must_use]
+    pub fn key_values(&self) -> String {
+        let hosts = self.each(|server| server.home.display().to_string());
+        let ports = self.each(|server| server.port.to_string());
+        format!("host={hosts} port={ports} user=postgres dbname=postgres target_session_attrs=read-write")
+    }
+
     /// The first host is always the same one, so that half of the time the second one is the primary.
     fn each(&self, part: impl Fn(&PrivateServer) -> String) -> String {
         let mut servers = [&self.primary, &self.standby];

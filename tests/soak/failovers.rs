@@ -1,0 +1,31 @@
+//! The failovers between two servers.
+
+use std::thread;
+use std::time::Duration;
+
+use throwaway_postgres::{Pair, Replication};
+
+use super::{Soak, add};
+
+/// How long the workers have both servers, and how long only one.
+const WORK: Duration = Duration::from_millis(1500);
+
+impl Soak {
+    /// The primary is killed, or stops answering and is killed then; the standby is promoted; the old primary
+    /// comes back as its standby, by `pg_rewind`.
+    pub(crate) fn fail_over(&self, pair: &mut Pair, failovers: u32) {
+        for failover in 0..failovers {
+            thread::sleep(WORK);
+            if failover % 3 == 2 {
+                pair.primary.pause().expect("a paused server");
+                thread::sleep(WORK);
+            }
+            pair.primary.kill().expect("a killed server");
+            pair.promote().expect("a new primary");
+            thread::sleep(WORK);
+            pair.rejoin(Replication::Synchronous).expect("a new standby");
+            add(&self.counts.failovers);
+        }
+        thread::sleep(WORK);
+    }
+}

@@ -1,0 +1,177 @@
+//! What the workers do, whatever becomes of their connections.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use api_keys_driver::schema::proxy_calls;
+use api_keys_driver::{Advice, Error, KeyId, KeyUse, KeysDriver, Page, Pool, Result, TenantId, Transaction};
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::prelude::*;
+
+use super::ledger::ledger;
+use super::{KEYS, Soak, TENANT, add};
+
+const PAUSE: Duration = Duration::from_millis(20);
+
+impl Soak {
+    pub(crate) fn until_over(&self, work: fn(&Self, u64)) {
+        while !self.over.load(Relaxed) {
+            work(self, self.next.fetch_add(1, Relaxed));
+        }
+    }
+
+    /// The pools are as many ways to say where the servers are.
+    fn pool(&self, n: u64) -> &Pool {
+        &self.pools[usize::try_from(n).expect("a small number") % self.pools.len()]
+    }
+
+    /// Asks until there is an answer, on one connection after another.
+    fn insist<T>(&self, n: u64, mut ask: impl FnMut(&mut PgConnection) -> Result<T>) -> Option<T> {
+        while !self.over.load(Relaxed) {
+            let error = match self.pool(n).get().map_err(Error::from).and_then(|mut conn| ask(&mut conn)) {
+                Ok(answer) => return Some(answer),
+                Err(error) => error,
+            };
+            match error.advice() {
+                Advice::RetryTransaction => {}
+                Advice::Reconnect => add(&self.counts.reconnects),
+                Advice::CheckOutcome | Advice::Fail => {
+                    eprintln!("unexpected: {error:?}");
+                    add(&self.counts.unexpected);
+                }
+            }
+            thread::sleep(PAUSE);
+        }
+        None
+    }
+
+    /// Freezes what is not frozen and unfreezes what is, two keys in one transaction and in any order.
+    pub(crate) fn change(&self, n: u64) {
+        let change = i64::try_from(n).expect("a small number");
+        let now = DateTime::UNIX_EPOCH + TimeDelta::microseconds(change);
+        let keys = [n % KEYS, n.wrapping_mul(7) / 3 % KEYS].map(|key| KeyId::from(key.to_string()));
+        self.acknowledged.lock().expect("no panic").insert(change, false);
+        let (mut runs, begun) = (0, Instant::now());
+        let done = self.insist(n, |conn| {
+            let done = Transaction::attempts(3).run(conn, |conn| {
+                runs += 1;
+                keys.iter().try_for_each(|key_id| toggle(conn, &self.tenant_id, key_id, change, now))
+            });
+            match done {
+                Err(error) if error.advice() == Advice::CheckOutcome => {
+                    add(&self.counts.unknown_commits);
+                    self.happened(n, change)
+                }
+                done => done.map(|()| true),
+            }
+        });
+        self.counts.retries.fetch_add(u64::saturating_sub(runs, 1), Relaxed);
+        match done {
+            Some(true) => {
+                self.acknowledged.lock().expect("no panic").insert(change, true);
+                add(&self.counts.changes);
+                let waited = u64::try_from(begun.elapsed().as_millis()).expect("a short time");
+                self.counts.longest_pause.fetch_max(waited, Relaxed);
+            }
+            // Looked for and not there, or out of time: it must not turn up later.
+            Some(false) | None => add(&self.counts.given_up),
+        }
+    }
+
+    /// Looks until it is known whether a change was committed: also after the end, so as to know.
+    fn happened(&self, n: u64, change: i64) -> Result<bool> {
+        loop {
+            let ask = |conn: &mut PgConnection| {
+                let there = ledger::table.filter(ledger::change.eq(change));
+                Ok(diesel::select(diesel::dsl::exists(there)).get_result(conn)?)
+            };
+            match self.pool(n).get().map_err(Error::from).and_then(|mut conn| ask(&mut conn)) {
+                Err(error) if error.advice() == Advice::Reconnect => thread::sleep(PAUSE),
+                known => return known,
+            }
+        }
+    }
+
+    /// Records a call under an id of its own, so that to record it again changes nothing.
+    pub(crate) fn meter(&self, n: u64) {
+        let recorded = self.insist(n, |conn| {
+            diesel::insert_into(proxy_calls::table)
+                .values((
+                    proxy_calls::id.eq(n.to_string()),
+                    proxy_calls::tenant_id.eq(TENANT),
+                    proxy_calls::api_key_id.eq((n % KEYS).to_string()),
+                    proxy_calls::endpoint.eq(""),
+                    proxy_calls::model.eq(""),
+                    proxy_calls::request_hash.eq(""),
+                    proxy_calls::request_json.eq("{}"),
+                ))
+                .on_conflict_do_nothing()
+                .execute(conn)?;
+            Ok(())
+        });
+        if recorded.is_some() {
+            add(&self.counts.calls);
+        }
+    }
+
+    pub(crate) fn read(&self, n: u64) {
+        let key_id = KeyId::from((n % KEYS).to_string());
+        let read = self.insist(n, |conn| {
+            let mut keys = KeysDriver::new(conn);
+            let key = keys.fetch_key_by_id(&self.tenant_id, &key_id)?;
+            let page = keys.fetch_keys(&self.tenant_id, Page::default())?;
+            Ok(key.is_some_and(|key| key.is_frozen == key.frozen_at.is_some()) && page.len() as u64 == KEYS)
+        });
+        match read {
+            Some(true) => add(&self.counts.reads),
+            Some(false) => add(&self.counts.unexpected),
+            None => {}
+        }
+    }
+
+    pub(crate) fn follow(&self, n: u64) {
+        self.insist(n, |conn| self.follow_once(conn));
+        thread::sleep(PAUSE);
+    }
+
+    pub(crate) fn follow_to_the_end(&self, conn: &mut PgConnection) {
+        while self.follow_once(conn).expect("events") > 0 {}
+    }
+
+    /// Counts the events behind the last one that was followed, and how many those are.
+    fn follow_once(&self, conn: &mut PgConnection) -> Result<usize> {
+        let mut position = self.position.lock().expect("no panic");
+        let events = KeysDriver::new(conn).fetch_key_events_after(*position, 1000)?;
+        *position = events.last().map_or(*position, |event| event.position);
+        self.counts.events.fetch_add(events.len() as u64, Relaxed);
+        Ok(events.len())
+    }
+}
+
+/// Freezes a key or unfreezes it, counts a use of it, and says so in the ledger.
+fn toggle(
+    conn: &mut PgConnection,
+    tenant_id: &TenantId,
+    key_id: &KeyId,
+    change: i64,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let mut keys = KeysDriver::new(conn);
+    let locked = keys.fetch_key_for_update(tenant_id, key_id)?.expect("the key");
+    let changed = if locked.is_frozen {
+        keys.update_key_unfrozen(locked)
+    } else {
+        keys.update_key_frozen(locked, now)
+    }?;
+    let used = KeyUse { tenant_id: tenant_id.clone(), key_id: key_id.clone(), count: 1, at: now };
+    keys.record_key_uses(&[used])?;
+    diesel::insert_into(ledger::table)
+        .values((
+            ledger::change.eq(change),
+            ledger::key_id.eq(key_id.as_str()),
+            ledger::frozen_at.eq(changed.frozen_at),
+        ))
+        .execute(keys.connection())?;
+    Ok(())
+}
