@@ -1,10 +1,17 @@
+//! Why a call did not answer, and what to do about it. What a failure is stands in `classify`; how a
+//! failed connection is told apart stands in `connect`.
+
 mod classify;
+mod connect;
 mod violation;
 
 use self::classify::Kind;
-pub(crate) use self::violation::is_constraint;
 use self::violation::without_values;
-use crate::KeyId;
+use crate::{KeyId, ParseEventPositionError, ParseKeyCursorError};
+
+pub use self::connect::ConnectFailure;
+pub(crate) use self::connect::connect_error;
+pub(crate) use self::violation::is_constraint;
 
 /// A `Result` whose error is this crate's, unless another is named.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -12,7 +19,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a call did not answer. [`advice`](Error::advice) says what to do about it.
 ///
 /// "Not found" is not among the reasons: it is `None`. A message says what to do and leaves what the
-/// database said to [`source`](std::error::Error::source). Neither shows a secret, nor the values of a row.
+/// database said to [`source`](std::error::Error::source). Neither shows a secret. The server's `DETAIL`
+/// holds values of rows, hashes among them, so it is not kept: of a refused row, the source has the
+/// table, the column and the constraint.
 ///
 /// Diesel does not pass the server's error codes on, so some kinds are known by the server's message
 /// only: deadlock, both timeouts, an aborted transaction, a lost prepared statement and a schema
@@ -137,21 +146,40 @@ pub enum Error {
     #[error("a statement failed")]
     Query(#[source] diesel::result::Error),
 
-    /// The connection string cannot be read, or its host has no address. What libpq said is left out,
-    /// because it may quote the password.
-    #[error(
-        "the connection string is not understood, or its host is not known: check it, \
-         and percent-encode what a URL cannot hold"
-    )]
+    /// The connection string cannot be read. What libpq said is left out, because it may quote the
+    /// password.
+    #[error("the connection string is not understood: check it, and percent-encode what a URL cannot hold")]
     ConnectionString,
 
-    /// The server cannot be reached, or refuses the user.
-    #[error("there is no connection to the server: see that it runs and lets this user in")]
+    /// No host of the connection string has an address at the moment: DNS does not answer, or a name is
+    /// wrong.
+    #[error("no address is known for the server's host: see that its name is right and that DNS answers")]
+    UnknownHost,
+
+    /// The server answered and does not let this user in: a wrong password, a role that does not exist or
+    /// may not log in, or a line missing in `pg_hba.conf`.
+    #[error("the server does not let this user in: check the user, the password and `pg_hba.conf`")]
+    AccessDenied,
+
+    /// The server answered and has no such database.
+    #[error("the server has no such database: check its name in the connection string, or create it")]
+    UnknownDatabase,
+
+    /// The connection string or the server asks for a TLS connection that cannot be made: libpq is built
+    /// without TLS, the server does not offer it, or its certificate is not accepted.
+    #[error(
+        "a TLS connection cannot be made: check `sslmode` and the certificates, or link a libpq with TLS"
+    )]
+    Tls,
+
+    /// The server cannot be reached, or takes no connections at the moment. The source names the server
+    /// and says why.
+    #[error("there is no connection to the server: see that it runs and can be reached")]
     Connect(#[source] diesel::ConnectionError),
 
-    /// The pool gave no connection in time: all are in use, or the server cannot be reached.
-    #[error("the pool gave no connection: give one back sooner, or make the pool larger")]
-    Pool(#[from] diesel::r2d2::PoolError),
+    /// All connections of the pool were in use for as long as `get` waits.
+    #[error("all connections of the pool are in use: give one back sooner, or make the pool larger")]
+    Pool(#[source] diesel::r2d2::PoolError),
 
     /// The server is older than any that the crate works on. Nothing was changed.
     #[error("the server is PostgreSQL {version}: use PostgreSQL {oldest} or newer")]
@@ -174,10 +202,18 @@ pub enum Error {
         holders: crate::Holders,
     },
 
-    /// A migration stopped. Those before it stand, and nothing of it does: mend what the source names,
-    /// then migrate again.
+    /// A migration stopped. Those before it stand, and nothing of it does. Mend what the source names
+    /// and migrate again; where the advice is [`Advice::RetryTransaction`], only migrate again.
     #[error("a migration stopped")]
     Migration(#[source] Box<dyn std::error::Error + Send + Sync>),
+
+    /// A text is not the text of a [`KeyCursor`](crate::KeyCursor).
+    #[error(transparent)]
+    KeyCursor(#[from] ParseKeyCursorError),
+
+    /// A text is not the text of an [`EventPosition`](crate::EventPosition).
+    #[error(transparent)]
+    EventPosition(#[from] ParseEventPositionError),
 }
 
 /// What to do about an [`Error`].
@@ -213,7 +249,8 @@ impl Error {
             // What was done stands, and another call may well get further.
             Self::MigrationWaits { .. } => Advice::RetryTransaction,
             Self::CommitUnknown(_) => Advice::CheckOutcome,
-            Self::Connect(_) | Self::Pool(_) => Advice::Reconnect,
+            Self::Connect(_) | Self::UnknownHost | Self::Pool(_) => Advice::Reconnect,
+            Self::Migration(source) => classify::advice_on_migration(source.as_ref()),
             Self::NotInTransaction
             | Self::AlreadyInTransaction
             | Self::LockedElsewhere(_)
@@ -224,7 +261,11 @@ impl Error {
             | Self::TooManyBuckets(_)
             | Self::ConnectionString
             | Self::UnsupportedServer { .. }
-            | Self::Migration(_) => Advice::Fail,
+            | Self::AccessDenied
+            | Self::UnknownDatabase
+            | Self::Tls
+            | Self::KeyCursor(_)
+            | Self::EventPosition(_) => Advice::Fail,
         }
     }
 }
@@ -249,16 +290,30 @@ impl From<diesel::result::Error> for Error {
     }
 }
 
+impl From<diesel::ConnectionError> for Error {
+    fn from(error: diesel::ConnectionError) -> Self {
+        connect_error(error)
+    }
+}
+
+impl From<diesel::r2d2::PoolError> for Error {
+    fn from(error: diesel::r2d2::PoolError) -> Self {
+        connect::pool_error(error)
+    }
+}
+
 /// The advice of what an engine's own error wraps; of one that wraps nothing of ours, [`Advice::Fail`].
 ///
 /// A transparent wrapper hides the [`Error`] in it and shows what Diesel said, so both are looked for.
 pub(crate) fn advice_on(error: &(dyn std::error::Error + 'static)) -> Advice {
-    std::iter::successors(Some(error), |error| error.source())
-        .find_map(|error| {
-            let ours = error.downcast_ref().map(Error::advice);
-            ours.or_else(|| error.downcast_ref().map(|error| Kind::of(error).advice()))
-        })
-        .unwrap_or(Advice::Fail)
+    known_advice_on(error).unwrap_or(Advice::Fail)
+}
+
+fn known_advice_on(error: &(dyn std::error::Error + 'static)) -> Option<Advice> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
+        let ours = error.downcast_ref().map(Error::advice);
+        ours.or_else(|| error.downcast_ref().map(|error| Kind::of(error).advice()))
+    })
 }
 
 pub(crate) fn require_at_most(limit: usize, column: &'static str, text: &str) -> Result<()> {

@@ -64,6 +64,7 @@ mod prepared;
 /// The tables, for an engine's own statements.
 #[allow(missing_docs, reason = "printed by Diesel")]
 pub mod schema;
+mod session;
 mod time;
 mod timeouts;
 mod transaction;
@@ -82,13 +83,13 @@ pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFa
 
 pub use change::Change;
 pub use cursor::{KeyCursor, ParseKeyCursorError};
-pub use error::{Advice, Error, Result};
+pub use error::{Advice, ConnectFailure, Error, Result};
 pub use ids::{KeyId, TenantId};
 pub use migrate::{Holder, Holders, MIGRATIONS, Migrator, Progress, migrate};
 pub use page::Page;
-pub use pool::{Pool, PoolConfig, StatementCache};
+pub use pool::{Pool, PoolConfig, PoolManager, StatementCache};
 pub use timeouts::Timeouts;
-pub use transaction::Transaction;
+pub use transaction::{Retry, Transaction, TransactionError};
 pub use vocabulary::{KeyEventKind, KeyStatus};
 
 #[cfg(doctest)]

@@ -1,3 +1,5 @@
+//! The server's limits on a session or a transaction, and how they are written in SQL.
+
 use std::time::Duration;
 
 /// How long the server lets a session go on before it ends what the session does. Zero is no limit.
@@ -7,14 +9,21 @@ use std::time::Duration;
 /// bounded by none of them.
 ///
 /// PostgreSQL counts in whole milliseconds: anything finer is rounded up.
+///
+/// With the feature `serde`, a timeout is a text such as `"500ms"`, and one that is missing has its default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct Timeouts {
     /// The longest that a statement may run (`statement_timeout`). 30 seconds unless set.
+    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub statement: Duration,
     /// The longest that a statement may wait for a lock (`lock_timeout`). 5 seconds unless set.
+    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub lock: Duration,
     /// The longest that a transaction may sit between two statements
     /// (`idle_in_transaction_session_timeout`). Then the connection is closed. 10 seconds unless set.
+    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub idle_in_transaction: Duration,
 }
 

@@ -5,7 +5,7 @@ use diesel::result::DatabaseErrorKind::{
 };
 use diesel::result::Error as DieselError;
 
-use super::Advice;
+use super::{Advice, known_advice_on};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -26,6 +26,10 @@ pub(super) enum Kind {
 impl Kind {
     pub(super) fn of(error: &DieselError) -> Self {
         match error {
+            // A standby that must replay ends a session with the code of a serialization failure.
+            DieselError::DatabaseError(_, said) if said.message().starts_with("terminating connection ") => {
+                Self::ConnectionLost
+            }
             DieselError::DatabaseError(SerializationFailure, _) => Self::SerializationFailure,
             DieselError::DatabaseError(ReadOnlyTransaction, _) => Self::ReadOnly,
             DieselError::DatabaseError(ClosedConnection | UnableToSendCommand, _)
@@ -53,11 +57,7 @@ impl Kind {
             }
             "cached plan must not change result type" => Self::PreparedStatementLost,
             // Diesel sees only some ends of a connection: it depends on what libpq has read by then.
-            _ if message.starts_with("terminating connection ")
-                || message.starts_with("server closed the connection unexpectedly\n") =>
-            {
-                Self::ConnectionLost
-            }
+            _ if message.starts_with("server closed the connection unexpectedly\n") => Self::ConnectionLost,
             // A Citus coordinator lost a shard's server while the transaction committed there.
             _ if is_about("could not commit transaction for shard ", " on at least one active node") => {
                 Self::CommitUnknown
@@ -91,4 +91,14 @@ impl Kind {
             | Self::Other => Advice::Fail,
         }
     }
+}
+
+/// The advice of what stopped a migration. Diesel hides the server's error in a type of its own that has
+/// no source, and ends that type's text with the server's message.
+pub(super) fn advice_on_migration(source: &(dyn std::error::Error + Send + Sync + 'static)) -> Advice {
+    known_advice_on(source).unwrap_or_else(|| {
+        let text = source.to_string();
+        let message = text.split_once(" with: ").map_or("", |(_, message)| message);
+        Kind::of_message(message).advice()
+    })
 }

@@ -1,32 +1,30 @@
-//! Integrity violations: told by their constraint, and without the values of the row, one of which may be a hash.
+//! What the server said without the values of rows, one of which may be a hash, and the constraint that it named.
 
-use diesel::result::DatabaseErrorKind::{
-    CheckViolation, ExclusionViolation, ForeignKeyViolation, NotNullViolation, RestrictViolation,
-    UniqueViolation,
-};
 use diesel::result::{DatabaseErrorInformation, Error};
 
-/// Drops the details of an integrity violation, which quote the row or its key. Every other error is left as it is.
+/// Drops the details of what the server said: of a refused row, they quote all of it. What holds no value
+/// is kept.
 pub(crate) fn without_values(error: Error) -> Error {
     match error {
-        Error::DatabaseError(
-            kind @ (UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation
-            | ExclusionViolation | RestrictViolation),
-            said,
-        ) => Error::DatabaseError(kind, Box::new(Violation::of(&*said))),
+        Error::DatabaseError(kind, said) => Error::DatabaseError(kind, Box::new(Said::of(&*said))),
+        Error::RollbackErrorOnCommit { rollback_error, commit_error } => Error::RollbackErrorOnCommit {
+            rollback_error: Box::new(without_values(*rollback_error)),
+            commit_error: Box::new(without_values(*commit_error)),
+        },
         error => error,
     }
 }
 
-struct Violation {
+struct Said {
     message: String,
     hint: Option<String>,
     table: Option<String>,
     column: Option<String>,
     constraint: Option<String>,
+    position: Option<i32>,
 }
 
-impl Violation {
+impl Said {
     fn of(said: &(dyn DatabaseErrorInformation + Send + Sync)) -> Self {
         Self {
             message: said.message().into(),
@@ -34,11 +32,12 @@ impl Violation {
             table: said.table_name().map(Into::into),
             column: said.column_name().map(Into::into),
             constraint: violated_constraint(said).map(Into::into),
+            position: said.statement_position(),
         }
     }
 }
 
-impl DatabaseErrorInformation for Violation {
+impl DatabaseErrorInformation for Said {
     fn message(&self) -> &str {
         &self.message
     }
@@ -64,7 +63,7 @@ impl DatabaseErrorInformation for Violation {
     }
 
     fn statement_position(&self) -> Option<i32> {
-        None
+        self.position
     }
 }
 

@@ -1,14 +1,19 @@
 //! The pool and its connections: what they are set to, when they run out, and what nobody gets to see.
 
 use std::fmt::{Debug, Write};
-use std::time::Duration;
+use std::fs;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use api_keys_driver::{Advice, Error, KeysDriver, Pool, PoolConfig, StatementCache, Timeouts};
+use api_keys_driver::{Advice, Error, EventPosition, KeysDriver, Pool, PoolConfig, StatementCache, Timeouts};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::r2d2::event::{CheckoutEvent, HandleEvent};
 use throwaway_postgres::PrivateServer;
 
-use crate::support::{KeyRow, key, migrated, tenant};
+use crate::support::{KeyRow, eventually, key, migrated, tenant};
 
 diesel::define_sql_function!(fn current_setting(name: diesel::sql_types::Text) -> Text);
 
@@ -29,7 +34,64 @@ fn by_default_nobody_waits_runs_or_sits_idle_for_ever() {
     assert_eq!(setting(&pool, "idle_in_transaction_session_timeout"), "10s");
     assert_eq!(setting(&pool, "application_name"), "api_keys_driver");
     assert_eq!(pool.max_size(), 4);
-    assert_eq!(pool.connection_timeout(), Duration::from_secs(5));
+    assert_eq!(pool.connection_timeout(), Duration::from_secs(10));
+    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(30 * 60)));
+    assert_eq!(pool.idle_timeout(), Some(Duration::from_secs(10 * 60)));
+    assert_eq!(pool.min_idle(), None);
+    assert!(pool.test_on_check_out());
+}
+
+#[test]
+fn what_r2d2_has_is_let_through() {
+    let (database, _conn) = migrated();
+    let config = PoolConfig::new(database.url()).size(3);
+    let pool = config
+        .clone()
+        .min_idle(2)
+        .max_lifetime(Duration::from_secs(7))
+        .idle_timeout(Duration::from_secs(5))
+        .test_on_check_out(false)
+        .build()
+        .unwrap();
+    assert_eq!((pool.min_idle(), pool.test_on_check_out()), (Some(2), false));
+    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(7)));
+    assert_eq!(pool.idle_timeout(), Some(Duration::from_secs(5)));
+
+    let unlimited = config.max_lifetime(Duration::ZERO).idle_timeout(Duration::ZERO).min_idle(9);
+    let pool = unlimited.build().unwrap();
+    assert_eq!((pool.max_lifetime(), pool.idle_timeout(), pool.min_idle()), (None, None, Some(3)));
+}
+
+#[derive(Debug, Default)]
+struct CountEvents(Arc<AtomicU32>);
+
+impl HandleEvent for CountEvents {
+    fn handle_checkout(&self, _: CheckoutEvent) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_event_handler_is_set_on_the_builder() {
+    let (database, _conn) = migrated();
+    let config = PoolConfig::new(database.url()).size(1);
+    let counter = CountEvents::default();
+    let checkouts = Arc::clone(&counter.0);
+    let pool = config.builder().event_handler(Box::new(counter)).build_unchecked(config.manager());
+    assert_eq!(setting(&pool, "lock_timeout"), "5s", "the settings are the same");
+    assert_eq!(checkouts.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_busy_connection_that_is_too_old_is_replaced_when_it_is_given_back() {
+    let (database, _conn) = migrated();
+    let lifetime = Duration::from_millis(20);
+    let pool = PoolConfig::new(database.url()).size(1).max_lifetime(lifetime).build().unwrap();
+    let mut conn = pool.get().unwrap();
+    let first = backend(&mut conn);
+    std::thread::sleep(2 * lifetime);
+    drop(conn);
+    assert_ne!(backend(&mut pool.get().unwrap()), first);
 }
 
 #[test]
@@ -190,9 +252,10 @@ fn no_password_is_shown_whatever_is_wrong_with_the_connection_string() {
         let error = config.connect_timeout(Duration::from_secs(1)).build().expect_err(string);
         let said = texts_of_error(&error);
         assert!(!said.contains("s3cr3t"), "{string}: {said}");
-        let expected = if matches!(error, Error::Connect(_)) { Advice::Reconnect } else { Advice::Fail };
+        let is_unreached = matches!(error, Error::Connect(_) | Error::UnknownHost);
+        let expected = if is_unreached { Advice::Reconnect } else { Advice::Fail };
         assert_eq!(error.advice(), expected, "{said}");
-        assert!(matches!(error, Error::Connect(_) | Error::ConnectionString), "{said}");
+        assert!(is_unreached || matches!(error, Error::ConnectionString), "{said}");
     }
     let unreadable = PoolConfig::new("postgres://worker:\0s3cr3t@localhost/keys").build().unwrap_err();
     assert!(matches!(unreadable, Error::ConnectionString), "its bytes would be shown: {unreadable:?}");
@@ -220,6 +283,144 @@ fn no_password_is_shown_by_a_pool_or_by_what_it_fails_with_later() {
     }
 }
 
+/// A server whose role `worker` needs a password, and its socket folder.
+fn server_with_a_password() -> (PrivateServer, String) {
+    let server = PrivateServer::start_new().unwrap();
+    let folder = server.socket_folder().display().to_string();
+    let database = server.create_database().unwrap();
+    let mut admin = database.connect().unwrap();
+    admin
+        .batch_execute(
+            "CREATE ROLE worker LOGIN PASSWORD 'r1ght'; CREATE ROLE locked_out;
+             CREATE ROLE stranger LOGIN PASSWORD 'r1ght'",
+        )
+        .unwrap();
+    let rules = "local all postgres trust\nlocal all stranger reject\nlocal all all scram-sha-256\n";
+    fs::write(server.socket_folder().join("data/pg_hba.conf"), rules).unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").unwrap();
+    (server, folder)
+}
+
+#[test]
+fn why_there_is_no_connection_is_told_apart_when_the_pool_is_built_and_later() {
+    let (_server, folder) = server_with_a_password();
+    let pool_of = |string: &str| PoolConfig::new(string).size(1).wait(Duration::from_millis(500));
+    let right = format!("host={folder} user=worker password=r1ght dbname=postgres");
+    let built = Instant::now();
+    while let Err(error) = pool_of(&right).build() {
+        assert!(built.elapsed() < Duration::from_secs(20), "the reload takes effect: {error:?}");
+    }
+    for (string, expected, advice) in [
+        (right.replace("r1ght", "wr0ng"), "AccessDenied", Advice::Fail),
+        (right.replace(" password=r1ght", ""), "AccessDenied", Advice::Fail),
+        (right.replace("worker", "nobody"), "AccessDenied", Advice::Fail),
+        (right.replace("worker", "locked_out"), "AccessDenied", Advice::Fail),
+        (right.replace("worker", "stranger"), "AccessDenied", Advice::Fail),
+        (right.replace("dbname=postgres", "dbname=n0where"), "UnknownDatabase", Advice::Fail),
+        (right.replace("dbname=postgres", "dbname='n0 \"w\" here'"), "UnknownDatabase", Advice::Fail),
+        (format!("{right} sslmode=require host=localhost port=1"), "Tls", Advice::Fail),
+        (right.replace(&folder, "n0where.invalid"), "UnknownHost", Advice::Reconnect),
+        (right.replace(&folder, "n0where.invalid,127.0.0.1") + " port=1,1", "Connect(", Advice::Reconnect),
+        (right.replace(&folder, "127.0.0.1,n0where.invalid") + " port=1,1", "Connect(", Advice::Reconnect),
+        (
+            right.replace(&folder, &format!("n0where.invalid,{folder}")).replace("r1ght", "wr0ng"),
+            "AccessDenied",
+            Advice::Fail,
+        ),
+        (format!("{right} port=1"), "Connect(", Advice::Reconnect),
+        (format!("{right} prt=1"), "ConnectionString", Advice::Fail),
+    ] {
+        let at_once = pool_of(&string).build().expect_err(&string);
+        let config = pool_of(&string);
+        let pool = config.builder().build_unchecked(config.manager());
+        let later = Error::from(pool.get().map(drop).expect_err(&string));
+        for error in [at_once, later] {
+            let said = texts_of_error(&error);
+            assert!(format!("{error:?}").starts_with(expected), "{string}: {said}");
+            assert_eq!(error.advice(), advice, "{said}");
+            for hidden in ["wr0ng", "r1ght", "n0"] {
+                assert!(!said.contains(hidden), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pool_that_the_crate_did_not_make_is_told_apart_too() {
+    let (database, _conn) = migrated();
+    for (url, expected) in [
+        (database.url().replace("?", "_n0where?"), "UnknownDatabase"),
+        ("postgres://n0where.invalid/keys".into(), "UnknownHost"),
+        ("n0where".into(), "ConnectionString"),
+    ] {
+        let manager = diesel::r2d2::ConnectionManager::<PgConnection>::new(url);
+        let wait = Duration::from_millis(500);
+        let pool =
+            diesel::r2d2::Pool::builder().max_size(1).connection_timeout(wait).build_unchecked(manager);
+        let error = Error::from(pool.get().map(drop).unwrap_err());
+        assert!(format!("{error:?}").starts_with(expected), "{error:?}");
+        assert!(!texts_of_error(&error).contains("n0where"), "{error:?}");
+    }
+}
+
+#[test]
+fn one_question_mark_operator_converts_every_error_on_the_way_to_an_answer() {
+    fn walk(pool: &Pool, cursor: &str, position: &str) -> api_keys_driver::Result<usize> {
+        let cursor = cursor.parse()?;
+        let position: EventPosition = position.parse()?;
+        let mut conn = pool.get()?;
+        let _own = PgConnection::establish("host=127.0.0.1 port=1").map(drop).or(Ok::<_, Error>(()))?;
+        conn.batch_execute("SELECT")?;
+        let _ = position;
+        Ok(KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 1)?.len())
+    }
+    let (database, _conn) = migrated();
+    let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
+    assert_eq!(walk(&pool, "00065000000000006b6579", "0.0").unwrap(), 0);
+    assert!(matches!(walk(&pool, "?", "0.0"), Err(Error::KeyCursor(_))));
+    assert!(matches!(walk(&pool, "00065000000000006b6579", "?"), Err(Error::EventPosition(_))));
+    let refused = PgConnection::establish("host=127.0.0.1 port=1").map(drop).map_err(Error::from);
+    assert!(matches!(refused, Err(Error::Connect(_))), "{refused:?}");
+}
+
+#[test]
+fn the_defaults_reach_a_second_host_when_the_first_swallows_what_is_sent() {
+    let server = PrivateServer::start_new().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let folder = server.socket_folder().display();
+    let string = format!("host=127.0.0.1,127.0.0.1,{folder} port={port},{port},5432 user=postgres");
+    let config = PoolConfig::new(string).size(1);
+    let pool = config.builder().build_unchecked(config.manager());
+    assert_eq!(setting(&pool, "lock_timeout"), "5s");
+    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(60)), "short, because there are several hosts");
+}
+
+#[test]
+fn a_session_that_no_longer_is_what_the_string_asks_for_is_not_handed_out() {
+    for target in ["read-write", "primary"] {
+        let mut server = PrivateServer::start_new().unwrap();
+        let database = server.create_database().unwrap();
+        let url = format!("{}&target_session_attrs={target}", database.url());
+        let pool = PoolConfig::new(&url).size(1).wait(Duration::from_millis(500)).build().unwrap();
+        assert!(backend(&mut pool.get().unwrap()) > 0);
+        if target == "read-write" {
+            let mut admin = database.connect().unwrap();
+            admin.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
+            admin.batch_execute("SELECT pg_reload_conf()").unwrap();
+            eventually("the pool notices", || pool.get().is_err());
+        } else {
+            server.stop().unwrap();
+            server.set_replica(true).unwrap();
+            server.start().unwrap();
+        }
+        let error = Error::from(pool.get().map(drop).unwrap_err());
+        assert!(matches!(error, Error::Connect(_)), "{error:?}");
+        assert_eq!(error.advice(), Advice::Reconnect);
+        assert!(PoolConfig::new(database.url()).build().unwrap().get().is_ok(), "it can be read");
+    }
+}
+
 #[test]
 fn a_password_with_odd_characters_does_not_get_in_the_way_of_the_settings() {
     let server = PrivateServer::start_new().unwrap();
@@ -227,6 +428,8 @@ fn a_password_with_odd_characters_does_not_get_in_the_way_of_the_settings() {
     for string in [
         format!("postgresql://worker:a?b%2F%40%25c@/postgres?host={host}&user=postgres"),
         format!("host={host} user=postgres password='a b\\'c\\\\d'"),
+        format!("host={host} user=postgres password=postgres://a:b@c/d?e=f"),
+        format!("password='postgresql://' host={host} user=postgres"),
         format!("postgresql:///postgres?host={host}&user=postgres&password=a%26b"),
     ] {
         let pool = PoolConfig::new(&string).build().unwrap_or_else(|error| panic!("{string}: {error:?}"));

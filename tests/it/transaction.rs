@@ -1,10 +1,18 @@
 //! A transaction that cannot report a commit that did not happen.
 
+use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use api_keys_driver::{Advice, Error, KeysDriver, PoolConfig, Result, Timeouts, Transaction};
-use diesel::connection::{AnsiTransactionManager, Connection, SimpleConnection, TransactionManager};
+use anyhow::Context;
+use api_keys_driver::{
+    Advice, Error, KeysDriver, PoolConfig, Result, Timeouts, Transaction, TransactionError,
+};
+use diesel::connection::{
+    AnsiTransactionManager, Connection, InstrumentationEvent, SimpleConnection, TransactionManager,
+};
 use diesel::prelude::*;
 
 use crate::support::{KeyRow, at, key, migrated, statements_of, tenant, wait_until_one_waits};
@@ -152,14 +160,14 @@ fn what_a_deferred_constraint_refuses_at_the_commit_is_an_error_and_undone() {
 }
 
 /// A serialization failure at every run, until `until`.
-fn fail_to_serialize<E>(
+fn fail_to_serialize<E, Kind>(
     conn: &mut PgConnection,
     attempts: u32,
     until: u32,
     wrap: fn(Error) -> E,
 ) -> (Result<(), E>, u32)
 where
-    E: From<Error> + std::error::Error + 'static,
+    E: From<Error> + TransactionError<Kind>,
 {
     let mut runs = 0;
     let failing = "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'serialization_failure'; END $$";
@@ -198,6 +206,172 @@ fn what_to_repeat_is_found_in_the_engines_own_error() {
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, Error::from).1, 2);
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, EngineError::Transparent).1, 2);
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, Wrapped).1, 2);
+    assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, anyhow::Error::from).1, 2);
+    let in_context = |error: Error| Err::<(), _>(error).context("first").context("second").unwrap_err();
+    assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, in_context).1, 2);
+    let in_an_enum = |error: Error| anyhow::Error::from(EngineError::from(error)).context("first");
+    assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, in_an_enum).1, 2);
+    type Boxed = Box<dyn std::error::Error + Send + Sync>;
+    assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, Boxed::from).1, 2);
+    assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, |error| Boxed::from(Wrapped(error))).1, 2);
+    assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, Box::<dyn std::error::Error>::from).1, 2);
+    let as_text = |error: Error| anyhow::anyhow!("{error}");
+    assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, as_text).1, 1, "a text has no reason to repeat");
+}
+
+#[test]
+fn an_engines_own_statement_is_repeated_whatever_its_error_became() {
+    let (_database, mut conn) = migrated();
+    let failing = "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'serialization_failure'; END $$";
+    let mut runs = 0;
+    let failed = Transaction::attempts(3).run(&mut conn, |conn| {
+        runs += 1;
+        conn.batch_execute(failing).context("the engine's own")?;
+        anyhow::Ok(())
+    });
+    assert_eq!((runs, failed.is_err()), (3, true));
+}
+
+#[test]
+fn a_caught_panic_leaves_no_transaction_behind() {
+    let (database, mut conn) = migrated();
+    for id in ["a", "b", "c"] {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let panics = |conn: &mut PgConnection, transaction: Transaction| {
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            transaction.run(conn, |conn| -> Result<()> {
+                freeze(conn, "a")?;
+                AnsiTransactionManager::begin_transaction(conn)?;
+                panic!("on purpose");
+            })
+        }));
+        assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"on purpose"));
+    };
+    panics(&mut conn, Transaction::attempts(3));
+    assert!(!is_open(&mut conn));
+    for id in ["b", "c"] {
+        Transaction::attempts(1).run(&mut conn, |conn| freeze(conn, id)).unwrap();
+    }
+    conn.transaction(|conn| {
+        panics(conn, Transaction::attempts(3).or_savepoint());
+        freeze(conn, "c")
+    })
+    .unwrap();
+    drop(conn);
+    let frozen = ["a", "b", "c"].map(|id| is_frozen(&mut database.connect().unwrap(), id));
+    assert_eq!(frozen, [false, true, true]);
+}
+
+#[test]
+fn within_another_transaction_a_savepoint_is_used_where_that_was_asked_for() {
+    let (database, mut conn) = migrated();
+    for id in ["a", "b"] {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let transaction = Transaction::attempts(3).or_savepoint();
+    transaction.run(&mut conn, |conn| freeze(conn, "a")).expect("a transaction of its own");
+    assert!(is_frozen(&mut database.connect().unwrap(), "a"));
+
+    conn.begin_test_transaction().unwrap();
+    transaction.run(&mut conn, |conn| freeze(conn, "b")).unwrap();
+    assert!(is_frozen(&mut conn, "b"));
+    let refused: Result<(), EngineError> = transaction.run(&mut conn, |conn| {
+        KeyRow { id: "c", ..KeyRow::default() }.insert(conn);
+        AnsiTransactionManager::begin_transaction(conn).unwrap();
+        Err(EngineError::Refused)
+    });
+    assert!(matches!(refused, Err(EngineError::Refused)), "{refused:?}");
+    let swallowed = transaction.run(&mut conn, |conn| {
+        KeyRow { id: "d", ..KeyRow::default() }.insert(conn);
+        let _ = conn.batch_execute("SELECT 1/0");
+        Ok::<_, Error>(())
+    });
+    assert!(matches!(swallowed, Err(Error::TransactionAborted(_))), "{swallowed:?}");
+    assert_eq!(KeysDriver::new(&mut conn).count_keys(&tenant()).unwrap(), 2, "the outer one goes on");
+    drop(conn);
+    assert!(!is_frozen(&mut database.connect().unwrap(), "b"), "nothing was committed");
+}
+
+#[test]
+fn a_savepoint_is_not_repeated_by_itself_but_with_the_outermost_transaction() {
+    let (_database, mut conn) = migrated();
+    let failing = "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'serialization_failure'; END $$";
+    let transaction = Transaction::attempts(3).or_savepoint();
+    let (mut outer, mut inner) = (0, 0);
+    let failed: Result<()> = transaction.run(&mut conn, |conn| {
+        outer += 1;
+        transaction.run(conn, |conn| {
+            inner += 1;
+            Ok(conn.batch_execute(failing)?)
+        })
+    });
+    assert!(matches!(failed, Err(Error::SerializationFailure(_))), "{failed:?}");
+    assert_eq!((outer, inner), (3, 3));
+}
+
+#[test]
+fn each_retry_is_told_with_its_reason_before_it_is_made() {
+    let (_database, mut conn) = migrated();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&told);
+    let transaction = Transaction::attempts(3)
+        .on_retry(move |retry| log.lock().unwrap().push((retry.attempt, retry.reason.to_string())));
+    let failing = "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'serialization_failure'; END $$";
+    let mut seen = Vec::new();
+    let failed: Result<()> = transaction.run(&mut conn, |conn| {
+        seen.push(told.lock().unwrap().len());
+        Ok(conn.batch_execute(failing)?)
+    });
+    let reason = failed.unwrap_err().to_string();
+    assert_eq!(*told.lock().unwrap(), [(1, reason.clone()), (2, reason)]);
+    assert_eq!(seen, [0, 1, 2]);
+}
+
+/// The transaction events that `work` made, as `Debug` shows them.
+fn events_of<T: Debug>(conn: &mut PgConnection, work: impl FnOnce(&mut PgConnection) -> T) -> Vec<String> {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+        let text = format!("{event:?}");
+        if text.contains("Transaction") {
+            log.lock().unwrap().push(text.replace("Transaction { depth: ", " ").replace(" }", ""));
+        }
+    });
+    let _ = work(conn);
+    conn.set_instrumentation(|_: InstrumentationEvent<'_>| ());
+    let seen = seen.lock().unwrap();
+    seen.clone()
+}
+
+#[test]
+fn instrumentation_sees_the_begin_and_the_end_of_each_transaction() {
+    let (_database, mut conn) = migrated();
+    let once = Transaction::attempts(1);
+    let nested = once.clone().or_savepoint();
+    let swallow = |conn: &mut PgConnection| {
+        let _ = conn.batch_execute("SELECT 1/0");
+        Ok::<_, Error>(())
+    };
+    let leave_open = |conn: &mut PgConnection| {
+        AnsiTransactionManager::begin_transaction(conn)?;
+        Ok::<_, Error>(())
+    };
+    let ok = |_: &mut PgConnection| Ok::<_, Error>(());
+    let refuse = |_: &mut PgConnection| Err::<(), _>(EngineError::Refused);
+    assert_eq!(events_of(&mut conn, |conn| once.run(conn, ok)), ["Begin 1", "Commit 1"]);
+    assert_eq!(events_of(&mut conn, |conn| conn.transaction(ok)), ["Begin 1", "Commit 1"], "as Diesel's");
+    assert_eq!(events_of(&mut conn, |conn| once.run(conn, refuse)), ["Begin 1", "Rollback 1"]);
+    let open = ["Begin 1", "Begin 2", "Commit 2", "Commit 1"];
+    assert_eq!(events_of(&mut conn, |conn| once.run(conn, leave_open)), open);
+    let aborted = ["Begin 1", "Commit 1", "Rollback 1"];
+    assert_eq!(events_of(&mut conn, |conn| once.run(conn, swallow)), aborted);
+    let within = |conn: &mut PgConnection| once.run(conn, |conn| nested.run(conn, ok));
+    assert_eq!(events_of(&mut conn, within), ["Begin 1", "Begin 2", "Commit 2", "Commit 1"]);
+    let panics = |conn: &mut PgConnection| {
+        catch_unwind(AssertUnwindSafe(|| once.run(conn, |_| -> Result<()> { panic!("on purpose") }))).is_err()
+    };
+    assert_eq!(events_of(&mut conn, panics), ["Begin 1", "Rollback 1"]);
 }
 
 #[test]
