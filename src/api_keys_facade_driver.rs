@@ -1,6 +1,8 @@
 //! The customer's view of a tenant's keys, and the two snapshots that it returns. It changes nothing, and shows
 //! no synthetic key; what engines need is in [`KeysDriver`](crate::KeysDriver).
 
+#![deny(clippy::disallowed_methods)]
+
 use std::convert::identity;
 use std::fmt;
 
@@ -10,6 +12,7 @@ use diesel::prelude::*;
 
 use crate::listing::{Listing, shown};
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
 use crate::{KeyCursor, KeyId, KeyStatus, Page, Result, TenantId};
 
@@ -180,11 +183,9 @@ impl<'c> ApiKeysFacadeDriver<'c> {
         tenant_id: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<ApiKeyDetailSnapshot>> {
-        let key = ApiKeyDetailSnapshot::query()
+        ApiKeyDetailSnapshot::query()
             .filter(shown(tenant_id))
             .filter(api_keys::id.eq(key_id))
-            .get_result(self.conn)
-            .optional()?;
-        Ok(key)
+            .read_optional(self.conn)
     }
 }

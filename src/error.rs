@@ -55,14 +55,17 @@ pub enum Error {
     #[error("there is a transaction already: begin this one on a connection that has none")]
     AlreadyInTransaction,
 
-    /// A [`LockedKey`](crate::LockedKey) came to the driver of a connection that does not hold its lock.
+    /// A [`LockedKey`](crate::LockedKey) came to the driver of a connection that does not hold its lock,
+    /// or whose connection was replaced by another since.
     /// Nothing was sent to the server.
     #[error("key {0} was locked through another connection: change it through the one that locked it")]
     LockedElsewhere(KeyId),
 
-    /// The row of a locked key is gone: the same transaction deleted it or moved it to another tenant.
-    #[error("the row of key {0} is gone although it was locked: its own transaction removed it")]
-    LockedRowGone(KeyId),
+    /// The row of a locked key is not the one that was locked. Its transaction removed it or moved it to
+    /// another tenant; or the transaction or the savepoint that locked it was ended by hand, and another
+    /// transaction changed the row since. Nothing was changed.
+    #[error("the lock of key {0} is lost, and its row is gone or changed: lock it again, and decide again")]
+    LockLost(KeyId),
 
     /// A key was to be inserted whose id a key has, of whichever tenant. Nothing was inserted.
     #[error("there is a key {0}: insert the new one with another id")]
@@ -254,7 +257,7 @@ impl Error {
             Self::NotInTransaction
             | Self::AlreadyInTransaction
             | Self::LockedElsewhere(_)
-            | Self::LockedRowGone(_)
+            | Self::LockLost(_)
             | Self::KeyExists(_)
             | Self::KeyHashExists
             | Self::TooLong { .. }

@@ -2,6 +2,8 @@
 //! return. How a list is paged and counted is in `listing`; what customers see is in
 //! `api_keys_facade_driver`.
 
+#![deny(clippy::disallowed_methods)]
+
 mod auth;
 mod counts;
 mod event_position;

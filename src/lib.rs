@@ -64,6 +64,7 @@ mod prepared;
 /// The tables, for an engine's own statements.
 #[allow(missing_docs, reason = "printed by Diesel")]
 pub mod schema;
+mod send;
 mod session;
 mod time;
 mod timeouts;

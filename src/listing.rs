@@ -1,6 +1,8 @@
 //! A tenant's keys as a list: newest first, a page at a time, and counted. Lists in another order, such as
 //! by expiry, do not belong here.
 
+#![deny(clippy::disallowed_methods)]
+
 mod scope;
 mod start;
 mod statement;
@@ -14,6 +16,7 @@ pub(crate) use self::scope::shown;
 use self::start::Start;
 pub(crate) use self::statement::SelectKeys;
 use self::statement::{CountKeys, CountKeysUpTo, Unseen};
+use crate::send::{self, RunStatement};
 use crate::{KeyCursor, KeyStatus, Page, Result, TenantId};
 
 /// The keys of a scope from a start on, newest first, at most `limit` of them.
@@ -59,27 +62,30 @@ impl<'a> Listing<'a> {
     }
 
     /// Loads the list, and reads each row as a key.
+    #[expect(clippy::disallowed_methods, reason = "it is within `send::read`")]
     pub(crate) fn load<Row, Key>(self, conn: &mut PgConnection, read: impl Fn(Row) -> Key) -> Result<Vec<Key>>
     where
         Row: Selectable<Pg>,
         SelectKeys<'a, Row::SelectExpression>: LoadQuery<'a, PgConnection, Row>,
     {
-        let rows = self.select::<Row>().load_iter(conn)?;
-        // In one allocation, unlike Diesel's `load`, which does not look at how many rows there are.
-        let mut keys = Vec::with_capacity(rows.size_hint().0);
-        for row in rows {
-            keys.push(read(row?));
-        }
-        Ok(keys)
+        send::read(conn, |conn| {
+            let rows = self.select::<Row>().load_iter(conn)?;
+            // In one allocation, unlike Diesel's `load`, which does not look at how many rows there are.
+            let mut keys = Vec::with_capacity(rows.size_hint().0);
+            for row in rows {
+                keys.push(read(row?));
+            }
+            Ok(keys)
+        })
     }
 
     /// Counts the keys of the scope.
     pub(crate) fn count(self, conn: &mut PgConnection) -> Result<i64> {
-        Ok(CountKeys(self.scope).get_result(conn)?)
+        CountKeys(self.scope).read_one(conn)
     }
 
     /// Counts the keys of the scope, but no further than a bound.
     pub(crate) fn count_up_to(self, bound: u32, conn: &mut PgConnection) -> Result<i64> {
-        Ok(CountKeysUpTo { scope: self.scope, bound: Unseen::rows(bound) }.get_result(conn)?)
+        CountKeysUpTo { scope: self.scope, bound: Unseen::rows(bound) }.read_one(conn)
     }
 }

@@ -53,11 +53,34 @@ fn noted(conn: &mut PgConnection, what: &'static str) -> Option<u64> {
 }
 
 fn note(conn: &mut PgConnection, what: &'static str, number: u64) {
-    let [a, b, c, d, e, f, g, h] = number.to_be_bytes();
-    let halves = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+    let bytes = number.to_be_bytes();
+    let half = |half: &[u8]| half.iter().fold(0, |half, byte| (half << 8) | u32::from(*byte));
+    let halves = (half(&bytes[..4]), half(&bytes[4..]));
     conn.get_metadata_cache().store_type(key(what), halves);
 }
 
 fn key(what: &'static str) -> PgMetadataCacheKey<'static> {
     PgMetadataCacheKey::new(Some(Cow::Borrowed("api_keys_driver's notes")), Cow::Borrowed(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::prelude::*;
+
+    use super::{condemn, is_condemned, note, noted};
+
+    #[test]
+    fn a_note_is_read_as_it_was_written_and_stays_with_its_connection() {
+        let database = throwaway_postgres::empty().unwrap();
+        let mut conn = database.connect().unwrap();
+        for number in [0, 1, u64::from(u32::MAX), u64::from(u32::MAX) + 1, 0x0123_4567_89ab_cdef, u64::MAX] {
+            note(&mut conn, "number", number);
+            assert_eq!(noted(&mut conn, "number"), Some(number));
+        }
+        let mut other: PgConnection = database.connect().unwrap();
+        condemn(&mut other);
+        std::mem::swap(&mut conn, &mut other);
+        assert_eq!((is_condemned(&mut conn), is_condemned(&mut other)), (true, false));
+        assert_eq!(noted(&mut other, "number"), Some(u64::MAX));
+    }
 }

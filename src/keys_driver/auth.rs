@@ -6,6 +6,7 @@ use diesel::prelude::*;
 
 use super::{KeyHash, KeysDriver};
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::time::MaybeTime;
 use crate::{KeyId, KeyStatus, Result, TenantId};
 
@@ -52,11 +53,7 @@ impl KeysDriver<'_> {
     /// [`fetch_key_events_after`](Self::fetch_key_events_after) are the only statements without a
     /// tenant, because the tenant is what the look-up finds out.
     pub fn fetch_key_by_hash(&mut self, key_hash: &KeyHash) -> Result<Option<KeyAuthSnapshot>> {
-        let key = KeyAuthSnapshot::query()
-            .filter(api_keys::key_hash.eq(key_hash))
-            .get_result(self.conn)
-            .optional()?;
-        Ok(key)
+        KeyAuthSnapshot::query().filter(api_keys::key_hash.eq(key_hash)).read_optional(self.conn)
     }
 
     /// Fetches of a key what [`fetch_key_by_hash`](Self::fetch_key_by_hash) answers; `None` for a missing key
@@ -69,11 +66,9 @@ impl KeysDriver<'_> {
         tenant_id: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<KeyAuthSnapshot>> {
-        let key = KeyAuthSnapshot::query()
+        KeyAuthSnapshot::query()
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::id.eq(key_id))
-            .get_result(self.conn)
-            .optional()?;
-        Ok(key)
+            .read_optional(self.conn)
     }
 }

@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use super::KeysDriver;
 use crate::listing::Listing;
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::{KeyStatus, Result, TenantId};
 
 impl KeysDriver<'_> {
@@ -44,7 +45,7 @@ impl KeysDriver<'_> {
             .filter(api_keys::tenant_id.eq(tenant_id))
             .group_by(api_keys::status)
             .select((api_keys::status, count_star()))
-            .load(self.conn)?;
+            .read_all(self.conn)?;
         Ok(counts.into_iter().collect())
     }
 }

@@ -9,6 +9,7 @@ use diesel::sql_types::{BigInt, Text};
 
 use super::{EventPosition, KeysDriver};
 use crate::schema::api_key_events;
+use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
 use crate::{KeyEventKind, KeyId, KeyStatus, Page, Result, TenantId};
 
@@ -78,14 +79,13 @@ impl KeysDriver<'_> {
         key_id: &KeyId,
         page: Page,
     ) -> Result<Vec<KeyEventSnapshot>> {
-        let events = KeyEventSnapshot::query()
+        KeyEventSnapshot::query()
             .filter(api_key_events::tenant_id.eq(tenant_id))
             .filter(api_key_events::key_id.eq(key_id))
             .order((api_key_events::revision, api_key_events::id))
             .limit(page.limit.into())
             .offset(page.offset.into())
-            .load(self.conn)?;
-        Ok(events)
+            .read_all(self.conn)
     }
 
     /// Fetches the next events of all tenants' keys after a position, for whoever follows all changes.
@@ -169,12 +169,11 @@ impl KeysDriver<'_> {
         let place = (api_key_events::transaction_id, api_key_events::id).into_sql::<Position>();
         let oldest_open =
             pg_snapshot_xmin(pg_current_snapshot()).fallible_cast::<Text>().fallible_cast::<BigInt>();
-        let events = KeyEventSnapshot::query()
+        KeyEventSnapshot::query()
             .filter(place.gt((position.transaction_id, position.id)))
             .filter(api_key_events::transaction_id.lt(oldest_open))
             .order((api_key_events::transaction_id, api_key_events::id))
             .limit(limit.into())
-            .load(self.conn)?;
-        Ok(events)
+            .read_all(self.conn)
     }
 }

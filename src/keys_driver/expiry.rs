@@ -5,6 +5,7 @@ use diesel::prelude::*;
 
 use super::{KeySnapshot, KeysDriver, LockedKey};
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyStatus, Page, Result, TenantId};
 
@@ -41,14 +42,13 @@ impl<'c> KeysDriver<'c> {
         before: DateTime<Utc>,
         page: Page,
     ) -> Result<Vec<KeySnapshot>> {
-        let keys = KeySnapshot::query()
+        KeySnapshot::query()
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::status.eq(KeyStatus::Active.as_str()))
             .filter(api_keys::expires_at.lt(Time::from(before)))
             .order((api_keys::expires_at, api_keys::id))
             .limit(page.limit.into())
             .offset(page.offset.into())
-            .load(self.conn)?;
-        Ok(keys)
+            .read_all(self.conn)
     }
 }

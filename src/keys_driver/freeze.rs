@@ -7,6 +7,7 @@ use diesel::prelude::*;
 use super::{KeySnapshot, KeysDriver, LockedKey};
 use crate::error::require_at_most;
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
 use crate::{KeyId, Result, TenantId};
 
@@ -49,8 +50,7 @@ impl<'c> KeysDriver<'c> {
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::id.eq(key_id))
             .select((api_keys::is_frozen, KeyFreezeSnapshot::as_select()))
-            .get_result::<(bool, KeyFreezeSnapshot)>(self.conn)
-            .optional()?;
+            .read_optional::<(bool, KeyFreezeSnapshot)>(self.conn)?;
         Ok(freeze.and_then(|(is_frozen, freeze)| is_frozen.then_some(freeze)))
     }
 
@@ -63,7 +63,8 @@ impl<'c> KeysDriver<'c> {
     ///
     /// [`Error::LockedElsewhere`] and [`Error::NotInTransaction`] before anything is sent, when the
     /// connection is not the one that locked the key, or its transaction was ended by hand.
-    /// [`Error::LockedRowGone`] when the transaction itself removed the row since.
+    /// [`Error::LockLost`] when the transaction itself removed the row since, or the lock was lost and
+    /// another transaction changed the row.
     pub fn update_key_frozen(&mut self, key: LockedKey<'c>, frozen_at: DateTime<Utc>) -> Result<KeySnapshot> {
         self.update_key_freeze(key, Some(frozen_at), None, None)
     }

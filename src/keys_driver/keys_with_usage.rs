@@ -11,6 +11,7 @@ use diesel::sql_types::{BigInt, Nullable, Numeric, Text, Timestamptz};
 use super::listed_key::ListedKey;
 use super::{KeySnapshot, KeyUsageSnapshot, KeysDriver};
 use crate::listing::{Listing, SelectKeys};
+use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{Page, Result, TenantId};
 
@@ -27,7 +28,7 @@ impl KeysDriver<'_> {
     ) -> Result<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
         let keys = Listing::all(tenant_id).page(page).select::<ListedKey>();
         let rows: Vec<(ListedKey, i64, Option<BigDecimal>)> =
-            WithUsage { keys, tenant_id, since: since.into() }.load(self.conn)?;
+            WithUsage { keys, tenant_id, since: since.into() }.read_all(self.conn)?;
         let keys = rows.into_iter().map(|(key, request_count, spend_cents)| {
             (
                 key.of(tenant_id),

@@ -7,6 +7,7 @@ use super::listed_key::ListedKey;
 use super::{KeySnapshot, KeysDriver};
 use crate::listing::Listing;
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::{KeyCursor, KeyId, Page, Result, TenantId};
 
 impl KeysDriver<'_> {
@@ -32,11 +33,9 @@ impl KeysDriver<'_> {
 
     /// Fetches one key; `None` for a missing key and for another tenant's.
     pub fn fetch_key_by_id(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Result<Option<KeySnapshot>> {
-        let key = KeySnapshot::query()
+        KeySnapshot::query()
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::id.eq(key_id))
-            .get_result(self.conn)
-            .optional()?;
-        Ok(key)
+            .read_optional(self.conn)
     }
 }

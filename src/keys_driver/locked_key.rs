@@ -4,16 +4,19 @@
 use std::any::Any;
 use std::marker::PhantomData;
 use std::ops::Deref;
-use std::ptr;
 
 use diesel::connection::TransactionManager;
+use diesel::dsl::sql;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::QueryFragment;
+use diesel::sql_types::{BigInt, Bool};
 
 use super::{KeySnapshot, KeysDriver};
 use crate::prepared::Prepared;
 use crate::schema::api_keys;
+use crate::send::RunStatement;
+use crate::session::SessionId;
 use crate::{Error, KeyId, Result, TenantId};
 
 /// A key whose row this transaction holds locked: what a change of the key asks for, and is spent on.
@@ -99,14 +102,14 @@ use crate::{Error, KeyId, Result, TenantId};
 /// # }
 /// ```
 ///
-/// An engine that begins and commits by hand instead of in a closure gives this guarantee up: then it
-/// must not keep the value beyond its own `COMMIT`.
+/// An engine that begins, commits or rolls back by hand instead of in a closure can keep the value beyond
+/// its lock. A change is then refused with [`Error::LockLost`] if another transaction changed the row
+/// since, so that nothing is decided on what is no longer there; if nobody did, the change is made.
 #[derive(Debug)]
 #[must_use = "the row stays locked until the transaction ends, changed or not"]
 pub struct LockedKey<'c> {
     snapshot: KeySnapshot,
-    /// The address of the connection that holds the lock. It cannot move while `'c` lasts.
-    holder: usize,
+    holder: SessionId,
     borrow: PhantomData<&'c mut PgConnection>,
 }
 
@@ -149,14 +152,13 @@ impl<'c> KeysDriver<'c> {
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::id.eq(key_id))
             .for_no_key_update()
-            .get_result(self.conn)
-            .optional()?;
+            .read_optional(self.conn)?;
         Ok(snapshot.map(|snapshot| self.locked(snapshot)))
     }
 
     /// The proof for a row that this connection has just locked.
-    pub(super) fn locked(&self, snapshot: KeySnapshot) -> LockedKey<'c> {
-        LockedKey { snapshot, holder: self.address(), borrow: PhantomData }
+    pub(super) fn locked(&mut self, snapshot: KeySnapshot) -> LockedKey<'c> {
+        LockedKey { snapshot, holder: SessionId::of(self.conn), borrow: PhantomData }
     }
 
     pub(super) fn require_transaction(&mut self) -> Result<()> {
@@ -181,23 +183,26 @@ impl<'c> KeysDriver<'c> {
         Changes: AsChangeset<Target = api_keys::table, Changeset: QueryFragment<Pg>>,
     {
         self.require_lock(&key)?;
+        // A row that changed since it was locked was changed by this transaction, which is still in progress,
+        // or the lock was lost.
+        let is_as_locked = sql::<Bool>(r#"CASE WHEN "api_keys"."revision" = "#)
+            .bind::<BigInt, _>(key.revision)
+            .sql(" THEN TRUE ELSE pg_xact_status((pg_current_xact_id()::text::bigint - ")
+            .sql(r#"age("api_keys"."xmin"))::text::xid8) = 'in progress' END"#);
         let update = diesel::update(api_keys::table)
             .filter(api_keys::tenant_id.eq(&key.tenant_id))
             .filter(api_keys::id.eq(&key.id))
+            .filter(is_as_locked)
             .set(changes)
             .returning(KeySnapshot::as_returning());
-        let updated = Prepared::<Statement, _>::new(update).get_result(self.conn).optional()?;
-        updated.ok_or_else(|| Error::LockedRowGone(key.into_snapshot().id))
+        let updated = Prepared::<Statement, _>::new(update).change_optional(self.conn)?;
+        updated.ok_or_else(|| Error::LockLost(key.into_snapshot().id))
     }
 
     pub(super) fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
-        if key.holder != self.address() {
+        if key.holder != SessionId::of(self.conn) {
             return Err(Error::LockedElsewhere(key.id.clone()));
         }
         self.require_transaction()
-    }
-
-    fn address(&self) -> usize {
-        ptr::from_ref::<PgConnection>(self.conn).addr()
     }
 }

@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::result::Error as DieselError;
 
 use super::{KeyHash, KeySnapshot, KeysDriver};
 use crate::error::is_constraint;
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{Error, KeyId, KeyStatus, Result, TenantId};
 
@@ -136,13 +136,13 @@ impl KeysDriver<'_> {
                 api_keys::synthetic_scenario_id.eq(&key.synthetic_scenario_id),
             ))
             .returning(KeySnapshot::as_returning())
-            .get_result(self.conn)
+            .change_one(self.conn)
             .map_err(|error| name_taken(error, &key.id))
     }
 }
 
-pub(super) fn name_taken(error: DieselError, id: &KeyId) -> Error {
-    match Error::from(error) {
+pub(super) fn name_taken(error: Error, id: &KeyId) -> Error {
+    match error {
         Error::UniqueViolation { constraint, .. } if is_constraint(&constraint, "api_keys_pkey") => {
             Error::KeyExists(id.clone())
         }

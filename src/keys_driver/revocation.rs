@@ -10,6 +10,7 @@ use diesel::sql_types::{Nullable, Text, Timestamptz};
 use super::{KeySnapshot, KeysDriver, LockedKey, row_count};
 use crate::error::require_at_most;
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyStatus, Result, TenantId};
 
@@ -61,7 +62,7 @@ impl<'c> KeysDriver<'c> {
     ) -> Result<i64> {
         require_reason_fits(reason)?;
         let revoked_at = revoked_at.into();
-        let revoked = UpdateAllKeysRevoked { tenant_id, revoked_at, reason }.execute(self.conn)?;
+        let revoked = UpdateAllKeysRevoked { tenant_id, revoked_at, reason }.change(self.conn)?;
         Ok(row_count(revoked))
     }
 }

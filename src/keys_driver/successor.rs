@@ -11,6 +11,7 @@ use crate::change::Change;
 use crate::error::require_at_most;
 use crate::prepared::Prepared;
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{Error, KeyId, Result};
 
@@ -148,9 +149,9 @@ impl<'c> KeysDriver<'c> {
                 copied(),
             ))
             .returning(KeySnapshot::as_returning());
-        let inserted = Prepared::<InsertKeySuccessor, _>::new(insert).get_result(self.conn).optional();
+        let inserted = Prepared::<InsertKeySuccessor, _>::new(insert).change_optional(self.conn);
         let inserted = inserted.map_err(|error| name_taken(error, &new.id))?;
-        inserted.ok_or_else(|| Error::LockedRowGone(old.id.clone()))
+        inserted.ok_or_else(|| Error::LockLost(old.id.clone()))
     }
 }
 

@@ -8,6 +8,7 @@ use diesel::sql_types::{Bool, IntoNullable};
 
 use super::{KeySnapshot, KeysDriver, LockedKey};
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::{KeyId, Result, TenantId};
 
 /// What became of an attempt to lock a key without waiting.
@@ -75,7 +76,7 @@ impl<'c> KeysDriver<'c> {
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::id.eq(key_id))
             .select(api_keys::id);
-        match (LockSeen { seen, locked }).get_result(self.conn).optional()? {
+        match (LockSeen { seen, locked }).read_optional(self.conn)? {
             None => Ok(TryLock::NotFound),
             Some((false, _)) => Ok(TryLock::Busy),
             Some((true, Some(key))) => Ok(TryLock::Locked(self.locked(key))),

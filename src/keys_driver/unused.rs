@@ -6,6 +6,7 @@ use diesel::sql_types::{Nullable, Timestamptz};
 
 use super::{KeySnapshot, KeysDriver};
 use crate::schema::api_keys;
+use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyStatus, Page, Result, TenantId};
 
@@ -29,14 +30,13 @@ impl KeysDriver<'_> {
         page: Page,
     ) -> Result<Vec<KeySnapshot>> {
         let used_at = || coalesce(api_keys::last_used_at, api_keys::created_at);
-        let keys = KeySnapshot::query()
+        KeySnapshot::query()
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::status.eq(KeyStatus::Active.as_str()))
             .filter(used_at().lt(Time::from(since)))
             .order((used_at(), api_keys::id))
             .limit(page.limit.into())
             .offset(page.offset.into())
-            .load(self.conn)?;
-        Ok(keys)
+            .read_all(self.conn)
     }
 }

@@ -7,6 +7,7 @@ use diesel::prelude::*;
 
 use super::KeysDriver;
 use crate::schema::proxy_calls;
+use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
 
@@ -38,7 +39,7 @@ impl KeysDriver<'_> {
             .filter(proxy_calls::api_key_id.eq(key_id))
             .filter(proxy_calls::created_at.ge(Time::from(since)))
             .select((count_star(), sum(proxy_calls::cost_cents)))
-            .get_result::<(i64, Option<BigDecimal>)>(self.conn)?;
+            .read_one::<(i64, Option<BigDecimal>)>(self.conn)?;
         Ok(KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() })
     }
 }

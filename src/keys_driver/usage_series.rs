@@ -11,6 +11,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Interval, Nullable, Numeric, Text, Timestamptz};
 
 use super::{KeyUsageSnapshot, KeysDriver};
+use crate::send::RunStatement;
 use crate::time::{Time, whole_micros};
 use crate::{Error, KeyId, Result, TenantId};
 
@@ -105,7 +106,7 @@ impl KeysDriver<'_> {
         let length = PgInterval::from_microseconds(bucket.seconds() * 1_000_000);
         let (from, to) = (from.into(), to.into());
         let series = Series { tenant_id, key_id, from, to, starts, length };
-        let rows: Vec<(Time, i64, Option<BigDecimal>)> = series.load(self.conn)?;
+        let rows: Vec<(Time, i64, Option<BigDecimal>)> = series.read_all(self.conn)?;
         let buckets = rows.into_iter().map(|(start, request_count, spend_cents)| {
             let usage = KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() };
             UsageBucket { start: start.into(), usage }

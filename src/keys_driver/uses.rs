@@ -9,6 +9,7 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Text, Timestamptz};
 
 use super::{KeysDriver, row_count};
+use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
 
@@ -56,7 +57,7 @@ impl KeysDriver<'_> {
         if uses.is_empty() {
             return Ok(0);
         }
-        let changed = UpdateKeyUses::adding_up(uses).execute(self.conn)?;
+        let changed = UpdateKeyUses::adding_up(uses).change(self.conn)?;
         Ok(row_count(changed))
     }
 }

@@ -132,7 +132,7 @@ fn every_change_of_a_row_that_the_transaction_deleted_is_an_error() {
             diesel::delete(api_keys::table).execute(keys.connection())?;
             change(keys, locked)
         });
-        assert!(matches!(&gone, Err(Error::LockedRowGone(id)) if *id == key("key")), "{gone:?}");
+        assert!(matches!(&gone, Err(Error::LockLost(id)) if *id == key("key")), "{gone:?}");
     }
 }
 

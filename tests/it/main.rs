@@ -17,6 +17,7 @@ mod insert;
 mod key;
 mod key_plans;
 mod list;
+mod lock_proof;
 mod locked_key;
 mod migrations;
 mod migrator;
@@ -25,6 +26,7 @@ mod paging;
 mod pgbouncer;
 mod plans;
 mod pool;
+mod reconnect;
 mod revocation;
 mod row_level_security;
 #[cfg(feature = "serde")]

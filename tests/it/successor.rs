@@ -191,7 +191,7 @@ fn a_lock_whose_row_is_gone_or_that_another_connection_holds_makes_no_successor(
         diesel::sql_query("DELETE FROM api_keys WHERE id = 'key'").execute(keys.connection())?;
         keys.insert_key_successor(&old, &successor("new"))
     });
-    assert!(matches!(gone, Err(Error::LockedRowGone(_))), "{gone:?}");
+    assert!(matches!(gone, Err(Error::LockLost(_))), "{gone:?}");
 
     let mut second = database.connect().unwrap();
     let elsewhere = conn.transaction(|conn| {

@@ -1,0 +1,104 @@
+//! How the drivers send a statement. Each of their calls passes here, and none may use Diesel's own methods
+//! (`.clippy.toml` forbids them): only here is a connection marked that an error condemns, and a change
+//! whose outcome is open told from one that is undone.
+
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::prelude::*;
+use diesel::query_dsl::methods::{ExecuteDsl, LoadQuery};
+use diesel::result::DatabaseErrorKind::UnableToSendCommand;
+use diesel::result::Error as DieselError;
+
+use crate::{Advice, Error, Result, session};
+
+/// Sends a statement, once. `read_` is for what changes nothing, or only within a transaction.
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+pub(crate) trait RunStatement: RunQueryDsl<PgConnection> + Sized {
+    fn read_all<'q, Row>(self, conn: &mut PgConnection) -> Result<Vec<Row>>
+    where
+        Self: LoadQuery<'q, PgConnection, Row>,
+    {
+        read(conn, |conn| self.load(conn))
+    }
+
+    fn read_one<'q, Row>(self, conn: &mut PgConnection) -> Result<Row>
+    where
+        Self: LoadQuery<'q, PgConnection, Row>,
+    {
+        read(conn, |conn| self.get_result(conn))
+    }
+
+    fn read_optional<'q, Row>(self, conn: &mut PgConnection) -> Result<Option<Row>>
+    where
+        Self: LoadQuery<'q, PgConnection, Row>,
+    {
+        read(conn, |conn| self.get_result(conn).optional())
+    }
+
+    fn change_one<'q, Row>(self, conn: &mut PgConnection) -> Result<Row>
+    where
+        Self: LoadQuery<'q, PgConnection, Row>,
+    {
+        change(conn, |conn| self.get_result(conn))
+    }
+
+    fn change_optional<'q, Row>(self, conn: &mut PgConnection) -> Result<Option<Row>>
+    where
+        Self: LoadQuery<'q, PgConnection, Row>,
+    {
+        change(conn, |conn| self.get_result(conn).optional())
+    }
+
+    /// Returns how many rows were changed.
+    fn change(self, conn: &mut PgConnection) -> Result<usize>
+    where
+        Self: ExecuteDsl<PgConnection>,
+    {
+        change(conn, |conn| self.execute(conn))
+    }
+}
+
+impl<Query: RunQueryDsl<PgConnection>> RunStatement for Query {}
+
+/// Runs what changes nothing, or only within a transaction.
+pub(crate) fn read<T>(
+    conn: &mut PgConnection,
+    send: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
+) -> Result<T> {
+    send(conn).map_err(|error| condemning(conn, Error::from(error)))
+}
+
+/// Runs a change. Outside a transaction it commits by itself, so a connection that is lost after the
+/// statement was sent leaves open whether it happened.
+fn change<T>(conn: &mut PgConnection, send: impl FnOnce(&mut PgConnection) -> QueryResult<T>) -> Result<T> {
+    let commits_by_itself = !is_in_transaction(conn);
+    send(conn).map_err(|error| {
+        let was_sent = !matches!(error, DieselError::DatabaseError(UnableToSendCommand, _));
+        condemning(
+            conn,
+            match Error::from(error) {
+                Error::ConnectionLost(source) if commits_by_itself && was_sent => {
+                    Error::CommitUnknown(source)
+                }
+                error => error,
+            },
+        )
+    })
+}
+
+/// Marks the connection if the error's advice is to take another. A pool of this crate's drops it by the
+/// note; any other r2d2 pool by the state of Diesel's transaction manager, which is left alone within a
+/// transaction so that it can still be rolled back.
+fn condemning(conn: &mut PgConnection, error: Error) -> Error {
+    if matches!(error.advice(), Advice::Reconnect | Advice::CheckOutcome) {
+        session::condemn(conn);
+        if !is_in_transaction(conn) {
+            AnsiTransactionManager::transaction_manager_status_mut(conn).set_in_error();
+        }
+    }
+    error
+}
+
+fn is_in_transaction(conn: &mut PgConnection) -> bool {
+    let depth = AnsiTransactionManager::transaction_manager_status_mut(conn).transaction_depth();
+    depth.is_ok_and(|depth| depth.is_some())
+}

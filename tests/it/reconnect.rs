@@ -1,0 +1,177 @@
+//! An error whose advice is to take another connection condemns the one it came from: the pool does not
+//! hand it out again, whichever method met it and whatever worked on it afterwards.
+
+use api_keys_driver::{Advice, Error, KeysDriver, Pool, PoolConfig, Transaction};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::r2d2::ConnectionManager;
+use throwaway_postgres::Database;
+
+use crate::every_method::{Input, METHODS, Method};
+use crate::support::{CallRow, KeyRow, key, migrated, statements_of, tenant};
+
+fn one_connection(database: &Database) -> Pool {
+    PoolConfig::new(database.url()).size(1).build().unwrap()
+}
+
+fn backend(conn: &mut PgConnection) -> i32 {
+    diesel::define_sql_function!(fn pg_backend_pid() -> Integer);
+    diesel::select(pg_backend_pid()).get_result(conn).unwrap()
+}
+
+/// Calls a method in a transaction, as an engine does.
+fn call(conn: &mut PgConnection, method: &Method) -> api_keys_driver::Result<String> {
+    conn.transaction(|conn| (method.call)(conn, &Input::default()))
+}
+
+/// Whether the method only answers within a transaction.
+fn needs_a_transaction(conn: &mut PgConnection, method: &Method) -> bool {
+    matches!((method.call)(conn, &Input::default()), Err(Error::NotInTransaction))
+}
+
+/// Checks that what the method fails with condemns the connection, in a transaction and outside.
+fn assert_healed(pool: &Pool, method: &Method, spoil: &str) {
+    let needs_a_transaction = needs_a_transaction(&mut pool.get().unwrap(), method);
+    for in_transaction in [true, false] {
+        if needs_a_transaction && !in_transaction {
+            continue;
+        }
+        let mut conn = pool.get().unwrap();
+        let spoiled = backend(&mut conn);
+        call(&mut conn, method).unwrap_or_else(|error| panic!("{}: {error:?}", method.name));
+        conn.batch_execute(spoil).unwrap();
+        let failed = if in_transaction {
+            call(&mut conn, method)
+        } else {
+            (method.call)(&mut conn, &Input::default())
+        };
+        let Err(error) = failed else {
+            assert!(spoil.contains("read_only"), "{} takes no notice of {spoil}", method.name);
+            drop(conn);
+            pool.get().unwrap().batch_execute("RESET ALL").unwrap();
+            return;
+        };
+        assert_eq!(error.advice(), Advice::Reconnect, "{}: {error:?}", method.name);
+        conn.batch_execute("SELECT").expect("it looks healthy");
+        drop(conn);
+        let mut conn = pool.get().unwrap();
+        assert_ne!(backend(&mut conn), spoiled, "{} after {spoil}", method.name);
+        call(&mut conn, method).unwrap_or_else(|error| panic!("{}: {error:?}", method.name));
+    }
+}
+
+#[test]
+fn a_session_without_its_prepared_statements_is_dropped_by_the_pool() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    CallRow::default().insert(&mut conn);
+    let pool = one_connection(&database);
+    for method in METHODS {
+        assert_healed(&pool, method, "DEALLOCATE ALL");
+    }
+}
+
+#[test]
+fn a_session_that_takes_no_writes_is_dropped_by_the_pool() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    CallRow::default().insert(&mut conn);
+    let pool = one_connection(&database);
+    for method in METHODS {
+        assert_healed(&pool, method, "SET default_transaction_read_only = on");
+    }
+}
+
+#[test]
+fn a_column_that_the_service_alters_costs_each_connection_one_call() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let pool = PoolConfig::new(database.url()).size(2).build().unwrap();
+    let count_names = || -> api_keys_driver::Result<usize> {
+        Ok(KeysDriver::new(&mut *pool.get()?).fetch_key_by_id(&tenant(), &key("key"))?.map_or(0, |_| 1))
+    };
+    let freeze = || -> api_keys_driver::Result<()> {
+        pool.get()?.transaction(|conn| {
+            let mut keys = KeysDriver::new(conn);
+            let locked = keys.fetch_key_for_update(&tenant(), &key("key"))?.expect("the key");
+            keys.update_key_unfrozen(locked).map(drop)
+        })
+    };
+    for length in 150..153 {
+        let both = [pool.get().unwrap(), pool.get().unwrap()];
+        for mut conn in both {
+            KeysDriver::new(&mut conn).fetch_key_by_id(&tenant(), &key("key")).unwrap();
+            let locked = conn.transaction(|conn| {
+                KeysDriver::new(conn).fetch_key_for_update(&tenant(), &key("key")).map(drop)
+            });
+            locked.unwrap();
+        }
+        conn.batch_execute(&format!("ALTER TABLE api_keys ALTER COLUMN name TYPE varchar({length})"))
+            .unwrap();
+        let mut failures = 0;
+        for _ in 0..6 {
+            for failed in [count_names().map(drop), freeze()].into_iter().filter_map(Result::err) {
+                assert!(matches!(failed, Error::PreparedStatementLost(_)), "{failed:?}");
+                failures += 1;
+            }
+        }
+        assert!((1..=2).contains(&failures), "{failures} failures with two connections");
+    }
+}
+
+#[test]
+fn a_pool_with_diesels_own_manager_heals_too() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let manager = ConnectionManager::<PgConnection>::new(database.url());
+    let pool = diesel::r2d2::Pool::builder().max_size(1).build(manager).unwrap();
+    let find = |conn: &mut PgConnection| KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key("key"));
+    for (length, in_transaction) in [(150, false), (151, true)] {
+        find(&mut pool.get().unwrap()).unwrap();
+        conn.batch_execute(&format!("ALTER TABLE api_keys ALTER COLUMN name TYPE varchar({length})"))
+            .unwrap();
+        let mut lost = pool.get().unwrap();
+        let failed = if in_transaction {
+            Transaction::attempts(1).run(&mut lost, |conn| find(conn))
+        } else {
+            find(&mut lost)
+        };
+        assert!(matches!(failed, Err(Error::PreparedStatementLost(_))), "{failed:?}");
+        drop(lost);
+        find(&mut pool.get().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_change_that_commits_by_itself_leaves_its_outcome_open_when_the_connection_is_lost() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    CallRow::default().insert(&mut conn);
+    let (mut changes, mut reads) = (0, 0);
+    for method in METHODS {
+        let mut lost = database.connect().unwrap();
+        if needs_a_transaction(&mut lost, method) {
+            continue;
+        }
+        let (_, sent) = statements_of(&mut lost, |conn| (method.call)(conn, &Input::default()));
+        let is_change = ["INSERT INTO", "UPDATE \"", "DELETE FROM"].iter().any(|verb| sent[0].contains(verb));
+        let kill = format!("SELECT pg_terminate_backend({}, 10000)", backend(&mut lost));
+        conn.batch_execute(&kill).unwrap();
+        let error = (method.call)(&mut lost, &Input::default()).unwrap_err();
+        let expected = if is_change { Advice::CheckOutcome } else { Advice::Reconnect };
+        assert_eq!(error.advice(), expected, "{}: {error:?}", method.name);
+        let again = (method.call)(&mut lost, &Input::default()).unwrap_err();
+        assert_eq!(again.advice(), Advice::Reconnect, "nothing was sent: {}: {again:?}", method.name);
+        *if is_change { &mut changes } else { &mut reads } += 1;
+    }
+    assert!(changes >= 3 && reads >= 10, "{changes} changes, {reads} reads");
+
+    let mut lost = database.connect().unwrap();
+    let error = lost.transaction(|lost| {
+        let kill = format!("SELECT pg_terminate_backend({}, 10000)", backend(lost));
+        conn.batch_execute(&kill)?;
+        KeysDriver::new(lost).update_all_keys_revoked(&tenant(), Input::default().time, None)
+    });
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::ConnectionLost(_)), "a transaction is undone: {error:?}");
+}
