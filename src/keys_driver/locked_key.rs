@@ -2,6 +2,7 @@
 //! wait is in `try_lock.rs`.
 
 use std::any::Any;
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 
@@ -105,7 +106,6 @@ use crate::{Error, KeyId, Result, TenantId};
 /// An engine that begins, commits or rolls back by hand instead of in a closure can keep the value beyond
 /// its lock. A change is then refused with [`Error::LockLost`] if another transaction changed the row
 /// since, so that nothing is decided on what is no longer there; if nobody did, the change is made.
-#[derive(Debug)]
 #[must_use = "the row stays locked until the transaction ends, changed or not"]
 pub struct LockedKey<'c> {
     snapshot: KeySnapshot,
@@ -119,6 +119,12 @@ impl LockedKey<'_> {
     #[must_use]
     pub fn into_snapshot(self) -> KeySnapshot {
         self.snapshot
+    }
+}
+
+impl fmt::Debug for LockedKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockedKey").field(&self.snapshot).finish()
     }
 }
 

@@ -25,6 +25,8 @@ enum EngineError {
     Transparent(#[from] Error),
 }
 
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+
 #[derive(Debug, thiserror::Error)]
 #[error("the engine failed")]
 struct Wrapped(#[from] Error);
@@ -211,7 +213,6 @@ fn what_to_repeat_is_found_in_the_engines_own_error() {
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, in_context).1, 2);
     let in_an_enum = |error: Error| anyhow::Error::from(EngineError::from(error)).context("first");
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, in_an_enum).1, 2);
-    type Boxed = Box<dyn std::error::Error + Send + Sync>;
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, Boxed::from).1, 2);
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, |error| Boxed::from(Wrapped(error))).1, 2);
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, Box::<dyn std::error::Error>::from).1, 2);
