@@ -119,19 +119,19 @@ impl QueryFragment<Pg> for UpdateKeyUses<'_> {
         out.push_sql(
             r#"WITH "locked" AS (
                  SELECT "api_keys"."tenant_id", "api_keys"."id", "uses"."count", "uses"."at"
-                 FROM unnest("#,
+                 FROM unnest((SELECT "#,
         );
         out.push_bind_param::<Array<Text>, _>(&self.key_ids)?;
-        out.push_sql(", ");
+        out.push_sql("), (SELECT ");
         out.push_bind_param::<Array<BigInt>, _>(&self.counts)?;
-        out.push_sql(", ");
+        out.push_sql("), (SELECT ");
         out.push_bind_param::<Array<Timestamptz>, _>(&self.times)?;
         if self.only_tenant().is_some() {
-            out.push_sql(r#") AS "uses" ("key_id", "count", "at")"#);
+            out.push_sql(r#")) AS "uses" ("key_id", "count", "at")"#);
         } else {
-            out.push_sql(", ");
+            out.push_sql("), (SELECT ");
             out.push_bind_param::<Array<Text>, _>(&self.tenant_ids)?;
-            out.push_sql(r#") AS "uses" ("key_id", "count", "at", "tenant_id")"#);
+            out.push_sql(r#")) AS "uses" ("key_id", "count", "at", "tenant_id")"#);
         }
         out.push_sql(
             r#" JOIN "api_keys" ON "api_keys"."id" = "uses"."key_id" AND "api_keys"."tenant_id" = "#,

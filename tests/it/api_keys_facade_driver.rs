@@ -3,7 +3,7 @@
 use api_keys_driver::{ApiKeysFacadeDriver, KeyStatus, Page};
 use diesel::prelude::*;
 
-use crate::support::{KeyRow, OTHER, assert_fields, at, key, migrated, other, tenant};
+use crate::support::{KeyRow, OTHER, assert_fields, at, key, migrated, other, plans_of, tenant};
 
 /// An active, a revoked and an expired key of the tenant, oldest last, among synthetic and foreign ones.
 fn insert_keys(conn: &mut PgConnection) {
@@ -165,4 +165,35 @@ fn what_is_null_is_none() {
         (None, None, None)
     );
     assert_eq!((detail.rate_limit_rpm, detail.max_concurrent_runs), (None, None));
+}
+
+#[test]
+fn each_page_is_read_in_the_order_of_its_partial_index() {
+    plans_of("fetch_api_keys").read(&["Index Scan using ix_api_keys_tenant_shown_newest_first"]);
+    plans_of("fetch_api_keys.offset").read(&[
+        "Index Only Scan using ix_api_keys_tenant_shown_newest_first",
+        "Index Scan using ix_api_keys_tenant_shown_newest_first",
+    ]);
+    plans_of("fetch_api_keys_after").read(&["Index Scan using ix_api_keys_tenant_shown_newest_first"]);
+    plans_of("fetch_api_keys.status").read(&["Index Scan using ix_api_keys_tenant_status_newest_first"]);
+    plans_of("fetch_api_keys.status_offset").read(&[
+        "Index Only Scan using ix_api_keys_tenant_status_newest_first",
+        "Index Scan using ix_api_keys_tenant_status_newest_first",
+    ]);
+    plans_of("fetch_api_keys_after.status")
+        .read(&["Index Scan using ix_api_keys_tenant_status_newest_first"]);
+}
+
+#[test]
+fn each_count_reads_its_partial_index_only() {
+    plans_of("count_api_keys").read(&["Index Only Scan using ix_api_keys_tenant_shown_newest_first"]);
+    plans_of("count_api_keys_up_to").read(&["Index Only Scan using ix_api_keys_tenant_shown_newest_first"]);
+    plans_of("count_api_keys.status").read(&["Index Only Scan using ix_api_keys_tenant_status_newest_first"]);
+    plans_of("count_api_keys_up_to.status")
+        .read(&["Index Only Scan using ix_api_keys_tenant_status_newest_first"]);
+}
+
+#[test]
+fn the_detail_of_a_key_is_found_by_the_primary_key() {
+    plans_of("fetch_api_key_by_id").read(&["Index Scan using api_keys_pkey"]);
 }

@@ -3,7 +3,7 @@
 use api_keys_driver::{Error, KeyHash, KeysDriver};
 use diesel::prelude::*;
 
-use crate::support::{KeyRow, OTHER, at, migrated, other};
+use crate::support::{KeyRow, OTHER, at, migrated, other, plans_of};
 
 #[test]
 fn a_key_in_any_state_is_found_by_its_hash_and_only_by_that() {
@@ -30,4 +30,14 @@ fn a_look_up_by_hash_that_fails_is_an_error_and_not_none() {
     diesel::sql_query("DROP TABLE api_keys").execute(&mut conn).unwrap();
     let failed = KeysDriver::new(&mut conn).fetch_key_by_hash(&KeyHash::from("key"));
     assert!(matches!(failed, Err(Error::SchemaMismatch(_))), "{failed:?}");
+}
+
+#[test]
+fn a_key_is_found_by_its_hash_in_the_unique_index() {
+    plans_of("fetch_key_by_hash").read(&["Index Scan using uq_api_keys_key_hash"]);
+}
+
+#[test]
+fn what_an_engine_checks_is_found_by_the_primary_key() {
+    plans_of("fetch_key_auth_by_id").read(&["Index Scan using api_keys_pkey"]);
 }

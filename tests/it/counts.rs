@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use api_keys_driver::KeysDriver;
 
-use crate::support::{KeyRow, OTHER, migrated, tenant};
+use crate::support::{KeyRow, OTHER, migrated, plans_of, tenant};
 
 #[test]
 fn counts_by_status_hold_every_kind_of_key_and_add_up() {
@@ -21,4 +21,11 @@ fn counts_by_status_hold_every_kind_of_key_and_add_up() {
     assert_eq!(counts, BTreeMap::from(expected));
     assert_eq!(counts.values().sum::<i64>(), keys.count_keys(&tenant()).unwrap());
     assert!(keys.count_keys_by_status(&"nobody".into()).unwrap().is_empty());
+}
+
+#[test]
+fn a_count_by_status_reads_the_index_only() {
+    plans_of("count_keys_by_status")
+        .planned_for_each_call()
+        .read(&["Index Only Scan using ix_api_keys_tenant_status_expiry"]);
 }

@@ -15,7 +15,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
 use crate::support::{
-    KeyRow, OTHER, assert_fields, at, key, migrated_apart, new_key, other, tenant, unfreeze, with,
+    KeyRow, OTHER, assert_fields, at, key, migrated_apart, new_key, other, plans_of, tenant, unfreeze, with,
     with_locked,
 };
 
@@ -468,4 +468,15 @@ fn write(conn: &mut PgConnection, id: &str, writer: usize, round: usize) {
         if round % 7 == 3 { Err(diesel::result::Error::RollbackTransaction.into()) } else { Ok(()) }
     });
     assert_eq!(done.is_ok(), round % 7 != 3, "{done:?}");
+}
+
+#[test]
+fn events_are_read_in_the_order_of_their_indexes() {
+    plans_of("fetch_key_events")
+        .planned_for_each_call()
+        .read(&["Index Scan using ix_api_key_events_history"]);
+    let range = "Index Cond: ((ROW(transaction_id, id) > ROW(";
+    plans_of("fetch_key_events_after")
+        .planned_for_each_call()
+        .read(&["Index Scan using api_key_events_pkey", range]);
 }

@@ -200,9 +200,9 @@ pub(crate) fn confinement(method: &str) -> &'static str {
     }
 }
 
-type Call = fn(&mut PgConnection, &Input) -> Result<String>;
+pub(crate) type Call = fn(&mut PgConnection, &Input) -> Result<String>;
 
-const fn read(name: &'static str, call: Call) -> Method {
+pub(crate) const fn read(name: &'static str, call: Call) -> Method {
     Method { name, call, locks_first: false }
 }
 

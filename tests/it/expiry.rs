@@ -3,7 +3,7 @@
 use api_keys_driver::{KeysDriver, Page};
 use chrono::TimeDelta;
 
-use crate::support::{KeyRow, OTHER, at, fetch, ids, migrated, tenant, with, with_locked};
+use crate::support::{KeyRow, OTHER, at, fetch, ids, migrated, plans_of, tenant, with, with_locked};
 
 #[test]
 fn setting_and_clearing_an_expiry_changes_nothing_else() {
@@ -38,4 +38,15 @@ fn keys_expiring_before_a_moment_are_active_ones_soonest_first() {
     assert_eq!(page(Page::default()), ["past", "tie-a", "tie-b", "just"]);
     assert_eq!(page(Page { limit: 2, offset: 1 }), ["tie-a", "tie-b"]);
     assert!(page(Page { limit: 0, offset: 0 }).is_empty());
+}
+
+#[test]
+fn setting_an_expiry_finds_its_row_by_the_primary_key() {
+    plans_of("update_key_expires_at").read(&["Index Scan using api_keys_pkey"]);
+}
+
+#[test]
+fn expiring_keys_are_read_in_the_order_of_their_index() {
+    let index = "Index Scan using ix_api_keys_tenant_status_expiry";
+    plans_of("fetch_keys_expiring").of_large_tenants().planned_for_each_call().read(&[index]);
 }

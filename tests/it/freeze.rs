@@ -6,8 +6,8 @@ use chrono::TimeDelta;
 use diesel::prelude::*;
 
 use crate::support::{
-    KeyRow, assert_fields, at, fetch, freeze, key, migrated, other, revocation_of, statements_of, tenant,
-    unfreeze, with, with_locked,
+    KeyRow, assert_fields, at, fetch, freeze, key, migrated, other, plans_of, revocation_of, statements_of,
+    tenant, unfreeze, with, with_locked,
 };
 
 fn freeze_of(conn: &mut PgConnection) -> Option<KeyFreezeSnapshot> {
@@ -142,4 +142,11 @@ fn only_an_unfreeze_ends_a_freeze_and_it_revives_no_revoked_key() {
     let unfrozen = unfreeze(&mut conn);
     assert_eq!((unfrozen.is_frozen, unfrozen.status.as_str()), (false, "revoked"));
     assert_eq!(revocation_of(&mut conn, "key"), (Some(now), None));
+}
+
+#[test]
+fn a_freeze_finds_its_row_by_the_primary_key() {
+    for name in ["update_key_frozen", "update_key_frozen_by", "update_key_unfrozen", "fetch_key_freeze"] {
+        plans_of(name).read(&["Index Scan using api_keys_pkey"]);
+    }
 }

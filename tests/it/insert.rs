@@ -6,7 +6,9 @@ use api_keys_driver::schema::api_keys;
 use api_keys_driver::{Error, KeyHash, KeysDriver, NewKey};
 use diesel::prelude::*;
 
-use crate::support::{KeyRow, OTHER, assert_fields, at, key, migrated, new_key, statements_of, tenant};
+use crate::support::{
+    KeyRow, OTHER, assert_fields, at, key, migrated, new_key, plans_of, statements_of, tenant,
+};
 
 #[test]
 fn a_new_key_is_stored_with_every_column_and_recognised_by_its_hash() {
@@ -128,4 +130,9 @@ fn neither_a_new_key_nor_a_statement_nor_an_error_shows_the_hash() {
     });
     assert_eq!(statements.len(), 4);
     assert!(!format!("{statements:?} {errors:?}").contains("5ec2e7"));
+}
+
+#[test]
+fn an_insert_reads_no_table() {
+    plans_of("insert_key").read(&[]);
 }

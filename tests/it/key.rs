@@ -6,7 +6,9 @@ use api_keys_driver::{
 };
 use diesel::connection::SimpleConnection;
 
-use crate::support::{CallRow, KeyRow, OTHER, assert_fields, at, freeze, key, migrated, other, tenant};
+use crate::support::{
+    CallRow, KeyRow, OTHER, assert_fields, at, freeze, key, migrated, other, plans_of, tenant,
+};
 
 #[test]
 fn every_field_of_a_key_is_what_the_row_holds() {
@@ -137,4 +139,9 @@ fn an_error_does_not_repeat_its_source_and_is_never_none() {
     let source = std::error::Error::source(&error).expect("what the server said").to_string();
     assert!(source.contains("api_keys"), "{source}");
     assert!(!error.to_string().contains(&source), "{error}");
+}
+
+#[test]
+fn a_key_is_found_by_the_primary_key() {
+    plans_of("fetch_key_by_id").read(&["Index Scan using api_keys_pkey"]);
 }

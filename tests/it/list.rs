@@ -3,7 +3,7 @@
 use api_keys_driver::{KeysDriver, Page};
 use diesel::prelude::*;
 
-use crate::support::{KeyRow, OTHER, at, ids, migrated, tenant};
+use crate::support::{KeyRow, OTHER, at, ids, migrated, plans_of, tenant};
 
 const ALL: Page = Page { limit: u32::MAX, offset: 0 };
 
@@ -64,4 +64,27 @@ fn a_tenant_without_keys_has_an_empty_page_and_a_count_of_zero() {
 
     assert!(ids_of_page(&mut conn, ALL).is_empty());
     assert_eq!(KeysDriver::new(&mut conn).count_keys(&tenant()).unwrap(), 0);
+}
+
+#[test]
+fn a_page_is_read_in_the_order_of_its_index() {
+    plans_of("fetch_keys").read(&["Index Scan using ix_api_keys_tenant_newest_first"]);
+    plans_of("fetch_keys.offset").read(&[
+        "Index Only Scan using ix_api_keys_tenant_newest_first",
+        "Index Scan using ix_api_keys_tenant_newest_first",
+    ]);
+}
+
+#[test]
+fn a_deep_page_reads_the_table_only_for_its_own_rows() {
+    // 90,000 rows would be at least 1,000 blocks of the table, as many again where they lie scattered.
+    plans_of("fetch_keys").at_offset(90_000).read(&[
+        "Index Only Scan using ix_api_keys_tenant_newest_first",
+        "Index Scan using ix_api_keys_tenant_newest_first",
+    ]);
+}
+
+#[test]
+fn a_count_reads_the_index_only() {
+    plans_of("count_keys").read(&["Index Only Scan using ix_api_keys_tenant_newest_first"]);
 }

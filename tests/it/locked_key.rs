@@ -9,7 +9,7 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionMa
 use diesel::prelude::*;
 
 use crate::support::{
-    KeyRow, OTHER, at, fetch, key, migrated, other, tenant, wait_until_one_waits, with_locked,
+    KeyRow, OTHER, at, fetch, key, migrated, other, plans_of, tenant, wait_until_one_waits, with_locked,
 };
 
 type Change = for<'c> fn(&mut KeysDriver<'c>, LockedKey<'c>) -> Result<KeySnapshot>;
@@ -147,4 +147,9 @@ fn a_transaction_that_fails_leaves_the_locked_key_as_it_was() {
     assert!(failed.is_err());
     let key = KeysDriver::new(&mut conn).fetch_key_by_id(&tenant(), &key("key")).unwrap().unwrap();
     assert!(!key.is_frozen);
+}
+
+#[test]
+fn a_lock_finds_its_row_by_the_primary_key() {
+    plans_of("fetch_key_for_update").read(&["Index Scan using api_keys_pkey"]);
 }

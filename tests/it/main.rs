@@ -15,7 +15,6 @@ mod freeze;
 mod hostile;
 mod insert;
 mod key;
-mod key_plans;
 mod list;
 mod lock_proof;
 mod locked_key;
@@ -32,6 +31,7 @@ mod row_level_security;
 #[cfg(feature = "serde")]
 mod serde;
 mod soak;
+mod sql;
 mod statements;
 mod successor;
 mod support;

@@ -10,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, other, tenant};
+use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, other, plans_of, tenant};
 
 /// The ids of a tenant's keys, walked with a cursor `limit` at a time.
 fn walk(conn: &mut PgConnection, limit: u32) -> Vec<KeyId> {
@@ -273,4 +273,18 @@ fn a_cursor_before_every_time_is_the_end_of_the_list() {
     KeyRow::default().insert(&mut conn);
     let cursor = KeyCursor::behind(DateTime::<Utc>::MIN_UTC, &key("key"));
     assert_eq!(KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 50).unwrap(), []);
+}
+
+#[test]
+fn a_page_behind_a_cursor_is_read_in_the_order_of_its_index() {
+    plans_of("fetch_keys_after").read(&["Index Scan using ix_api_keys_tenant_newest_first"]);
+    // The look at the cursor's own key takes whichever index holds a small tenant's.
+    plans_of("fetch_keys_after.unknown_time")
+        .or_read(&["Index Scan using api_keys_pkey", "Index Only Scan using ix_api_keys_tenant_newest_first"])
+        .read(&["Index Scan using ix_api_keys_tenant_newest_first"]);
+}
+
+#[test]
+fn a_bounded_count_reads_the_index_only() {
+    plans_of("count_keys_up_to").read(&["Index Only Scan using ix_api_keys_tenant_newest_first"]);
 }

@@ -5,7 +5,8 @@ use chrono::TimeDelta;
 use diesel::prelude::*;
 
 use crate::support::{
-    KeyRow, OTHER, at, fetch, key, migrated, other, revocation_of, statements_of, tenant, with, with_locked,
+    KeyRow, OTHER, at, fetch, key, migrated, other, plans_of, revocation_of, statements_of, tenant, with,
+    with_locked,
 };
 
 fn events_of(conn: &mut PgConnection, id: &str) -> usize {
@@ -90,4 +91,19 @@ fn revoking_all_keys_leaves_the_first_revocations_as_they_were() {
         assert_eq!(revocation_of(&mut conn, id), (Some(later), Some("left".into())), "{id}");
     }
     assert_eq!(revocation_of(&mut conn, "revoked"), (Some(first), None));
+}
+
+#[test]
+fn a_revocation_finds_its_row_by_the_primary_key() {
+    plans_of("update_key_revoked").read(&["Index Scan using api_keys_pkey"]);
+}
+
+#[test]
+fn the_keys_of_a_tenant_are_locked_in_the_order_of_their_ids() {
+    plans_of("update_all_keys_revoked")
+        .of_a_small_tenant()
+        .sort_by(&["Sort Key: api_keys_1.id"])
+        .or_read(&["Bitmap Heap Scan on api_keys", "Index Scan using api_keys_pkey"])
+        .planned_for_each_call()
+        .read(&["LockRows", "ix_api_keys_tenant_"]);
 }

@@ -4,17 +4,15 @@ use api_keys_driver::schema::api_keys;
 use api_keys_driver::{Error, KeysDriver, NewKey, TenantId, Transaction};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Text};
+use diesel::sql_types::Text;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use throwaway_postgres::Database;
 
 use crate::every_method::{Input, METHODS, WITHOUT_TENANT, comparable};
 use crate::hostile::{checksum, foreign_rows};
-use crate::plans::arguments;
-use crate::support::{
-    KeyRow, OTHER, TENANT, at, key, migrated, migrated_apart, other, statements_of, tenant,
-};
+use crate::support::prepared::{Prepared, prepared_by};
+use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, migrated_apart, other, tenant};
 
 /// Runs the SQL of the document, with a role that only this database's tests use.
 fn build_wall(database: &Database, conn: &mut PgConnection) -> PgConnection {
@@ -42,41 +40,14 @@ fn as_role(database: &Database, role: &str) -> PgConnection {
     conn
 }
 
-/// A method's own statement, as it is sent when the tenant's key is there.
-struct Sent {
-    method: &'static str,
-    sql: String,
-    types: Vec<String>,
-    arguments: String,
-}
-
-#[derive(QueryableByName)]
-struct Parameters {
-    #[diesel(sql_type = Array<Text>)]
-    types: Vec<String>,
-}
-
-/// The statement of each method that is confined to a tenant, called for the tenant that has rows.
-fn every_statement(conn: &mut PgConnection) -> Vec<Sent> {
+/// The statements of each method that is confined to a tenant, called for the tenant that has rows.
+fn every_statement(conn: &mut PgConnection) -> Vec<(&'static str, Prepared)> {
     let with = Input { tenant_id: OTHER.into(), ..Input::default() };
     let confined = METHODS.iter().filter(|method| !WITHOUT_TENANT.contains(&method.name));
     let mut all = Vec::new();
     for method in confined.filter(|method| !method.name.starts_with("insert_")) {
-        let sent = conn.test_transaction(|conn| {
-            let (called, sent) = statements_of(conn, |conn| (method.call)(conn, &with));
-            called.map(|_| sent)
-        });
-        for statement in sent {
-            let (sql, binds) = statement.split_once(" -- binds: ").unwrap();
-            let parameters: Parameters = diesel::sql_query(
-                "SELECT parameter_types::text[] AS types FROM pg_prepared_statements WHERE statement = $1",
-            )
-            .bind::<Text, _>(sql)
-            .get_result(conn)
-            .unwrap();
-            let (sql, types, arguments) = (sql.to_owned(), parameters.types, arguments(binds));
-            all.push(Sent { method: method.name, sql, types, arguments });
-        }
+        let sent = conn.test_transaction::<_, Error, _>(|conn| Ok(prepared_by(conn, method, &with)));
+        all.extend(sent.into_iter().map(|sent| (method.name, sent)));
     }
     all
 }
@@ -106,14 +77,10 @@ struct Row {
 }
 
 /// What the statement answers without its tenant: its rows, or how many it changed. The change is committed, or not.
-fn answer(conn: &mut PgConnection, sent: &Sent, commit: bool) -> String {
+fn answer(conn: &mut PgConnection, sent: &Prepared, commit: bool) -> String {
     let mut answer = String::new();
     let ended = Transaction::attempts(1).run_for(conn, &tenant(), |conn| {
-        conn.batch_execute(&format!(
-            "PREPARE sent ({}) AS {}",
-            sent.types.join(", "),
-            without_tenant(&sent.sql)
-        ))?;
+        conn.batch_execute(&format!("PREPARE sent ({}) AS {}", sent.types, without_tenant(&sent.sql)))?;
         let execute = format!("EXECUTE sent ({})", sent.arguments);
         answer = if sent.sql.contains(" SET ") {
             diesel::sql_query(execute).execute(conn)?.to_string()
@@ -127,7 +94,7 @@ fn answer(conn: &mut PgConnection, sent: &Sent, commit: bool) -> String {
     });
     match ended {
         Ok(()) | Err(Error::Query(diesel::result::Error::RollbackTransaction)) => {}
-        Err(error) => panic!("{}: {error:?}: {}", sent.method, without_tenant(&sent.sql)),
+        Err(error) => panic!("{error:?}: {}", without_tenant(&sent.sql)),
     }
     answer
 }
@@ -141,18 +108,17 @@ fn no_statement_without_its_tenant_reaches_a_foreign_row() {
     let mut worker = build_wall(&database, &mut owner);
     let before = checksum(&mut owner);
     let (_empty, mut empty) = migrated();
-    for sent in &statements {
+    for (method, sent) in &statements {
         let nothing = answer(&mut empty, sent, false);
-        assert_eq!(answer(&mut worker, sent, true), nothing, "{}: {}", sent.method, sent.sql);
-        assert_eq!(checksum(&mut owner), before, "{}", sent.method);
+        assert_eq!(answer(&mut worker, sent, true), nothing, "{method}: {}", sent.sql);
+        assert_eq!(checksum(&mut owner), before, "{method}");
     }
     // The same statements do reach the rows where the wall is not.
-    for sent in &statements {
+    for (method, sent) in &statements {
         assert_ne!(
             answer(&mut owner, sent, false),
             answer(&mut empty, sent, false),
-            "{}: {} {}",
-            sent.method,
+            "{method}: {} {}",
             sent.sql,
             sent.arguments
         );

@@ -11,7 +11,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 
 use crate::support::{
-    KeyRow, assert_fields, at, existing_service, fetch, key, migrated, statements_of, tenant,
+    KeyRow, assert_fields, at, existing_service, fetch, key, migrated, plans_of, statements_of, tenant,
     wait_until_one_waits, with,
 };
 
@@ -300,4 +300,9 @@ fn a_successor_of_a_row_of_the_existing_service_is_a_row_like_it() {
     rotate(&mut conn, &seen, &successor("new"), at(GRACE_ENDS)).unwrap().expect("a successor");
     conn.batch_execute("UPDATE api_keys SET expires_at = NULL").unwrap();
     assert_eq!(copied(&mut conn, "new"), copied(&mut conn, "key"));
+}
+
+#[test]
+fn a_successor_finds_its_predecessor_by_the_primary_key() {
+    plans_of("insert_key_successor").read(&["Index Scan using api_keys_pkey"]);
 }

@@ -2,6 +2,8 @@
 //! of their own.
 
 mod keys;
+pub(crate) mod plans;
+pub(crate) mod prepared;
 mod rows;
 mod snapshots;
 
@@ -15,6 +17,7 @@ use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
 
 pub(crate) use self::keys::{fetch, freeze, ids, new_key, revocation_of, unfreeze, with_locked};
+pub(crate) use self::plans::plans_of;
 pub(crate) use self::rows::{CallRow, KeyRow};
 pub(crate) use self::snapshots::{assert_fields, usage_of, with};
 

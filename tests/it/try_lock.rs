@@ -7,7 +7,9 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
 
-use crate::support::{KeyRow, OTHER, at, key, migrated, other, statements_of, tenant, wait_until_one_waits};
+use crate::support::{
+    KeyRow, OTHER, at, key, migrated, other, plans_of, statements_of, tenant, wait_until_one_waits,
+};
 
 /// `TryLock` without its borrow.
 #[derive(Debug, PartialEq)]
@@ -237,4 +239,12 @@ fn of_many_that_try_at_once_one_has_the_key_and_nobody_waits() {
         workers.into_iter().map(|worker| worker.join().unwrap().unwrap()).collect()
     });
     assert_eq!(locked.iter().filter(|locked| **locked).count(), 1);
+}
+
+#[test]
+fn a_lock_that_does_not_wait_finds_its_row_by_the_primary_key() {
+    // Whether a key is there can be seen in any index that holds its id.
+    plans_of("try_fetch_key_for_update")
+        .or_read(&["Index Only Scan using "])
+        .read(&["Index Scan using api_keys_pkey", "CTE Scan on locked"]);
 }

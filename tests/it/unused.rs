@@ -3,7 +3,7 @@
 use api_keys_driver::{KeysDriver, Page};
 use chrono::TimeDelta;
 
-use crate::support::{KeyRow, OTHER, at, ids, migrated, tenant};
+use crate::support::{KeyRow, OTHER, at, ids, migrated, plans_of, tenant};
 
 #[test]
 fn keys_unused_since_a_moment_are_active_ones_longest_unused_first() {
@@ -25,4 +25,15 @@ fn keys_unused_since_a_moment_are_active_ones_longest_unused_first() {
     assert_eq!(page(Page::default()), ["never used", "used long ago", "tie-a", "tie-b"]);
     assert_eq!(page(Page { limit: 2, offset: 1 }), ["used long ago", "tie-a"]);
     assert!(page(Page { limit: 0, offset: 0 }).is_empty());
+}
+
+#[test]
+fn unused_keys_are_looked_for_among_the_tenants_active_ones() {
+    plans_of("fetch_keys_unused")
+        .of_a_small_tenant()
+        .planned_for_each_call()
+        .planned_for_each_call()
+        .read_in_vain()
+        .sort_by(&["Sort Key: (COALESCE(last_used_at, created_at)), id"])
+        .read(&["Bitmap Index Scan on ix_api_keys_tenant_status_expiry", "Bitmap Heap Scan on api_keys"]);
 }

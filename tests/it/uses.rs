@@ -7,8 +7,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
+use crate::every_method::{Method, read};
 use crate::support::{
-    KeyRow, OTHER, TENANT, at, fetch, key, migrated, other, statements_of, tenant, wait_until_one_waits,
+    KeyRow, OTHER, TENANT, at, fetch, key, migrated, other, plans::Plans, plans_of, statements_of, tenant,
+    wait_until_one_waits,
 };
 
 fn used(key_id: &str, count: u32, at: DateTime<Utc>) -> KeyUse {
@@ -156,4 +158,26 @@ fn sixteen_threads_with_overlapping_shuffled_batches_neither_deadlock_nor_lose_a
         let last = noon + micros(THREADS * BATCHES - 1);
         assert_eq!(key.last_used_at, Some(last), "{id}");
     }
+}
+
+#[test]
+fn uses_probe_the_primary_key_and_lock_in_the_order_of_tenant_and_key() {
+    const BATCH: Method = read("record_key_uses of 1,000", |conn, with| {
+        let used = |n| KeyUse {
+            tenant_id: with.tenant_id.clone(),
+            ..used(&format!("{}{n}", &with.key_id.as_str()[..1]), 1, with.time)
+        };
+        let batch: Vec<_> = (1..=1_000).map(used).collect();
+        KeysDriver::new(conn).record_key_uses(&batch).map(|changed| changed.to_string())
+    });
+    let scans = [
+        "LockRows",
+        "Index Scan using api_keys_pkey on api_keys api_keys_1",
+        "Index Scan using api_keys_pkey on api_keys ",
+    ];
+    let by_id = ["Sort Key: api_keys_1.id"];
+    plans_of("record_key_uses").of_large_tenants().sort_by(&by_id).read(&scans);
+    Plans::of(&BATCH).of_large_tenants().sort_by(&by_id).read(&scans);
+    let by_tenant = ["Sort Key: api_keys_1.tenant_id, api_keys_1.id"];
+    plans_of("record_key_uses.two_tenants").sort_by(&by_tenant).read(&scans);
 }

@@ -1,0 +1,11 @@
+PREPARE count_api_keys_status (text, text) AS
+SELECT count(*)
+FROM "api_keys"
+WHERE
+  (
+    (("api_keys"."tenant_id" = $1) AND NOT ("api_keys"."is_synthetic"))
+    AND ("api_keys"."status" = $2)
+  )
+  AND "api_keys"."created_at" BETWEEN (SELECT timestamptz '-infinity') AND (SELECT timestamptz 'infinity');
+
+EXPLAIN EXECUTE count_api_keys_status ('11111111-1111-1111-1111-111111111111', 'active');

@@ -1,0 +1,12 @@
+PREPARE count_api_keys_up_to (text, bigint) AS
+SELECT count(*)
+FROM (
+  SELECT
+  FROM "api_keys"
+  WHERE
+    (("api_keys"."tenant_id" = $1) AND NOT ("api_keys"."is_synthetic"))
+    AND "api_keys"."created_at" BETWEEN (SELECT timestamptz '-infinity') AND (SELECT timestamptz 'infinity')
+  LIMIT (SELECT $2)
+) AS counted;
+
+EXPLAIN EXECUTE count_api_keys_up_to ('11111111-1111-1111-1111-111111111111', '50');

@@ -1,0 +1,19 @@
+PREPARE fetch_key_by_hash (text) AS
+SELECT
+  "api_keys"."id",
+  "api_keys"."tenant_id",
+  "api_keys"."user_id",
+  "api_keys"."status",
+  "api_keys"."is_frozen",
+  "api_keys"."expires_at",
+  "api_keys"."revoked_at",
+  "api_keys"."permissions_json",
+  "api_keys"."allowed_workers_json",
+  "api_keys"."rate_limit_rpm",
+  "api_keys"."max_concurrent_runs",
+  "api_keys"."is_synthetic",
+  "api_keys"."revision"
+FROM "api_keys"
+WHERE ("api_keys"."key_hash" = $1);
+
+EXPLAIN EXECUTE fetch_key_by_hash ('key');

@@ -1,0 +1,30 @@
+PREPARE try_fetch_key_for_update (text, text, text, text) AS
+WITH
+locked AS (
+  SELECT
+    "api_keys"."id",
+    "api_keys"."tenant_id",
+    "api_keys"."name",
+    "api_keys"."key_prefix",
+    "api_keys"."status",
+    "api_keys"."is_frozen",
+    "api_keys"."frozen_at",
+    "api_keys"."created_at",
+    "api_keys"."last_used_at",
+    "api_keys"."expires_at",
+    "api_keys"."total_requests",
+    "api_keys"."is_synthetic",
+    "api_keys"."revision"
+  FROM "api_keys"
+  WHERE (("api_keys"."tenant_id" = $1) AND ("api_keys"."id" = $2))
+  FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT locked.id IS NOT NULL, locked.*
+FROM (
+  SELECT "api_keys"."id"
+  FROM "api_keys"
+  WHERE (("api_keys"."tenant_id" = $3) AND ("api_keys"."id" = $4))
+) AS seen
+  LEFT JOIN locked ON TRUE;
+
+EXPLAIN EXECUTE try_fetch_key_for_update ('11111111-1111-1111-1111-111111111111', 'key', '11111111-1111-1111-1111-111111111111', 'key');

@@ -1,0 +1,20 @@
+PREPARE update_key_expires_at (timestamp with time zone, text, text) AS
+UPDATE "api_keys" SET
+  "expires_at" = $1
+WHERE (("api_keys"."tenant_id" = $2) AND ("api_keys"."id" = $3))
+RETURNING
+  "api_keys"."id",
+  "api_keys"."tenant_id",
+  "api_keys"."name",
+  "api_keys"."key_prefix",
+  "api_keys"."status",
+  "api_keys"."is_frozen",
+  "api_keys"."frozen_at",
+  "api_keys"."created_at",
+  "api_keys"."last_used_at",
+  "api_keys"."expires_at",
+  "api_keys"."total_requests",
+  "api_keys"."is_synthetic",
+  "api_keys"."revision";
+
+EXPLAIN EXECUTE update_key_expires_at ('2026-01-01T00:00:00Z', '11111111-1111-1111-1111-111111111111', 'key');

@@ -1,0 +1,20 @@
+PREPARE update_key_unfrozen (boolean, timestamp with time zone, text, text, text, text) AS
+UPDATE "api_keys" SET
+  "is_frozen" = $1, "frozen_at" = $2, "frozen_by" = $3, "freeze_reason" = $4
+WHERE (("api_keys"."tenant_id" = $5) AND ("api_keys"."id" = $6))
+RETURNING
+  "api_keys"."id",
+  "api_keys"."tenant_id",
+  "api_keys"."name",
+  "api_keys"."key_prefix",
+  "api_keys"."status",
+  "api_keys"."is_frozen",
+  "api_keys"."frozen_at",
+  "api_keys"."created_at",
+  "api_keys"."last_used_at",
+  "api_keys"."expires_at",
+  "api_keys"."total_requests",
+  "api_keys"."is_synthetic",
+  "api_keys"."revision";
+
+EXPLAIN EXECUTE update_key_unfrozen ('false', NULL, NULL, NULL, '11111111-1111-1111-1111-111111111111', 'key');
