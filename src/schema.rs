@@ -9,11 +9,19 @@ diesel::table! {
         revision -> Int8,
         kind -> Text,
         at -> Timestamptz,
+        recorded_at -> Timestamptz,
         actor -> Nullable<Text>,
         reason -> Nullable<Text>,
         status -> Text,
         is_frozen -> Bool,
         expires_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    api_key_events_compacted (only_row) {
+        only_row -> Bool,
+        revision -> Int8,
     }
 }
 

@@ -1,4 +1,4 @@
--- Drops the table only where it holds no row: rows are not ours to drop.
+-- Drops the tables only where no event is left: rows are not ours to drop.
 SET LOCAL lock_timeout = '5s';
 DO $$
 BEGIN
@@ -8,6 +8,6 @@ BEGIN
         RETURN;
     END IF;
 
-    DROP TABLE api_key_events;
+    DROP TABLE api_key_events, api_key_events_compacted;
 END
 $$;

@@ -1,36 +1,75 @@
 -- Caches and auditors follow the changes of keys; so far nothing says that a key has changed.
 --
 -- transaction_id is what makes following sound. Ids are drawn when a row is written, not when it is
--- committed, so that a reader of `id > n` skips the row of whoever drew early and commits late. The
--- id of the writing transaction can be held against the oldest one that is still open. It is a
--- bigint because clients can send and compare one without knowing the server's own type for it.
+-- committed: a reader of `id > n` would skip a row that was written early and committed late. The id of
+-- the writing transaction can be compared with the oldest one that is still open. It is a bigint because
+-- clients can send and compare one without knowing the server's own type for it.
 --
 -- No foreign key: events outlive their key. The texts have no limit, so that no write of a key fails
--- for its event. A table that a revert left behind, because it held rows, is taken up again.
+-- for its event. A table that a revert left behind, because it held rows, is taken up again, but only
+-- from a role that the migrator can act as: otherwise a stranger could have made it beforehand.
 DO $$
+DECLARE
+    home text := (
+        SELECT nspname FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
+    );
+    found pg_catalog.regclass := pg_catalog.to_regclass(pg_catalog.format('%I.api_key_events', home));
 BEGIN
-    IF to_regclass('api_key_events') IS NOT NULL THEN
-        RETURN;
+    IF found IS NOT NULL THEN
+        IF pg_catalog.obj_description(found, 'pg_class') OPERATOR(pg_catalog.=) 'Created by api_keys_driver.'
+            AND (
+                SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class
+                WHERE oid OPERATOR(pg_catalog.=) found
+            )
+        THEN
+            RETURN;
+        END IF;
+        RAISE EXCEPTION 'there is another table %.api_key_events: rename or drop it, then migrate again', home;
     END IF;
 
-    CREATE TABLE api_key_events (
-        transaction_id bigint      NOT NULL DEFAULT pg_current_xact_id()::text::bigint,
-        id             bigint      GENERATED ALWAYS AS IDENTITY,
-        tenant_id      text        NOT NULL,
-        key_id         text        NOT NULL,
-        revision       bigint      NOT NULL,
-        kind           text        NOT NULL,
-        at             timestamptz NOT NULL,
-        actor          text,
-        reason         text,
-        status         text        NOT NULL,
-        is_frozen      boolean     NOT NULL,
-        expires_at     timestamptz,
+    EXECUTE pg_catalog.format($ddl$
+    CREATE TABLE %1$I.api_key_events (
+        transaction_id pg_catalog.int8 NOT NULL
+            DEFAULT (pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8),
+        id             pg_catalog.int8 GENERATED ALWAYS AS IDENTITY,
+        tenant_id      pg_catalog.text NOT NULL,
+        key_id         pg_catalog.text NOT NULL,
+        revision       pg_catalog.int8 NOT NULL,
+        kind           pg_catalog.text NOT NULL,
+        at             pg_catalog.timestamptz NOT NULL,
+        recorded_at    pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+        actor          pg_catalog.text,
+        reason         pg_catalog.text,
+        status         pg_catalog.text NOT NULL,
+        is_frozen      pg_catalog.bool NOT NULL,
+        expires_at     pg_catalog.timestamptz,
         CONSTRAINT api_key_events_pkey PRIMARY KEY (transaction_id, id)
+    )
+    $ddl$, home);
+    EXECUTE pg_catalog.format($ddl$COMMENT ON TABLE %I.api_key_events IS 'Created by api_keys_driver.'$ddl$, home);
+    EXECUTE pg_catalog.format(
+        $ddl$COMMENT ON COLUMN %I.api_key_events.status IS 'As the change left it; so are is_frozen and expires_at.'$ddl$,
+        home
     );
-    COMMENT ON TABLE api_key_events IS 'Created by api_keys_driver.';
-    COMMENT ON COLUMN api_key_events.status IS 'As the change left it; so are is_frozen and expires_at.';
+    EXECUTE pg_catalog.format(
+        'CREATE INDEX ix_api_key_events_history ON %I.api_key_events USING btree (tenant_id, key_id, revision, id)',
+        home
+    );
 
-    CREATE INDEX ix_api_key_events_history ON api_key_events (tenant_id, key_id, revision, id);
+    -- What compaction leaves of the keys that are gone: no revision of theirs was higher.
+    EXECUTE pg_catalog.format($ddl$
+    CREATE TABLE %1$I.api_key_events_compacted (
+        only_row pg_catalog.bool NOT NULL DEFAULT true,
+        revision pg_catalog.int8 NOT NULL,
+        CONSTRAINT api_key_events_compacted_pkey PRIMARY KEY (only_row),
+        CONSTRAINT api_key_events_compacted_has_one_row CHECK (only_row)
+    )
+    $ddl$, home);
+    EXECUTE pg_catalog.format('INSERT INTO %I.api_key_events_compacted (revision) VALUES (0)', home);
+    EXECUTE pg_catalog.format(
+        $ddl$COMMENT ON TABLE %I.api_key_events_compacted IS 'Created by api_keys_driver.'$ddl$, home
+    );
 END
 $$;

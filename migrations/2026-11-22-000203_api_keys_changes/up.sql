@@ -1,127 +1,316 @@
 -- Every change of a key raises its revision and appends its events, whoever makes it.
 --
 -- Triggers, because the existing service writes the same table beside this crate and knows neither.
--- Uses are not changes: what differs only in last_used_at and total_requests passes. The triggers name
--- no column but revision: the server forbids to alter the type of one that a trigger names, and the
--- service goes on changing its table. Columns that it adds are watched too.
+-- Uses are not changes: see api_keys_number. The triggers name no column but revision: the server
+-- forbids to alter the type of one that a trigger names, and the service goes on changing its table.
 --
--- The events are written with the rights of the function's owner on a pinned path: a writer needs no
--- right on api_key_events, and cannot lead the events elsewhere.
+-- The functions run with their owner's rights, so that a writer needs none on api_key_events. Therefore
+-- each has a pinned path, qualifies every name and operator, and may be attached by nobody else to a
+-- table of theirs. They find the events in the schema of the table that fired: by a name that is fixed
+-- here, and by its current name after the schema was renamed, which plans each statement anew until the
+-- functions are made again.
 SET LOCAL lock_timeout = '5s';
-
-CREATE FUNCTION api_keys_raise_revision() RETURNS trigger LANGUAGE plpgsql AS $$
+DO $do$
 DECLARE
-    unused record := OLD;
+    home text := (
+        SELECT nspname FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
+    );
 BEGIN
-    unused.last_used_at := NEW.last_used_at;
-    unused.total_requests := NEW.total_requests;
-    NEW.revision := OLD.revision;
-    -- Compares what is stored, so that no type of a later column can lack the operator.
-    IF unused *<> NEW THEN
-        NEW.revision := OLD.revision + 1;
-    END IF;
-    RETURN NEW;
-END
-$$;
-
-CREATE FUNCTION api_keys_append_events() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
-DECLARE
-    key record;
-    kinds text[] := '{}';
-    untold record;
-BEGIN
-    IF TG_OP = 'INSERT' THEN
-        key := NEW;
-        kinds := '{inserted}';
-    ELSIF TG_OP = 'DELETE' THEN
-        key := OLD;
-        key.revision := OLD.revision + 1;
-        kinds := '{deleted}';
-    ELSE
-        key := NEW;
-        -- The old row, in which all that is told already becomes new.
-        untold := OLD;
-        untold.revision := NEW.revision;
-        untold.last_used_at := NEW.last_used_at;
-        untold.total_requests := NEW.total_requests;
-        IF OLD.is_frozen OR NEW.is_frozen THEN
-            IF (OLD.is_frozen, OLD.frozen_at, OLD.frozen_by, OLD.freeze_reason)
-                IS DISTINCT FROM (NEW.is_frozen, NEW.frozen_at, NEW.frozen_by, NEW.freeze_reason)
-            THEN
-                kinds := kinds || CASE WHEN NEW.is_frozen THEN 'frozen' ELSE 'unfrozen' END;
+    -- The trigger sets the revision, whatever the writer sends. It never goes back for an id: a new row
+    -- begins above the events of its name, also of keys whose events were compacted.
+    --
+    -- What differs only in last_used_at and total_requests is a use. So is what differs besides in a
+    -- time of the service's own, such as an updated_at that its trigger sets, and in generated columns,
+    -- which are not computed yet here.
+    EXECUTE pg_catalog.format($ddl$
+    CREATE FUNCTION %1$I.api_keys_number() RETURNS trigger LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fn$
+    DECLARE
+        used record;
+        is_renamed pg_catalog.bool := true;
+        past pg_catalog.int8 := 0;
+    BEGIN
+        IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+            used := OLD;
+            used.last_used_at := NEW.last_used_at;
+            used.total_requests := NEW.total_requests;
+            NEW.revision := OLD.revision;
+            IF pg_catalog.record_image_eq(used, NEW) THEN
+                RETURN NEW;
             END IF;
-            untold.is_frozen := NEW.is_frozen;
-            untold.frozen_at := NEW.frozen_at;
-            untold.frozen_by := NEW.frozen_by;
-            untold.freeze_reason := NEW.freeze_reason;
-        END IF;
-        IF NEW.status = 'revoked' THEN
-            IF (OLD.status, OLD.revoked_at, OLD.revoked_reason)
-                IS DISTINCT FROM (NEW.status, NEW.revoked_at, NEW.revoked_reason)
-            THEN
-                kinds := kinds || 'revoked'::text;
+
+            is_renamed := pg_catalog.record_image_ne(ROW(OLD.tenant_id, OLD.id), ROW(NEW.tenant_id, NEW.id));
+            IF NOT is_renamed AND pg_catalog.record_image_eq(
+                ROW(OLD.status, OLD.is_frozen, OLD.frozen_at, OLD.frozen_by, OLD.freeze_reason,
+                    OLD.revoked_at, OLD.revoked_reason, OLD.expires_at),
+                ROW(NEW.status, NEW.is_frozen, NEW.frozen_at, NEW.frozen_by, NEW.freeze_reason,
+                    NEW.revoked_at, NEW.revoked_reason, NEW.expires_at)
+            ) AND NOT EXISTS (
+                SELECT FROM pg_catalog.json_each_text(pg_catalog.row_to_json(OLD)) AS was (name, value)
+                JOIN pg_catalog.json_each_text(pg_catalog.row_to_json(NEW)) AS will (name, value)
+                    ON will.name OPERATOR(pg_catalog.=) was.name
+                JOIN pg_catalog.pg_attribute AS a
+                    ON a.attrelid OPERATOR(pg_catalog.=) TG_RELID
+                    AND a.attname::pg_catalog.text OPERATOR(pg_catalog.=) was.name
+                WHERE pg_catalog.record_image_ne(ROW(was.value), ROW(will.value))
+                    AND was.name OPERATOR(pg_catalog.<>) 'last_used_at'
+                    AND was.name OPERATOR(pg_catalog.<>) 'total_requests'
+                    AND a.attgenerated OPERATOR(pg_catalog.=) ''
+                    AND NOT (
+                        -- A use, and a time that this crate does not know.
+                        pg_catalog.record_image_ne(
+                            ROW(OLD.last_used_at, OLD.total_requests), ROW(NEW.last_used_at, NEW.total_requests)
+                        )
+                        AND a.atttypid OPERATOR(pg_catalog.=) ANY (ARRAY[
+                            'pg_catalog.timestamptz'::pg_catalog.regtype, 'pg_catalog.timestamp'::pg_catalog.regtype,
+                            'pg_catalog.date'::pg_catalog.regtype
+                        ]::pg_catalog.oid[])
+                        AND a.attname OPERATOR(pg_catalog.<>) 'created_at'
+                    )
+            ) THEN
+                RETURN NEW;
             END IF;
-            untold.status := NEW.status;
-            untold.revoked_at := NEW.revoked_at;
-            untold.revoked_reason := NEW.revoked_reason;
+            past := OLD.revision;
         END IF;
-        IF OLD.expires_at IS DISTINCT FROM NEW.expires_at THEN
-            kinds := kinds || 'expiry_set'::text;
-            untold.expires_at := NEW.expires_at;
-        END IF;
-        IF untold *<> NEW THEN
-            kinds := kinds || 'changed'::text;
-        END IF;
-    END IF;
 
-    INSERT INTO api_key_events
-        (tenant_id, key_id, revision, kind, at, actor, reason, status, is_frozen, expires_at)
-    SELECT
-        key.tenant_id, key.id, key.revision, kind,
-        coalesce(
-            CASE kind
-                WHEN 'inserted' THEN key.created_at
-                WHEN 'frozen' THEN key.frozen_at
-                WHEN 'revoked' THEN key.revoked_at
-            END,
-            now()
-        ),
-        CASE kind WHEN 'frozen' THEN key.frozen_by END,
-        CASE kind WHEN 'frozen' THEN key.freeze_reason WHEN 'revoked' THEN key.revoked_reason END,
-        key.status, key.is_frozen, key.expires_at
-    FROM unnest(kinds) WITH ORDINALITY AS told (kind, nth)
-    ORDER BY nth;
-    RETURN NULL;
+        IF is_renamed THEN
+            IF TG_TABLE_SCHEMA OPERATOR(pg_catalog.=) %1$L THEN
+                past := greatest(
+                    past,
+                    (
+                        SELECT pg_catalog.max(revision) FROM %1$I.api_key_events
+                        WHERE tenant_id OPERATOR(pg_catalog.=) NEW.tenant_id::pg_catalog.text
+                            AND key_id OPERATOR(pg_catalog.=) NEW.id::pg_catalog.text
+                    ),
+                    (SELECT revision FROM %1$I.api_key_events_compacted)
+                );
+            ELSIF EXISTS (
+                SELECT FROM pg_catalog.pg_class AS c
+                JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) c.relowner
+                WHERE n.nspname OPERATOR(pg_catalog.=) TG_TABLE_SCHEMA
+                    AND c.relname OPERATOR(pg_catalog.=) 'api_key_events'
+                    AND r.rolname OPERATOR(pg_catalog.=) current_user
+            ) THEN
+                EXECUTE pg_catalog.format(
+                    'SELECT greatest($1, (SELECT pg_catalog.max(revision) FROM %%1$I.api_key_events
+                         WHERE tenant_id OPERATOR(pg_catalog.=) $2 AND key_id OPERATOR(pg_catalog.=) $3),
+                         (SELECT revision FROM %%1$I.api_key_events_compacted))',
+                    TG_TABLE_SCHEMA
+                ) INTO past USING past, NEW.tenant_id::pg_catalog.text, NEW.id::pg_catalog.text;
+            END IF;
+        END IF;
+        -- Stays at the end of its type, which only a writer that circumvents the triggers comes near.
+        NEW.revision := past OPERATOR(pg_catalog.+) (past OPERATOR(pg_catalog.<) 9223372036854775807)::pg_catalog.int4;
+        RETURN NEW;
+    END
+    $fn$
+    $ddl$, home);
+
+    EXECUTE pg_catalog.format($ddl$
+    CREATE FUNCTION %1$I.api_keys_tell() RETURNS trigger LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fn$
+    DECLARE
+        key record;
+        kind pg_catalog.text;
+        kinds pg_catalog.text[] := '{}';
+        untold record;
+        given_at pg_catalog.timestamptz;
+        reason pg_catalog.text;
+    BEGIN
+        IF TG_TABLE_SCHEMA OPERATOR(pg_catalog.<>) %1$L AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_class AS c
+            JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+            JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) c.relowner
+            WHERE n.nspname OPERATOR(pg_catalog.=) TG_TABLE_SCHEMA
+                AND c.relname OPERATOR(pg_catalog.=) 'api_key_events'
+                AND r.rolname OPERATOR(pg_catalog.=) current_user
+        ) THEN
+            RAISE WARNING 'the change of a key in %% is not recorded: the schema has no api_key_events of the owner of api_keys_tell()',
+                TG_TABLE_SCHEMA;
+            RETURN NULL;
+        END IF;
+
+        IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN
+            key := NEW;
+            kinds := '{inserted}';
+        ELSIF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
+            key := OLD;
+            key.revision := OLD.revision OPERATOR(pg_catalog.+)
+                (OLD.revision OPERATOR(pg_catalog.<) 9223372036854775807)::pg_catalog.int4;
+            kinds := '{deleted}';
+        ELSIF pg_catalog.record_image_ne(ROW(OLD.tenant_id, OLD.id), ROW(NEW.tenant_id, NEW.id)) THEN
+            -- Another name is another key to who follows. The old one ends, with the state that it had.
+            key := OLD;
+            key.revision := NEW.revision;
+            kinds := '{deleted,inserted}';
+        ELSE
+            key := NEW;
+            -- The old row, in which all that is told already becomes new.
+            untold := OLD;
+            untold.revision := NEW.revision;
+            untold.last_used_at := NEW.last_used_at;
+            untold.total_requests := NEW.total_requests;
+            IF OLD.is_frozen OR NEW.is_frozen THEN
+                IF pg_catalog.record_image_ne(
+                    ROW(OLD.is_frozen, OLD.frozen_at, OLD.frozen_by, OLD.freeze_reason),
+                    ROW(NEW.is_frozen, NEW.frozen_at, NEW.frozen_by, NEW.freeze_reason)
+                ) THEN
+                    kinds := pg_catalog.array_append(kinds, CASE WHEN NEW.is_frozen THEN 'frozen' ELSE 'unfrozen' END);
+                END IF;
+                untold.is_frozen := NEW.is_frozen;
+                untold.frozen_at := NEW.frozen_at;
+                untold.frozen_by := NEW.frozen_by;
+                untold.freeze_reason := NEW.freeze_reason;
+            END IF;
+            IF NEW.status::pg_catalog.text OPERATOR(pg_catalog.=) 'revoked' THEN
+                IF pg_catalog.record_image_ne(
+                    ROW(OLD.status, OLD.revoked_at, OLD.revoked_reason),
+                    ROW(NEW.status, NEW.revoked_at, NEW.revoked_reason)
+                ) THEN
+                    kinds := pg_catalog.array_append(kinds, 'revoked');
+                END IF;
+                untold.status := NEW.status;
+                untold.revoked_at := NEW.revoked_at;
+                untold.revoked_reason := NEW.revoked_reason;
+            END IF;
+            IF pg_catalog.record_image_ne(ROW(OLD.expires_at), ROW(NEW.expires_at)) THEN
+                kinds := pg_catalog.array_append(kinds, 'expiry_set');
+                untold.expires_at := NEW.expires_at;
+            END IF;
+            IF pg_catalog.cardinality(kinds) OPERATOR(pg_catalog.=) 0 OR (
+                pg_catalog.record_image_ne(untold, NEW) AND EXISTS (
+                    SELECT FROM pg_catalog.json_each_text(pg_catalog.row_to_json(untold)) AS was (name, value)
+                    JOIN pg_catalog.json_each_text(pg_catalog.row_to_json(NEW)) AS will (name, value)
+                        ON will.name OPERATOR(pg_catalog.=) was.name
+                    JOIN pg_catalog.pg_attribute AS a
+                        ON a.attrelid OPERATOR(pg_catalog.=) TG_RELID
+                        AND a.attname::pg_catalog.text OPERATOR(pg_catalog.=) was.name
+                    WHERE pg_catalog.record_image_ne(ROW(was.value), ROW(will.value))
+                        AND a.attgenerated OPERATOR(pg_catalog.=) ''
+                        AND (
+                            a.atttypid OPERATOR(pg_catalog.<>) ALL (ARRAY[
+                                'pg_catalog.timestamptz'::pg_catalog.regtype, 'pg_catalog.timestamp'::pg_catalog.regtype,
+                                'pg_catalog.date'::pg_catalog.regtype
+                            ]::pg_catalog.oid[])
+                            OR a.attname OPERATOR(pg_catalog.=) ANY (
+                                '{created_at,frozen_at,revoked_at,expires_at}'::pg_catalog.name[]
+                            )
+                        )
+                )
+            ) THEN
+                kinds := pg_catalog.array_append(kinds, 'changed');
+            END IF;
+        END IF;
+
+        FOREACH kind IN ARRAY kinds LOOP
+            IF kind OPERATOR(pg_catalog.=) 'inserted' THEN
+                key := NEW;
+                given_at := NEW.created_at;
+            ELSIF kind OPERATOR(pg_catalog.=) 'frozen' THEN
+                given_at := key.frozen_at;
+                reason := key.freeze_reason;
+            ELSIF kind OPERATOR(pg_catalog.=) 'revoked' THEN
+                given_at := key.revoked_at;
+                reason := key.revoked_reason;
+            ELSE
+                given_at := NULL;
+                reason := NULL;
+            END IF;
+            IF TG_TABLE_SCHEMA OPERATOR(pg_catalog.=) %1$L THEN
+                INSERT INTO %1$I.api_key_events
+                    (tenant_id, key_id, revision, kind, at, actor, reason, status, is_frozen, expires_at)
+                VALUES (
+                    key.tenant_id, key.id, key.revision, kind, coalesce(given_at, pg_catalog.now()),
+                    CASE WHEN kind OPERATOR(pg_catalog.=) 'frozen' THEN key.frozen_by END, reason,
+                    key.status, key.is_frozen, key.expires_at
+                );
+            ELSE
+                EXECUTE pg_catalog.format(
+                    'INSERT INTO %%I.api_key_events
+                         (tenant_id, key_id, revision, kind, at, actor, reason, status, is_frozen, expires_at)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)',
+                    TG_TABLE_SCHEMA
+                ) USING
+                    key.tenant_id, key.id, key.revision, kind, coalesce(given_at, pg_catalog.now()),
+                    CASE WHEN kind OPERATOR(pg_catalog.=) 'frozen' THEN key.frozen_by END, reason,
+                    key.status, key.is_frozen, key.expires_at;
+            END IF;
+        END LOOP;
+        RETURN NULL;
+    END
+    $fn$
+    $ddl$, home);
+
+    -- TRUNCATE is recorded and not refused: the service may empty its table as before. It fails where
+    -- rows would escape: under a snapshot that is older than the lock, and where a policy hides some.
+    EXECUTE pg_catalog.format($ddl$
+    CREATE FUNCTION %1$I.api_keys_tell_truncated() RETURNS trigger LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $fn$
+    BEGIN
+        IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
+            RAISE EXCEPTION 'TRUNCATE of api_keys is recorded in READ COMMITTED only: begin the transaction so, or DELETE';
+        END IF;
+        EXECUTE pg_catalog.format(
+            'INSERT INTO %%1$I.api_key_events (tenant_id, key_id, revision, kind, at, status, is_frozen, expires_at)
+             SELECT tenant_id, id,
+                 revision OPERATOR(pg_catalog.+) (revision OPERATOR(pg_catalog.<) 9223372036854775807)::pg_catalog.int4,
+                 ''deleted'', pg_catalog.now(), status, is_frozen, expires_at
+             FROM ONLY %%1$I.%%2$I',
+            TG_TABLE_SCHEMA, TG_TABLE_NAME
+        );
+        RETURN NULL;
+    END
+    $fn$
+    $ddl$, home);
+
+    EXECUTE pg_catalog.format($ddl$
+    CREATE FUNCTION %1$I.api_key_events_notify() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp AS $fn$
+    BEGIN
+        PERFORM pg_catalog.pg_notify('api_key_events', '');
+        RETURN NULL;
+    END
+    $fn$
+    $ddl$, home);
+
+    -- Whoever may execute a trigger function may attach it to a table of their own.
+    EXECUTE pg_catalog.format(
+        'REVOKE ALL ON FUNCTION %1$I.api_keys_number(), %1$I.api_keys_tell(), %1$I.api_keys_tell_truncated(),
+             %1$I.api_key_events_notify() FROM PUBLIC',
+        home
+    );
+
+    -- Triggers fire in the order of their names. The service's come first, so that the row is final here.
+    EXECUTE pg_catalog.format(
+        'CREATE TRIGGER "~api_keys_number" BEFORE INSERT OR UPDATE ON %1$I.api_keys FOR EACH ROW
+         EXECUTE FUNCTION %1$I.api_keys_number()',
+        home
+    );
+    EXECUTE pg_catalog.format(
+        'CREATE TRIGGER "~api_keys_tell" AFTER INSERT OR DELETE ON %1$I.api_keys FOR EACH ROW
+         EXECUTE FUNCTION %1$I.api_keys_tell()',
+        home
+    );
+    EXECUTE pg_catalog.format(
+        'CREATE TRIGGER "~api_keys_tell_update" AFTER UPDATE ON %1$I.api_keys FOR EACH ROW
+         WHEN (OLD.revision OPERATOR(pg_catalog.<>) NEW.revision)
+         EXECUTE FUNCTION %1$I.api_keys_tell()',
+        home
+    );
+    EXECUTE pg_catalog.format(
+        'CREATE TRIGGER "~api_keys_tell_truncated" BEFORE TRUNCATE ON %1$I.api_keys FOR EACH STATEMENT
+         EXECUTE FUNCTION %1$I.api_keys_tell_truncated()',
+        home
+    );
+    -- Off, because a commit that notifies waits for all others that do: see docs/events.md.
+    EXECUTE pg_catalog.format(
+        'CREATE TRIGGER api_key_events_notify AFTER INSERT ON %1$I.api_key_events FOR EACH STATEMENT
+         EXECUTE FUNCTION %1$I.api_key_events_notify()',
+        home
+    );
+    EXECUTE pg_catalog.format('ALTER TABLE %I.api_key_events DISABLE TRIGGER api_key_events_notify', home);
 END
-$$;
-
-DO $$
-BEGIN
-    EXECUTE format('ALTER FUNCTION api_keys_append_events() SET search_path = %I, pg_temp', current_schema());
-END
-$$;
-
-CREATE TRIGGER api_keys_raise_revision BEFORE UPDATE ON api_keys FOR EACH ROW
-EXECUTE FUNCTION api_keys_raise_revision();
-
-CREATE TRIGGER api_keys_append_events AFTER INSERT OR DELETE ON api_keys FOR EACH ROW
-EXECUTE FUNCTION api_keys_append_events();
-
-CREATE TRIGGER api_keys_append_events_of_update AFTER UPDATE ON api_keys FOR EACH ROW
-WHEN (OLD.revision <> NEW.revision)
-EXECUTE FUNCTION api_keys_append_events();
-
--- From here on the events alone tell which keys are frozen: those that are already get one each. So do
--- keys with events from before a revert, because what they say may have changed meanwhile. No write
--- slips between: creating the triggers has locked the table against writers.
-INSERT INTO api_key_events
-    (tenant_id, key_id, revision, kind, at, actor, reason, status, is_frozen, expires_at)
-SELECT
-    tenant_id, id, revision,
-    CASE WHEN is_frozen THEN 'frozen' ELSE 'changed' END,
-    coalesce(CASE WHEN is_frozen THEN frozen_at END, now()),
-    CASE WHEN is_frozen THEN frozen_by END,
-    CASE WHEN is_frozen THEN freeze_reason END,
-    status, is_frozen, expires_at
-FROM api_keys
-WHERE id IN (SELECT id FROM api_keys WHERE is_frozen UNION SELECT key_id FROM api_key_events);
+$do$;

@@ -316,7 +316,8 @@ fn a_column_of_another_type_refuses_the_change_as_a_schema_mismatch() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute(
-        "ALTER TABLE api_keys ALTER is_frozen DROP DEFAULT, ALTER is_frozen TYPE integer USING 0",
+        "DROP INDEX ix_api_keys_denied;
+         ALTER TABLE api_keys ALTER is_frozen DROP DEFAULT, ALTER is_frozen TYPE integer USING 0",
     )
     .unwrap();
     let failed = conn.transaction(|conn| {

@@ -220,23 +220,6 @@ fn no_hash_enters_an_event() {
 }
 
 #[test]
-fn a_writer_needs_no_right_on_the_events_and_cannot_lead_them_elsewhere() {
-    let (_database, mut conn) = migrated_apart();
-    KeyRow::default().insert(&mut conn);
-    // A role that every server has, and that may do nothing with tables.
-    conn.batch_execute(
-        "GRANT SELECT, UPDATE ON api_keys TO pg_signal_backend;
-         SET ROLE pg_signal_backend;
-         CREATE TEMP TABLE api_key_events AS SELECT 1 AS decoy;
-         SET search_path = pg_catalog;
-         UPDATE public.api_keys SET is_frozen = true;
-         RESET ROLE; RESET search_path; DROP TABLE pg_temp.api_key_events",
-    )
-    .unwrap();
-    assert_eq!(kinds(&mut conn, "key"), named(&[(1, "inserted"), (2, "frozen")]));
-}
-
-#[test]
 fn an_event_with_an_early_id_that_is_committed_late_is_not_skipped() {
     let (database, mut early) = migrated_apart();
     let (mut late, mut follower) = (database.connect().unwrap(), database.connect().unwrap());

@@ -1,0 +1,378 @@
+//! Neighbours who want the triggers to run their code, to write elsewhere, or not to notice a change.
+
+use api_keys_driver::{KeysDriver, Page, migrate};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use throwaway_postgres::Database;
+
+use crate::support::{KeyRow, key, migrated_apart, tenant};
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
+}
+
+fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
+    let lines: Vec<Line> = diesel::sql_query(sql).load(conn).unwrap();
+    lines.into_iter().map(|row| row.line).collect()
+}
+
+fn kinds(conn: &mut PgConnection, id: &str) -> Vec<String> {
+    let events = KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap();
+    events.into_iter().map(|event| event.kind.into()).collect()
+}
+
+/// A role that owns the schema `trap` and may write keys; a role of each server and database of its own.
+fn with_planter() -> (Database, PgConnection, String) {
+    let (database, mut conn) = migrated_apart();
+    let role = lines(&mut conn, "SELECT 'planter_of_' || current_database() AS line").remove(0);
+    conn.batch_execute(&format!(
+        "CREATE ROLE {role};
+         GRANT CREATE ON SCHEMA public TO {role};
+         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON api_keys TO {role};
+         CREATE SCHEMA trap AUTHORIZATION {role};
+         CREATE TABLE trap.caught (who text, how text);
+         GRANT INSERT, SELECT ON trap.caught TO PUBLIC;
+         GRANT USAGE ON SCHEMA trap TO PUBLIC"
+    ))
+    .unwrap();
+    (database, conn, role)
+}
+
+/// Operators and functions that report who runs them, with the names and the types that a body could mean.
+fn traps(schema: &str) -> String {
+    let mut sql = String::new();
+    let types = ["varchar", "text", "bigint", "integer", "boolean", "name", "record", "timestamptz", "oid"];
+    for (nth, kind) in types.iter().enumerate() {
+        for (operator, symbol) in ["=", "<>", "<", ">", "*=", "*<>", "||", "+"].iter().enumerate() {
+            let returns = match *symbol {
+                "||" if *kind != "record" => "text",
+                "+" if *kind != "record" => kind,
+                _ => "boolean",
+            };
+            let function = format!("{schema}.trap_{nth}_{operator}");
+            let value = match returns {
+                "boolean" => "false".to_owned(),
+                other => format!("NULL::{other}"),
+            };
+            sql += &format!(
+                "CREATE FUNCTION {function}({kind}, {kind}) RETURNS {returns} LANGUAGE plpgsql AS
+                     'BEGIN INSERT INTO trap.caught VALUES (current_user, ''{symbol} {kind}''); RETURN {value}; END';
+                 CREATE OPERATOR {schema}.{symbol} (FUNCTION = {function}, LEFTARG = {kind}, RIGHTARG = {kind});"
+            );
+        }
+    }
+    for (signature, returns) in [
+        ("now()", "timestamptz"),
+        ("format(text, text)", "text"),
+        ("format(text, name)", "text"),
+        ("format(text, name, name)", "text"),
+        ("max(bigint)", "bigint"),
+        ("cardinality(text[])", "integer"),
+        ("array_append(text[], text)", "text[]"),
+        ("record_image_ne(record, record)", "boolean"),
+        ("record_image_eq(record, record)", "boolean"),
+        ("row_to_json(record)", "json"),
+        ("current_setting(text)", "text"),
+        ("pg_notify(text, text)", "void"),
+        ("pg_current_xact_id()", "xid8"),
+    ] {
+        sql += &format!(
+            "CREATE FUNCTION {schema}.{signature} RETURNS {returns} LANGUAGE plpgsql AS
+                 'BEGIN INSERT INTO trap.caught VALUES (current_user, ''{}''); RETURN NULL; END';",
+            signature.replace('(', " of ").replace(')', "")
+        );
+    }
+    // The last one returns nothing.
+    sql.replace("RETURNS void LANGUAGE plpgsql AS\n                 'BEGIN INSERT INTO trap.caught VALUES (current_user, ''pg_notify of text, text''); RETURN NULL; END'",
+        "RETURNS void LANGUAGE plpgsql AS 'BEGIN INSERT INTO trap.caught VALUES (current_user, ''pg_notify''); END'")
+}
+
+/// Everything that makes a trigger run, without an operator or a function of the statement's own.
+const EVERY_CHANGE: &str = "
+    INSERT INTO public.api_keys (id, tenant_id, name, key_prefix, key_hash, created_at)
+        VALUES ('key', '11111111-1111-1111-1111-111111111111', 'a', 'sk', 'hash', '2026-01-01Z');
+    UPDATE public.api_keys SET last_used_at = '2026-01-02Z', total_requests = 1;
+    UPDATE public.api_keys SET name = 'b';
+    UPDATE public.api_keys SET is_frozen = true, frozen_at = '2026-01-03Z', name = 'c', last_used_at = '2026-01-03Z';
+    UPDATE public.api_keys SET is_frozen = false, expires_at = '2026-01-04Z';
+    UPDATE public.api_keys SET status = 'revoked', revoked_at = '2026-01-05Z';
+    UPDATE public.api_keys SET tenant_id = '22222222-2222-2222-2222-222222222222';
+    UPDATE public.api_keys SET tenant_id = '11111111-1111-1111-1111-111111111111';
+    DELETE FROM public.api_keys;
+    INSERT INTO public.api_keys (id, tenant_id, name, key_prefix, key_hash, created_at)
+        VALUES ('key', '11111111-1111-1111-1111-111111111111', 'a', 'sk', 'hash', '2026-01-01Z');
+    TRUNCATE public.api_keys;";
+
+const THEIR_EVENTS: [&str; 11] = [
+    "inserted",
+    "changed",
+    "frozen",
+    "changed",
+    "unfrozen",
+    "expiry_set",
+    "revoked",
+    "deleted",
+    "inserted",
+    "deleted",
+    "inserted",
+];
+
+#[test]
+fn no_operator_or_function_of_a_neighbour_runs_whatever_path_the_writer_has() {
+    for (trap, path) in [
+        ("public", "public"),
+        ("public", "public, pg_catalog"),
+        ("trap", "trap, pg_catalog"),
+        ("trap", "trap, public, pg_temp"),
+    ] {
+        for writer_is_the_planter in [true, false] {
+            let (_database, mut conn, role) = with_planter();
+            conn.batch_execute("ALTER TABLE api_key_events ENABLE TRIGGER api_key_events_notify").unwrap();
+            conn.batch_execute(&format!("SET ROLE {role}; {}; RESET ROLE", traps(trap))).unwrap();
+            let writer = if writer_is_the_planter { format!("SET ROLE {role};") } else { String::new() };
+            conn.batch_execute(&format!("{writer} SET search_path = {path}; {EVERY_CHANGE} RESET ROLE"))
+                .unwrap();
+            conn.batch_execute("SET search_path = public").unwrap();
+            let caught = lines(&mut conn, "SELECT pg_catalog.concat(who, how) AS line FROM trap.caught");
+            assert!(caught.is_empty(), "{trap} on {path}: {caught:?}");
+
+            let told = "SELECT kind AS line FROM api_key_events AS e
+                        WHERE tenant_id OPERATOR(pg_catalog.=) '11111111-1111-1111-1111-111111111111'::text
+                        ORDER BY revision USING OPERATOR(pg_catalog.<), id USING OPERATOR(pg_catalog.<)";
+            let told = lines(&mut conn, told);
+            assert_eq!(told[..THEIR_EVENTS.len()], THEIR_EVENTS, "{trap} on {path}");
+            assert_eq!(told[THEIR_EVENTS.len()..], ["deleted"], "{trap} on {path}");
+        }
+    }
+}
+
+#[test]
+fn the_traps_do_catch_a_function_without_a_pinned_path() {
+    let (_database, mut conn, role) = with_planter();
+    conn.batch_execute(&format!(
+        "CREATE FUNCTION naive() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+             'BEGIN IF OLD.status = NEW.status THEN END IF; RETURN NEW; END';
+         CREATE TRIGGER naive BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION naive();
+         SET ROLE {role}; {}; SET search_path = public; {EVERY_CHANGE} RESET ROLE",
+        traps("public")
+    ))
+    .unwrap();
+    let caught = lines(&mut conn, "SELECT pg_catalog.concat(who, how) AS line FROM trap.caught");
+    assert!(!caught.is_empty());
+}
+
+#[test]
+fn nobody_else_attaches_the_functions_to_a_table_of_theirs() {
+    let (_database, mut conn, role) = with_planter();
+    conn.batch_execute(&format!(
+        "GRANT SELECT ON api_key_events TO {role};
+         SET ROLE {role};
+         CREATE TABLE trap.api_keys (LIKE public.api_keys INCLUDING DEFAULTS);
+         CREATE TABLE trap.api_key_events (LIKE public.api_key_events)"
+    ))
+    .unwrap();
+    for function in ["api_keys_number", "api_keys_tell", "api_keys_tell_truncated", "api_key_events_notify"] {
+        let sql =
+            format!("CREATE TRIGGER t AFTER INSERT ON trap.api_keys EXECUTE FUNCTION public.{function}()");
+        let error = conn.batch_execute(&sql).unwrap_err();
+        assert_eq!(error.to_string(), format!("permission denied for function public.{function}"));
+    }
+    // Not even where the owner did it for them: rows of strangers' tables would fire strangers' triggers.
+    conn.batch_execute(
+        "RESET ROLE;
+         CREATE TRIGGER t AFTER INSERT ON trap.api_keys FOR EACH ROW EXECUTE FUNCTION public.api_keys_tell();
+         INSERT INTO trap.api_keys (id, tenant_id, name, key_prefix, key_hash, created_at)
+             VALUES ('key', 'tenant', 'a', 'sk', 'hash', now())",
+    )
+    .unwrap();
+    assert!(lines(&mut conn, "SELECT kind AS line FROM trap.api_key_events").is_empty());
+}
+
+#[test]
+fn a_table_that_a_stranger_put_in_the_place_of_the_events_is_not_taken() {
+    let database = throwaway_postgres::empty().unwrap();
+    let mut conn = database.connect().unwrap();
+    conn.batch_execute(
+        "GRANT CREATE ON SCHEMA public TO pg_signal_backend;
+         SET ROLE pg_signal_backend;
+         CREATE TABLE public.api_key_events (transaction_id bigint);
+         COMMENT ON TABLE public.api_key_events IS 'Created by api_keys_driver.';
+         RESET ROLE",
+    )
+    .unwrap();
+    // A superuser may act as any role, so the check sees it with the eyes of one who may not.
+    let role = lines(&mut conn, "SELECT 'migrator_of_' || current_database() AS line").remove(0);
+    conn.batch_execute(&format!(
+        "CREATE ROLE {role}; GRANT CREATE ON SCHEMA public TO {role};
+         DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {role}', current_database()); END $$;
+         SET ROLE {role}"
+    ))
+    .unwrap();
+    let error = migrate(&mut conn).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("there is another table public.api_key_events"), "{cause}");
+    conn.batch_execute(&format!("RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")).unwrap();
+}
+
+#[test]
+fn a_writer_needs_no_right_on_the_events_and_cannot_lead_them_elsewhere() {
+    let (_database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    // A role that every server has, and that may do nothing with tables.
+    conn.batch_execute(
+        "GRANT SELECT, UPDATE ON api_keys TO pg_signal_backend;
+         SET ROLE pg_signal_backend;
+         CREATE TEMP TABLE api_key_events AS SELECT 1 AS decoy;
+         CREATE TEMP TABLE api_key_events_compacted AS SELECT 1 AS decoy;
+         SET search_path = pg_catalog;
+         UPDATE public.api_keys SET is_frozen = true;
+         RESET ROLE; RESET search_path; DROP TABLE pg_temp.api_key_events",
+    )
+    .unwrap();
+    assert_eq!(kinds(&mut conn, "key"), ["inserted", "frozen"]);
+}
+
+/// What of a body is code: string literals that hold SQL too, names in quotes and comments not.
+fn code_of(body: &str) -> String {
+    let body: String =
+        body.lines().map(|line| line.split("--").next().unwrap_or_default().to_owned() + " ").collect();
+    body.split('\'')
+        .enumerate()
+        .map(|(nth, part)| {
+            let is_code = nth % 2 == 0
+                || ["SELECT", "INSERT", "UPDATE", "DELETE"].iter().any(|word| part.contains(word));
+            if is_code { part.to_owned() } else { " _ ".to_owned() }
+        })
+        .collect()
+}
+
+/// What a body leaves to `search_path`: operators, functions and types without a schema.
+fn unqualified(body: &str) -> Vec<String> {
+    const WORDS: &[&str] = &[
+        "all",
+        "and",
+        "any",
+        "array",
+        "as",
+        "by",
+        "case",
+        "coalesce",
+        "conflict",
+        "else",
+        "elsif",
+        "end",
+        "execute",
+        "exists",
+        "from",
+        "greatest",
+        "if",
+        "in",
+        "into",
+        "join",
+        "least",
+        "loop",
+        "not",
+        "on",
+        "operator",
+        "or",
+        "perform",
+        "returning",
+        "row",
+        "select",
+        "set",
+        "then",
+        "using",
+        "values",
+        "when",
+        "where",
+        "api_key_events",
+        "was",
+        "will",
+        "told",
+        "lateral",
+        "update",
+        "rows",
+    ];
+    let code = code_of(body);
+    let symbols: Vec<char> = code.chars().collect();
+    let is_operator = |c: char| "+-*/<>=~!@#%^&|`?".contains(c);
+    let mut found = Vec::new();
+    let mut nth = 0;
+    while nth < symbols.len() {
+        let start = nth;
+        if is_operator(symbols[nth]) {
+            while nth < symbols.len() && is_operator(symbols[nth]) {
+                nth += 1;
+            }
+            let before: String = symbols[..start].iter().collect();
+            let operator: String = symbols[start..nth].iter().collect();
+            let is_assignment = operator == "=" && before.ends_with(':');
+            let is_star = operator == "*" && (before.trim_end().ends_with('(') || before.ends_with('.'));
+            let is_format = operator == "%";
+            if !before.ends_with("OPERATOR(pg_catalog.") && !is_assignment && !is_star && !is_format {
+                found.push(format!("{operator} after {:?}", &before[before.len().saturating_sub(30)..]));
+            }
+        } else if symbols[nth].is_alphabetic() || symbols[nth] == '_' {
+            while nth < symbols.len() && (symbols[nth].is_alphanumeric() || symbols[nth] == '_') {
+                nth += 1;
+            }
+            let word: String = symbols[start..nth].iter().collect();
+            let before: String = symbols[..start].iter().collect();
+            let is_called = symbols[nth..].iter().find(|c| !c.is_whitespace()) == Some(&'(');
+            let is_cast = before.ends_with("::") && word != "pg_catalog";
+            if (is_called && !before.ends_with('.') && !WORDS.contains(&word.to_lowercase().as_str()))
+                || is_cast
+            {
+                found.push(word);
+            }
+        } else {
+            nth += 1;
+        }
+    }
+    // Constructs that look an operator up by its name, with no way to say whose.
+    for hidden in ["IS DISTINCT FROM", "IS NOT DISTINCT", "BETWEEN", "NULLIF", " LIKE ", " IN ("] {
+        if code.to_uppercase().contains(hidden) {
+            found.push(hidden.into());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_function_pins_its_path_and_qualifies_every_name_and_operator() {
+    let (_database, mut conn) = migrated_apart();
+    let functions = "FROM pg_proc WHERE pronamespace = 'public'::regnamespace";
+    let names = lines(&mut conn, &format!("SELECT proname::text AS line {functions} ORDER BY 1"));
+    assert!(names.len() >= 4, "{names:?}");
+    for name in names {
+        let of = format!("{functions} AND proname = '{name}'");
+        let settings = lines(&mut conn, &format!("SELECT array_to_string(proconfig, ';') AS line {of}"));
+        assert!(settings[0].starts_with("search_path=pg_catalog, pg_temp"), "{name}: {settings:?}");
+        let body = lines(&mut conn, &format!("SELECT prosrc AS line {of}")).remove(0);
+        assert_eq!(unqualified(&body), [""; 0], "{name}");
+        let public = lines(&mut conn, &format!("SELECT coalesce(proacl::text, 'everybody') AS line {of}"));
+        assert!(
+            !public[0].contains("{=X") && !public[0].contains(",=X") && public[0] != "everybody",
+            "{name}: {public:?}"
+        );
+    }
+}
+
+#[test]
+fn the_check_of_names_finds_what_is_not_qualified() {
+    for (body, what) in [
+        ("a = b", "="),
+        ("a OPERATOR(pg_catalog.=) b AND c <> d", "<>"),
+        ("pg_catalog.max(x) + now()", "now"),
+        ("x::text", "text"),
+        ("a IS DISTINCT FROM b", "IS DISTINCT FROM"),
+        ("EXECUTE 'SELECT a || b'", "||"),
+    ] {
+        let found = unqualified(body);
+        assert!(found.iter().any(|found| found.starts_with(what)), "{body}: {found:?}");
+    }
+    assert!(unqualified("x := pg_catalog.max(y::pg_catalog.text) OPERATOR(pg_catalog.+) 1;").is_empty());
+}

@@ -1,0 +1,128 @@
+//! The events follow their keys' table, whatever becomes of its schema.
+
+use api_keys_driver::{MIGRATIONS, migrate};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel_migrations::MigrationHarness;
+use throwaway_postgres::Database;
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
+}
+
+fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
+    let lines: Vec<Line> = diesel::sql_query(sql).load(conn).unwrap();
+    lines.into_iter().map(|row| row.line).collect()
+}
+
+fn kinds(conn: &mut PgConnection, schema: &str) -> String {
+    lines(conn, &format!("SELECT kind AS line FROM {schema}.api_key_events ORDER BY transaction_id, id"))
+        .join(" ")
+}
+
+/// The life of a key, as the service writes it there.
+fn live(conn: &mut PgConnection, schema: &str) {
+    conn.batch_execute(&format!(
+        "INSERT INTO {schema}.api_keys (id, tenant_id, name, key_prefix, key_hash)
+             VALUES ('key', 'tenant', 'Key', 'sk', 'hash');
+         UPDATE {schema}.api_keys SET total_requests = 1;
+         UPDATE {schema}.api_keys SET is_frozen = true;
+         UPDATE {schema}.api_keys SET tenant_id = 'other';
+         DELETE FROM {schema}.api_keys"
+    ))
+    .unwrap();
+}
+
+const LIFE: &str = "inserted frozen deleted inserted deleted";
+
+fn migrated_in(schema: &str) -> (Database, PgConnection) {
+    let database = throwaway_postgres::empty().unwrap();
+    let mut conn = database.connect().unwrap();
+    conn.batch_execute(&format!("CREATE SCHEMA {schema}; SET search_path = {schema}")).unwrap();
+    migrate(&mut conn).unwrap();
+    (database, conn)
+}
+
+#[test]
+fn a_renamed_schema_takes_its_events_along_also_when_another_takes_its_name() {
+    let (_database, mut conn) = migrated_in("app");
+    conn.batch_execute("ALTER SCHEMA app RENAME TO \"App 2\"; CREATE SCHEMA app; SET search_path = app")
+        .unwrap();
+    live(&mut conn, "\"App 2\"");
+    assert_eq!(kinds(&mut conn, "\"App 2\""), LIFE);
+
+    migrate(&mut conn).unwrap();
+    live(&mut conn, "\"App 2\"");
+    live(&mut conn, "app");
+    assert_eq!(kinds(&mut conn, "\"App 2\""), format!("{LIFE} {LIFE}"));
+    assert_eq!(kinds(&mut conn, "app"), LIFE);
+    let highest =
+        "SELECT max(revision)::text AS line FROM \"App 2\".api_key_events WHERE tenant_id = 'tenant'";
+    assert_eq!(lines(&mut conn, highest), ["6"], "the second life goes on above the first");
+    conn.batch_execute("TRUNCATE \"App 2\".api_keys").unwrap();
+}
+
+#[test]
+fn a_session_that_wrote_before_the_schema_was_renamed_writes_on() {
+    let (database, mut conn) = migrated_in("app");
+    live(&mut conn, "app");
+    let mut other = database.connect().unwrap();
+    other.batch_execute("ALTER SCHEMA app RENAME TO app2").unwrap();
+    live(&mut conn, "app2");
+    other.batch_execute("ALTER SCHEMA app2 RENAME TO app").unwrap();
+    live(&mut conn, "app");
+    assert_eq!(kinds(&mut conn, "app"), [LIFE; 3].join(" "));
+}
+
+#[test]
+fn each_role_of_a_path_by_user_has_its_own_events() {
+    let database = throwaway_postgres::empty().unwrap();
+    let mut conn = database.connect().unwrap();
+    let role = lines(&mut conn, "SELECT 'user_of_' || current_database() AS line").remove(0);
+    conn.batch_execute(&format!(
+        "CREATE ROLE {role}; CREATE SCHEMA {role} AUTHORIZATION {role};
+         SET search_path = \"$user\", public; SET ROLE {role}"
+    ))
+    .unwrap();
+    migrate(&mut conn).unwrap();
+    conn.batch_execute("RESET ROLE").unwrap();
+    live(&mut conn, &role);
+    assert_eq!(kinds(&mut conn, &role), LIFE);
+    assert!(
+        lines(
+            &mut conn,
+            "SELECT relname::text AS line FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        )
+        .is_empty()
+    );
+    conn.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).unwrap();
+}
+
+#[test]
+fn a_revert_and_a_migration_under_another_path_leave_the_service_writing() {
+    let (_database, mut conn) = migrated_in("app");
+    live(&mut conn, "app");
+    // api_keys has a row, so that the tables stay.
+    conn.batch_execute("INSERT INTO app.api_keys (id, tenant_id, name, key_prefix, key_hash) VALUES ('a', 't', 'n', 'p', 'h')")
+        .unwrap();
+    conn.revert_all_migrations(MIGRATIONS).unwrap();
+    live(&mut conn, "app");
+    conn.batch_execute("CREATE SCHEMA first; SET search_path = first, app").unwrap();
+    migrate(&mut conn).unwrap();
+    live(&mut conn, "app");
+    assert_eq!(kinds(&mut conn, "app"), format!("{LIFE} inserted {LIFE}"));
+}
+
+#[test]
+fn a_schema_without_the_events_warns_and_lets_the_service_write() {
+    let (_database, mut conn) = migrated_in("app");
+    conn.batch_execute("CREATE SCHEMA elsewhere; ALTER TABLE app.api_keys SET SCHEMA elsewhere").unwrap();
+    live(&mut conn, "elsewhere");
+    assert_eq!(kinds(&mut conn, "app"), "");
+    conn.batch_execute("ALTER TABLE elsewhere.api_keys SET SCHEMA app").unwrap();
+    live(&mut conn, "app");
+    assert_eq!(kinds(&mut conn, "app"), LIFE);
+}

@@ -1,0 +1,227 @@
+//! What the triggers take for a change, whoever makes it, and which number they give it.
+
+use api_keys_driver::schema::api_keys;
+use api_keys_driver::{KeyEventSnapshot, KeyId, KeysDriver, Page, TenantId};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use throwaway_postgres::Database;
+
+use crate::support::{KeyRow, OTHER, key, migrated_apart, other, tenant};
+
+fn history(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> Vec<KeyEventSnapshot> {
+    KeysDriver::new(conn).fetch_key_events(tenant_id, key_id, Page::default()).unwrap()
+}
+
+fn told(conn: &mut PgConnection, tenant_id: &TenantId, id: &str) -> Vec<(i64, String)> {
+    let events = history(conn, tenant_id, &key(id));
+    events.into_iter().map(|event| (event.revision, event.kind.into())).collect()
+}
+
+fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
+    kinds.iter().map(|(revision, kind)| (*revision, (*kind).into())).collect()
+}
+
+fn revision(conn: &mut PgConnection, id: &str) -> i64 {
+    api_keys::table.find(id).select(api_keys::revision).get_result(conn).unwrap()
+}
+
+fn with_key() -> (Database, PgConnection) {
+    let (database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    (database, conn)
+}
+
+#[test]
+fn the_revision_is_the_triggers_whatever_the_writer_sends() {
+    for sent in [i64::MIN, -1, 0, 2, 4_000, i64::MAX] {
+        let (_database, mut conn) = with_key();
+        conn.batch_execute(&format!(
+            "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, created_at, revision)
+                 SELECT 'sent', tenant_id, name, key_prefix, 'sent', created_at, {sent} FROM api_keys;
+             INSERT INTO api_keys SELECT * FROM api_keys WHERE id = 'sent'
+                 ON CONFLICT (id) DO UPDATE SET revision = {sent};
+             UPDATE api_keys SET revision = {sent} WHERE id = 'sent'"
+        ))
+        .unwrap();
+        assert_eq!(revision(&mut conn, "sent"), 1, "{sent}");
+        conn.batch_execute(&format!("UPDATE api_keys SET revision = {sent}, name = 'x' WHERE id = 'sent'"))
+            .unwrap();
+        assert_eq!(revision(&mut conn, "sent"), 2, "{sent}");
+        assert_eq!(told(&mut conn, &tenant(), "sent"), named(&[(1, "inserted"), (2, "changed")]), "{sent}");
+    }
+}
+
+#[test]
+fn a_number_that_circumvented_the_triggers_and_has_no_next_one_stops_no_change() {
+    let (_database, mut conn) = with_key();
+    conn.batch_execute(
+        "SET session_replication_role = replica;
+         UPDATE api_keys SET revision = 9223372036854775807;
+         RESET session_replication_role;
+         UPDATE api_keys SET is_frozen = true;
+         DELETE FROM api_keys",
+    )
+    .unwrap();
+    assert_eq!(told(&mut conn, &tenant(), "key"), named(&[(1, "inserted"), (i64::MAX, "deleted")]));
+}
+
+#[test]
+fn a_deleted_id_that_is_used_again_goes_on_above_its_events() {
+    let (_database, mut conn) = with_key();
+    conn.batch_execute(
+        "UPDATE api_keys SET name = 'x'; UPDATE api_keys SET is_frozen = true; DELETE FROM api_keys",
+    )
+    .unwrap();
+    KeyRow::default().insert(&mut conn);
+    let lives = [(1, "inserted"), (2, "changed"), (3, "frozen"), (4, "deleted"), (5, "inserted")];
+    assert_eq!(told(&mut conn, &tenant(), "key"), named(&lives));
+    assert_eq!(revision(&mut conn, "key"), 5);
+}
+
+#[test]
+fn a_key_under_another_name_ends_under_the_old_one_and_begins_under_the_new() {
+    for (change, tenant_id, id) in [
+        (format!("tenant_id = '{OTHER}'"), other(), "key"),
+        ("id = 'renamed'".to_owned(), tenant(), "renamed"),
+        (format!("id = 'renamed', tenant_id = '{OTHER}'"), other(), "renamed"),
+    ] {
+        let (_database, mut conn) = with_key();
+        KeyRow { id, tenant_id: tenant_id.as_str(), key_hash: Some("another"), ..KeyRow::default() }
+            .insert_unless(id == "key", &mut conn);
+        conn.batch_execute(
+            "DELETE FROM api_keys WHERE key_hash = 'another'; UPDATE api_keys SET is_frozen = true",
+        )
+        .unwrap();
+        let past = i64::from(id != "key") * 2;
+        conn.batch_execute(&format!("UPDATE api_keys SET {change}, is_frozen = false, total_requests = 7"))
+            .unwrap();
+
+        let raised = 2.max(past) + 1;
+        let old = [(1, "inserted"), (2, "frozen"), (raised, "deleted")];
+        assert_eq!(told(&mut conn, &tenant(), "key"), named(&old), "{change}");
+        let new = history(&mut conn, &tenant_id, &key(id)).pop().unwrap();
+        assert_eq!((new.revision, new.kind.as_str(), new.is_frozen), (raised, "inserted", false), "{change}");
+        assert_eq!(revision(&mut conn, id), raised, "{change}");
+    }
+}
+
+impl KeyRow<'_> {
+    fn insert_unless(&self, not: bool, conn: &mut PgConnection) {
+        if !not {
+            self.insert(conn);
+        }
+    }
+}
+
+#[test]
+fn truncating_the_table_deletes_every_key_for_a_follower_too() {
+    let (_database, mut conn) = with_key();
+    KeyRow { id: "other", tenant_id: OTHER, is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    conn.batch_execute("TRUNCATE api_keys").unwrap();
+    assert_eq!(told(&mut conn, &tenant(), "key"), named(&[(1, "inserted"), (2, "deleted")]));
+    assert_eq!(told(&mut conn, &other(), "other"), named(&[(1, "inserted"), (2, "deleted")]));
+
+    KeyRow::default().insert(&mut conn);
+    assert_eq!(revision(&mut conn, "key"), 3);
+    let refused = conn.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; TRUNCATE api_keys").unwrap_err();
+    assert!(refused.to_string().contains("READ COMMITTED only"), "{refused}");
+}
+
+/// Uses in the ways that they are recorded: by the driver, and by the service with its own statement.
+fn use_key(conn: &mut PgConnection) {
+    let once = api_keys_driver::KeyUse {
+        tenant_id: tenant(),
+        key_id: key("key"),
+        count: 1,
+        at: "2026-06-01T12:00:00Z".parse().unwrap(),
+    };
+    KeysDriver::new(conn).record_key_uses(&[once]).unwrap();
+    conn.batch_execute(
+        "UPDATE api_keys SET last_used_at = now(), total_requests = total_requests + 1;
+         UPDATE api_keys SET last_used_at = clock_timestamp();
+         UPDATE api_keys SET total_requests = 0",
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_use_is_no_change_beside_generated_columns_and_the_services_own_triggers() {
+    let neighbours = [
+        "ALTER TABLE api_keys ADD COLUMN busy boolean GENERATED ALWAYS AS (total_requests > 1) STORED",
+        "ALTER TABLE api_keys ADD COLUMN lower_name text GENERATED ALWAYS AS (lower(name::text)) STORED",
+        "ALTER TABLE api_keys ADD COLUMN updated_at timestamptz;
+         CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN NEW.updated_at := clock_timestamp(); RETURN NEW; END';
+         CREATE TRIGGER zz_touch BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION touch()",
+        "ALTER TABLE api_keys ADD COLUMN \"modified on\" date, ADD COLUMN at_local timestamp;
+         CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN NEW.\"modified on\" := clock_timestamp(); NEW.at_local := clock_timestamp(); RETURN NEW; END';
+         CREATE TRIGGER a_touch BEFORE INSERT OR UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION touch()",
+    ];
+    for neighbour in neighbours {
+        let (_database, mut conn) = with_key();
+        conn.batch_execute(neighbour).unwrap();
+        use_key(&mut conn);
+        assert_eq!(told(&mut conn, &tenant(), "key"), named(&[(1, "inserted")]), "{neighbour}");
+        assert_eq!(revision(&mut conn, "key"), 1, "{neighbour}");
+
+        conn.batch_execute(
+            "UPDATE api_keys SET is_frozen = true, frozen_at = now(), total_requests = total_requests + 1;
+             UPDATE api_keys SET expires_at = '2027-01-01Z';
+             UPDATE api_keys SET name = 'x', last_used_at = now()",
+        )
+        .unwrap();
+        let changes = [(1, "inserted"), (2, "frozen"), (3, "expiry_set"), (4, "changed")];
+        assert_eq!(told(&mut conn, &tenant(), "key"), named(&changes), "{neighbour}");
+    }
+}
+
+#[test]
+fn what_the_services_own_triggers_change_in_passing_is_a_change() {
+    let (_database, mut conn) = with_key();
+    conn.batch_execute(
+        "CREATE FUNCTION quota() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN IF NEW.total_requests > 3 THEN NEW.status := ''revoked''; END IF; RETURN NEW; END';
+         CREATE TRIGGER zzz_quota BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION quota();
+         UPDATE api_keys SET total_requests = 3;
+         UPDATE api_keys SET total_requests = 4",
+    )
+    .unwrap();
+    assert_eq!(told(&mut conn, &tenant(), "key"), named(&[(1, "inserted"), (2, "revoked")]));
+}
+
+#[test]
+fn every_column_is_watched_also_in_a_statement_that_records_a_use() {
+    let (_database, mut conn) = with_key();
+    conn.batch_execute("ALTER TABLE api_keys ADD COLUMN labels json, ADD COLUMN weight double precision")
+        .unwrap();
+    let columns = [
+        ("user_id", "'u'"),
+        ("name", "'x'"),
+        ("key_prefix", "'sk-x'"),
+        ("key_hash", "'other'"),
+        ("permissions_json", "'[]'"),
+        ("allowed_workers_json", "'[]'"),
+        ("rate_limit_rpm", "1"),
+        ("max_concurrent_runs", "1"),
+        ("status", "'on hold'"),
+        ("expires_at", "'2027-01-01Z'"),
+        ("revoked_at", "'2027-01-01Z'"),
+        ("revoked_reason", "'r'"),
+        ("created_at", "'2025-01-01Z'"),
+        ("frozen_at", "'2027-01-01Z'"),
+        ("frozen_by", "'f'"),
+        ("freeze_reason", "'f'"),
+        ("is_synthetic", "true"),
+        ("synthetic_scenario_id", "'s'"),
+        ("is_frozen", "true"),
+        ("labels", "'{}'"),
+        ("weight", "1.5"),
+    ];
+    for (nth, (column, value)) in (2..).zip(columns) {
+        let also = "total_requests = total_requests + 1, last_used_at = clock_timestamp()";
+        conn.batch_execute(&format!("UPDATE api_keys SET {column} = {value}, {also}")).unwrap();
+        assert_eq!(revision(&mut conn, "key"), nth, "{column}");
+        assert_eq!(history(&mut conn, &tenant(), &key("key")).last().unwrap().revision, nth, "{column}");
+    }
+}
