@@ -1,3 +1,7 @@
 -- The numbers are lost; up.sql goes on above the highest one that an event holds.
-SET LOCAL lock_timeout = '5s';
-ALTER TABLE api_keys DROP COLUMN revision;
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+    ALTER TABLE api_keys DROP COLUMN revision;
+END
+$$;

@@ -3,9 +3,6 @@
 -- A constant default changes the catalog only, and is what keeps writers going that do not know the
 -- column. Keys that are there begin at 0, and a new one at 1. After a revert and a new start they begin
 -- above the events that stayed behind, so that what comes then is newer than what was.
-SET LOCAL lock_timeout = '5s';
--- Fails loudly where a policy would hide events from this role.
-SET LOCAL row_security = off;
 DO $$
 DECLARE
     home text := (
@@ -15,6 +12,9 @@ DECLARE
     );
     first pg_catalog.int8;
 BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+    -- Fails loudly where a policy would hide events from this role.
+    PERFORM pg_catalog.set_config('row_security', 'off', true);
     EXECUTE pg_catalog.format(
         'SELECT greatest((SELECT pg_catalog.max(revision) OPERATOR(pg_catalog.+) 1::pg_catalog.int8 FROM %1$I.api_key_events),
                          (SELECT revision FROM %1$I.api_key_events_compacted), 0)',

@@ -9,7 +9,6 @@
 -- table of theirs. They find the events in the schema of the table that fired: by a name that is fixed
 -- here, and by its current name after the schema was renamed, which plans each statement anew until the
 -- functions are made again.
-SET LOCAL lock_timeout = '5s';
 DO $do$
 DECLARE
     home text := (
@@ -18,6 +17,8 @@ DECLARE
         WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
     );
 BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+
     -- The trigger sets the revision, whatever the writer sends. It never goes back for an id: a new row
     -- begins above the events of its name, also of keys whose events were compacted.
     --

@@ -212,7 +212,8 @@ fn a_table_that_a_stranger_put_in_the_place_of_the_events_is_not_taken() {
     ))
     .unwrap();
     let error = migrate(&mut conn).unwrap_err();
-    let cause = std::error::Error::source(&error).unwrap().to_string();
+    let causes = std::iter::successors(std::error::Error::source(&error), |error| error.source());
+    let cause: String = causes.map(ToString::to_string).collect();
     assert!(cause.contains("there is another table public.api_key_events"), "{cause}");
     conn.batch_execute(&format!("RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")).unwrap();
 }
