@@ -43,8 +43,8 @@ fn with_planter() -> (Database, PgConnection, String) {
 
 /// Operators and functions that report who runs them, with the names and the types that a body could mean.
 fn traps(schema: &str) -> String {
-    let mut sql = String::new();
     let types = ["varchar", "text", "bigint", "integer", "boolean", "name", "record", "timestamptz", "oid"];
+    let mut traps = Vec::new();
     for (nth, kind) in types.iter().enumerate() {
         for (operator, symbol) in ["=", "<>", "<", ">", "*=", "*<>", "||", "+"].iter().enumerate() {
             let returns = match *symbol {
@@ -53,18 +53,13 @@ fn traps(schema: &str) -> String {
                 _ => "boolean",
             };
             let function = format!("{schema}.trap_{nth}_{operator}");
-            let value = match returns {
-                "boolean" => "false".to_owned(),
-                other => format!("NULL::{other}"),
-            };
-            sql += &format!(
-                "CREATE FUNCTION {function}({kind}, {kind}) RETURNS {returns} LANGUAGE plpgsql AS
-                     'BEGIN INSERT INTO trap.caught VALUES (current_user, ''{symbol} {kind}''); RETURN {value}; END';
-                 CREATE OPERATOR {schema}.{symbol} (FUNCTION = {function}, LEFTARG = {kind}, RIGHTARG = {kind});"
-            );
+            traps.push(trap(&format!("{function}({kind}, {kind})"), returns));
+            traps.push(format!(
+                "CREATE OPERATOR {schema}.{symbol} (FUNCTION = {function}, LEFTARG = {kind}, RIGHTARG = {kind});"
+            ));
         }
     }
-    for (signature, returns) in [
+    let functions = [
         ("now()", "timestamptz"),
         ("format(text, text)", "text"),
         ("format(text, name)", "text"),
@@ -78,16 +73,21 @@ fn traps(schema: &str) -> String {
         ("current_setting(text)", "text"),
         ("pg_notify(text, text)", "void"),
         ("pg_current_xact_id()", "xid8"),
-    ] {
-        sql += &format!(
-            "CREATE FUNCTION {schema}.{signature} RETURNS {returns} LANGUAGE plpgsql AS
-                 'BEGIN INSERT INTO trap.caught VALUES (current_user, ''{}''); RETURN NULL; END';",
-            signature.replace('(', " of ").replace(')', "")
-        );
-    }
-    // The last one returns nothing.
-    sql.replace("RETURNS void LANGUAGE plpgsql AS\n                 'BEGIN INSERT INTO trap.caught VALUES (current_user, ''pg_notify of text, text''); RETURN NULL; END'",
-        "RETURNS void LANGUAGE plpgsql AS 'BEGIN INSERT INTO trap.caught VALUES (current_user, ''pg_notify''); END'")
+    ];
+    traps.extend(functions.map(|(signature, returns)| trap(&format!("{schema}.{signature}"), returns)));
+    traps.concat()
+}
+
+fn trap(signature: &str, returns: &str) -> String {
+    let answer = match returns {
+        "void" => "",
+        "boolean" => "RETURN false;",
+        _ => "RETURN NULL;",
+    };
+    format!(
+        "CREATE FUNCTION {signature} RETURNS {returns} LANGUAGE plpgsql AS
+             $trap$BEGIN INSERT INTO trap.caught VALUES (current_user, '{signature}'); {answer} END$trap$;"
+    )
 }
 
 /// Everything that makes a trigger run, without an operator or a function of the statement's own.
