@@ -58,7 +58,7 @@ impl Pair {
         initialize(&primary.bin, &primary.home, &["--data-checksums"])?;
         // In the file, because the recovery that pg_rewind starts reads only that.
         let mut settings = File::options().append(true).open(primary.home.join("data/postgresql.conf"))?;
-        writeln!(settings, "wal_keep_size = 256MB")?;
+        writeln!(settings, "wal_keep_size = 128MB\nmax_wal_size = 256MB")?;
         primary.start()?;
         let standby = without_data()?;
         copy_data(&primary, &standby)?;
