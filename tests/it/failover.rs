@@ -1,13 +1,17 @@
 //! Two servers: what a standby answers, and what a worker sees when the primary is killed, stopped, cut off from
 //! its standby, or demoted.
 
-use std::sync::mpsc;
+use std::io;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use api_keys_driver::schema::api_keys;
 use api_keys_driver::{
-    Advice, Error, EventPosition, KeyStatus, KeysDriver, PoolConfig, Result, Timeouts, Transaction, migrate,
+    Advice, Error, EventPosition, KeyStatus, KeysDriver, NewKey, PoolConfig, Result, Timeouts, Transaction,
+    migrate,
 };
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -279,4 +283,94 @@ fn a_stopped_server_answers_nobody_until_it_is_killed() {
         revoke(&mut pool.get().unwrap()).unwrap();
         pair.rejoin(Replication::Synchronous).unwrap();
     }
+}
+#[test]
+fn a_pool_of_two_hosts_leaves_a_primary_that_takes_no_writes_any_more() {
+    let mut pair = pair(Replication::Synchronous);
+    let pool = PoolConfig::new(pair.url()).size(4).build().unwrap();
+    drop(std::array::from_fn::<_, 4, _>(|_| pool.get().unwrap()));
+    // The sessions on the old primary live on.
+    let mut old_primary = connect(&pair.primary);
+    old_primary.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
+    old_primary.batch_execute("SELECT pg_reload_conf()").unwrap();
+    pair.promote().unwrap();
+    revoke(&mut connect(&pair.primary)).unwrap();
+
+    for n in 0..25 {
+        assert_eq!(status(&mut pool.get().unwrap()), KeyStatus::Revoked);
+        let (id, mut conn) = (format!("new {n}"), pool.get().unwrap());
+        KeyRow { id: &id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let keys = KeysDriver::new(&mut connect(&pair.primary)).count_keys(&tenant());
+    assert_eq!(keys.unwrap(), 26);
+}
+
+#[test]
+fn behind_an_address_that_moved_a_stale_connection_fails_once_and_is_dropped() {
+    let mut pair = pair(Replication::Synchronous);
+    let address = MovingAddress::of(&pair.primary);
+    let pool = PoolConfig::new(format!("postgresql://postgres@127.0.0.1:{}/postgres", address.port))
+        .size(4)
+        .build()
+        .unwrap();
+    drop(std::array::from_fn::<_, 4, _>(|_| pool.get().unwrap()));
+    let mut old_primary = connect(&pair.primary);
+    old_primary.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
+    old_primary.batch_execute("SELECT pg_reload_conf()").unwrap();
+    pair.promote().unwrap();
+    address.move_to(&pair.primary);
+
+    let mut failed = 0;
+    for n in 0..25 {
+        let new = NewKey::new(
+            tenant(),
+            key(&format!("new {n}")),
+            "Production",
+            "sk-live-abcd",
+            format!("hash {n}").into(),
+            at("2026-01-01T00:00:00Z"),
+        );
+        if let Err(error) = KeysDriver::new(&mut pool.get().unwrap()).insert_key(&new) {
+            assert_eq!(error.advice(), Advice::Reconnect, "{error:?}");
+            failed += 1;
+        }
+    }
+    assert!(failed <= 4, "{failed} of 25 inserts failed");
+    let keys = KeysDriver::new(&mut connect(&pair.primary)).count_keys(&tenant());
+    assert_eq!(keys.unwrap(), 26 - failed);
+}
+
+/// A TCP address that leads to one server and later to another. What is connected already stays where it is.
+struct MovingAddress {
+    port: u16,
+    target: Arc<AtomicU16>,
+}
+
+impl MovingAddress {
+    fn of(server: &PrivateServer) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target = Arc::new(AtomicU16::new(server.port()));
+        let leads_to = Arc::clone(&target);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let server = TcpStream::connect(("127.0.0.1", leads_to.load(Relaxed))).unwrap();
+                forward(client.try_clone().unwrap(), server.try_clone().unwrap());
+                forward(server, client);
+            }
+        });
+        Self { port, target }
+    }
+
+    fn move_to(&self, server: &PrivateServer) {
+        self.target.store(server.port(), Relaxed);
+    }
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream) {
+    thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
+    });
 }

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Error, KeyId, KeyStatus, KeysDriver, Page, Pool, PoolConfig, Result, StatementCache,
-    TenantId, Timeouts, Transaction, TryLock, migrate,
+    Advice, ApiKeysFacadeDriver, Error, KeyId, KeyStatus, KeysDriver, Page, Pool, PoolConfig, Result,
+    StatementCache, TenantId, Timeouts, Transaction, TryLock, migrate,
 };
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
@@ -51,6 +51,7 @@ impl Bouncer {
             format!(
                 "[databases]\n* = host={server} user=postgres\n\
                  [pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {folder}\nauth_type = any\n\
+                 server_login_retry = 1\n\
                  pool_mode = transaction\ndefault_pool_size = {SESSIONS}\nmax_client_conn = 100\n\
                  logfile = {folder}/log\n",
                 server = server.socket_folder().display(),
@@ -273,4 +274,32 @@ fn timeouts_of_the_role_hold_behind_the_bouncer() {
     let mut direct = database.connect().unwrap();
     diesel::sql_query("ALTER ROLE postgres SET lock_timeout = '7s'").execute(&mut direct).unwrap();
     assert_eq!(lock_timeout(&bouncer.pool(&database)), "7s");
+}
+
+#[test]
+fn a_server_that_is_lost_behind_the_bouncer_is_a_lost_connection_until_it_is_back() {
+    let mut server = PrivateServer::start_new().unwrap();
+    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
+    let pool = bouncer.pool(&database);
+    let count = |conn: &mut PgConnection| KeysDriver::new(conn).count_keys(&"nobody".into());
+    let (mut within, mut idle) = (pool.get().unwrap(), pool.get().unwrap());
+
+    let lost = Transaction::attempts(1).run(&mut within, |conn| {
+        count(conn)?;
+        server.kill().unwrap();
+        count(conn)
+    });
+    assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
+    // The bouncer lets clients in, and says only then that it has no server.
+    let lost = count(&mut idle);
+    assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
+    drop((within, idle));
+
+    server.start().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = pool.get().map_err(Error::from).and_then(|mut conn| count(&mut conn)) {
+        assert_eq!(error.advice(), Advice::Reconnect, "{error:?}");
+        assert!(Instant::now() < deadline, "{error:?}");
+    }
 }

@@ -61,6 +61,12 @@ impl PrivateServer {
         url_in(&self.home, self.port)
     }
 
+    /// The port of the server's socket, and of 127.0.0.1 if it is one of a [`Pair`](crate::Pair).
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Creates an empty database. It lasts as long as the server.
     pub fn create_database(&self) -> Result<Database> {
         let keeper = PgConnection::establish(&self.url())?;
