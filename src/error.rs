@@ -145,6 +145,17 @@ pub enum Error {
     )]
     PreparedStatementLost(#[source] diesel::result::Error),
 
+    /// A text was to be written that the database cannot hold: it has a NUL byte, or a character that the
+    /// database's encoding lacks. No row has such a text, so a statement that only reads finds nothing instead
+    /// of failing with this.
+    #[error("the database's encoding has no such text: leave out NUL bytes, and characters that it lacks")]
+    UnencodableText(#[source] diesel::result::Error),
+
+    /// The database holds a text that is not UTF-8, as a database whose encoding is `SQL_ASCII` may. The
+    /// source shows the bytes.
+    #[error("a stored text is not valid UTF-8: find it by the bytes that the source shows, and mend it")]
+    InvalidText(#[source] diesel::result::Error),
+
     /// The server refused a statement for another reason.
     #[error("a statement failed")]
     Query(#[source] diesel::result::Error),
@@ -248,6 +259,8 @@ impl Error {
             | Self::UniqueViolation { source, .. }
             | Self::SchemaMismatch(source)
             | Self::PreparedStatementLost(source)
+            | Self::UnencodableText(source)
+            | Self::InvalidText(source)
             | Self::Query(source) => Kind::of(source).advice(),
             // What was done stands, and another call may well get further.
             Self::MigrationWaits { .. } => Advice::RetryTransaction,
@@ -288,6 +301,8 @@ impl From<diesel::result::Error> for Error {
             Kind::UniqueViolation { constraint } => Self::UniqueViolation { constraint, source },
             Kind::SchemaMismatch => Self::SchemaMismatch(source),
             Kind::PreparedStatementLost => Self::PreparedStatementLost(source),
+            Kind::UnencodableText => Self::UnencodableText(source),
+            Kind::InvalidText => Self::InvalidText(source),
             Kind::Other => Self::Query(source),
         }
     }

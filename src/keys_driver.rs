@@ -57,8 +57,12 @@ pub use self::uses::KeyUse;
 ///
 /// # Errors
 ///
-/// Each method says with [`Error`](crate::Error) why the server did not answer. An id that holds a NUL
-/// byte, and a time outside PostgreSQL's range, are refused as [`Error::Query`](crate::Error::Query).
+/// Each method says with [`Error`](crate::Error) why the server did not answer. A text that no row can hold,
+/// because it has a NUL byte or a character that the database's encoding lacks, finds nothing, and is
+/// [`Error::UnencodableText`](crate::Error::UnencodableText) where it would be written. In a transaction the
+/// server refuses further statements after either. A time outside PostgreSQL's range is `infinity` or
+/// `-infinity`, and a stored time outside that of [`DateTime`](chrono::DateTime) is the last or the first
+/// moment that it holds.
 ///
 /// ```
 /// use api_keys_driver::{KeysDriver, Page, Result, TenantId};

@@ -1,6 +1,6 @@
 //! How the drivers send a statement. Each of their calls passes here, and none may use Diesel's own methods
-//! (`.clippy.toml` forbids them): only here is a connection marked that an error condemns, and a change
-//! whose outcome is open told from one that is undone.
+//! (`.clippy.toml` forbids them). Only here is a connection marked that an error condemns, a change whose
+//! outcome is open told from one that is undone, and a text that no row can hold answered with nothing.
 
 use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::prelude::*;
@@ -20,7 +20,7 @@ pub(crate) trait RunStatement: RunQueryDsl<PgConnection> + Sized {
         read(conn, |conn| self.load(conn))
     }
 
-    fn read_one<'q, Row>(self, conn: &mut PgConnection) -> Result<Row>
+    fn read_one<'q, Row: Default>(self, conn: &mut PgConnection) -> Result<Row>
     where
         Self: LoadQuery<'q, PgConnection, Row>,
     {
@@ -59,12 +59,16 @@ pub(crate) trait RunStatement: RunQueryDsl<PgConnection> + Sized {
 
 impl<Query: RunQueryDsl<PgConnection>> RunStatement for Query {}
 
-/// Runs what changes nothing, or only within a transaction.
-pub(crate) fn read<T>(
+/// Runs what changes nothing, or only within a transaction. What is asked for by a text that no row can
+/// hold is not there.
+pub(crate) fn read<T: Default>(
     conn: &mut PgConnection,
     send: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
 ) -> Result<T> {
-    send(conn).map_err(|error| condemning(conn, Error::from(error)))
+    match send(conn).map_err(Error::from) {
+        Err(Error::UnencodableText(_)) => Ok(T::default()),
+        answer => answer.map_err(|error| condemning(conn, error)),
+    }
 }
 
 /// Runs a change. Outside a transaction it commits by itself, so a connection that is lost after the

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     UniqueViolation { constraint: String },
     SchemaMismatch,
     PreparedStatementLost,
+    UnencodableText,
+    InvalidText,
     Other,
 }
 
@@ -68,6 +70,14 @@ impl Kind {
             {
                 Self::PreparedStatementLost
             }
+            // A Rust string is UTF-8, so only its NUL bytes are invalid; other bytes are the database's.
+            "invalid byte sequence for encoding \"UTF8\": 0x00" => Self::UnencodableText,
+            _ if is_about("character with byte sequence ", "\"")
+                && message.contains(" in encoding \"UTF8\" has no equivalent in encoding \"") =>
+            {
+                Self::UnencodableText
+            }
+            _ if message.starts_with("invalid byte sequence for encoding \"UTF8\": ") => Self::InvalidText,
             _ if is_about("relation \"", "\" does not exist")
                 || is_about("column ", " does not exist")
                 || is_about("column \"", "") && message.contains("\" is of type ")
@@ -88,6 +98,8 @@ impl Kind {
             | Self::TransactionAborted
             | Self::UniqueViolation { .. }
             | Self::SchemaMismatch
+            | Self::UnencodableText
+            | Self::InvalidText
             | Self::Other => Advice::Fail,
         }
     }

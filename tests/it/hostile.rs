@@ -93,9 +93,9 @@ pub(crate) fn is_nothing(answer: &str) -> bool {
 /// What does not fit is refused, by the crate or by the server; nothing else may fail.
 fn is_refusal(error: &Error) -> bool {
     let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    let refused = ["invalid byte sequence", "value too long", "timestamp out of range"];
+    let refused = ["value too long"];
     match error {
-        Error::TooLong { .. } => true,
+        Error::TooLong { .. } | Error::UnencodableText(_) => true,
         Error::Query(_) => refused.iter().any(|refusal| why.starts_with(refusal)),
         _ => false,
     }

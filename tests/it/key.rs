@@ -124,14 +124,6 @@ fn snapshots_and_errors_are_detached() {
 }
 
 #[test]
-fn input_that_the_server_refuses_is_an_error_and_not_none() {
-    let (_database, mut conn) = migrated();
-    let mut keys = KeysDriver::new(&mut conn);
-    let nul = keys.fetch_key_by_id(&tenant(), &key("a\0b"));
-    assert!(matches!(nul, Err(Error::Query(_))), "{nul:?}");
-}
-
-#[test]
 fn an_error_does_not_repeat_its_source_and_is_never_none() {
     let (_database, mut conn) = migrated();
     conn.batch_execute("DROP TABLE api_keys").unwrap();

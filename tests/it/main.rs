@@ -5,6 +5,7 @@ mod auth;
 mod citus;
 mod contention;
 mod counts;
+mod encodings;
 mod errors;
 mod events;
 mod events_attacked;
