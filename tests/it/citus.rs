@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
+use api_keys_driver::schema::api_keys;
 use api_keys_driver::{
-    Error, EventPosition, KeyHash, KeysDriver, NewKey, TenantId, Timeouts, Transaction, migrate,
+    Error, EventPosition, KeyHash, KeyUse, KeysDriver, NewKey, Page, Result, TenantId, Timeouts, Transaction,
+    migrate,
 };
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -16,7 +18,7 @@ use diesel::sql_types::{Integer, Text};
 
 use crate::every_method::{Input, METHODS, Method, WITHOUT_TENANT, comparable};
 use crate::hostile::{call_with_nothing_there, checksum, foreign_rows};
-use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated_apart, tenant};
+use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated_apart, other, tenant};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
@@ -68,15 +70,7 @@ impl Sharded {
         let block = section.split("```sql\n").nth(nth + 1).unwrap().split("```").next().unwrap();
         let sql =
             block.replace("shard_a", &self.schema).replace("shards_here", &format!("{}_here", self.schema));
-        // Each statement for itself, but for those in a body.
-        sql.split_inclusive(";\n").fold(vec![String::new()], |mut statements, part| {
-            let last = statements.last_mut().unwrap();
-            *last += part;
-            if last.matches("$$").count() % 2 == 0 {
-                statements.push(String::new());
-            }
-            statements
-        })
+        statements(&sql)
     }
 
     fn connect(&self) -> PgConnection {
@@ -99,6 +93,19 @@ impl Sharded {
     fn connect_to(&self, Worker { host, port }: &Worker) -> PgConnection {
         PgConnection::establish(&self.url_with(&format!("&host={host}&port={port}"))).unwrap()
     }
+}
+
+/// Splits SQL into its statements, each with a `;` at the end of its last line.
+fn statements(sql: &str) -> Vec<String> {
+    sql.split_inclusive(";\n").fold(vec![String::new()], |mut statements, part| {
+        let last = statements.last_mut().unwrap();
+        *last += part;
+        // A body in `$$` has such ends of its own.
+        if last.matches("$$").count() % 2 == 0 {
+            statements.push(String::new());
+        }
+        statements
+    })
 }
 
 fn run(conn: &mut PgConnection, statements: &[String]) {
@@ -432,5 +439,120 @@ fn a_commit_whose_shard_is_lost_is_unknown() {
         });
         let Err(Error::CommitUnknown(why)) = outcome else { panic!("{way:?}: {outcome:?}") };
         assert!(why.to_string().starts_with("could not commit transaction for shard "), "{why}");
+    }
+}
+
+#[test]
+fn what_a_call_costs_through_each_node() {
+    type Call = fn(&mut PgConnection) -> Result<()>;
+    let calls: [(&str, Call); 5] = [
+        ("fetch_key_by_id", |conn| KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key("key")).map(drop)),
+        ("fetch_keys", |conn| KeysDriver::new(conn).fetch_keys(&tenant(), Page::default()).map(drop)),
+        ("fetch_key_by_hash", |conn| {
+            KeysDriver::new(conn).fetch_key_by_hash(&KeyHash::from("key")).map(drop)
+        }),
+        ("record_key_uses", |conn| {
+            let used =
+                KeyUse { tenant_id: tenant(), key_id: key("key"), count: 1, at: at("2026-01-01T00:00:00Z") };
+            KeysDriver::new(conn).record_key_uses(&[used]).map(drop)
+        }),
+        ("lock, freeze, commit", |conn| {
+            Transaction::attempts(1).run(conn, |conn| {
+                let mut keys = KeysDriver::new(conn);
+                let locked = keys.fetch_key_for_update(&tenant(), &key("key"))?.unwrap();
+                keys.update_key_frozen(locked, at("2026-01-01T00:00:00Z")).map(drop)
+            })
+        }),
+    ];
+    let (_database, server) = migrated_apart();
+    let mut nodes = vec![("one server".to_owned(), server)];
+    let mut kept = Vec::new();
+    for way in WAYS {
+        let Some(sharded) = Sharded::create(way) else { return };
+        let mut conn = sharded.connect();
+        println!("{}", version(&mut conn));
+        nodes.push((format!("{way:?}, coordinator"), conn));
+        for worker in sharded.workers() {
+            nodes.push((format!("{way:?}, worker {}", worker.port), sharded.connect_to(&worker)));
+        }
+        kept.push(sharded);
+    }
+    println!("median of 300 calls in microseconds: {}", calls.map(|(name, _)| name).join(" | "));
+    for (name, conn) in &mut nodes {
+        if KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key("key")).unwrap().is_none() {
+            KeyRow::default().insert(conn);
+        }
+        let medians = calls.map(|(_, call)| {
+            let mut times: Vec<_> = (0..300)
+                .map(|_| {
+                    let started = Instant::now();
+                    call(conn).unwrap();
+                    started.elapsed().as_micros()
+                })
+                .collect();
+            times.sort_unstable();
+            times[150].to_string()
+        });
+        println!("{name}: {}", medians.join(" | "));
+    }
+}
+
+fn version(conn: &mut PgConnection) -> String {
+    let version = diesel::dsl::sql::<Text>("split_part(citus_version(), ' on ', 1) || ' on ' || version()");
+    diesel::select(version).get_result(conn).unwrap()
+}
+
+#[test]
+fn the_wall_of_row_level_security_stands_on_shards() {
+    for way in WAYS {
+        let Some(sharded) = Sharded::create(way) else { return };
+        let mut conn = sharded.connect();
+        foreign_rows(&mut conn);
+        let (worker, reader) =
+            (format!("worker_of_{}", sharded.schema), format!("reader_of_{}", sharded.schema));
+        let make = format!(
+            "CREATE ROLE {worker} LOGIN;
+CREATE ROLE {reader} LOGIN;
+GRANT USAGE ON SCHEMA {schema} TO {worker};
+GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA {schema} TO {worker};
+",
+            schema = sharded.schema,
+        );
+        let document = include_str!("../../docs/row_level_security.md");
+        let blocks = document.split("```sql\n").skip(1).map(|block| block.split("```").next().unwrap());
+        let sql = make + &blocks.collect::<String>();
+        run(
+            &mut conn,
+            &statements(&sql.replace("api_keys_worker", &worker).replace("api_keys_reader", &reader)),
+        );
+
+        let mut behind = sharded.connect();
+        run(
+            &mut behind,
+            &[format!("SET ROLE {worker}"), "SET citus.propagate_set_commands = 'local'".into()],
+        );
+        let all = |conn: &mut PgConnection| {
+            Ok::<_, Error>(api_keys::table.select(api_keys::id).load::<String>(conn)?)
+        };
+        assert_eq!(all(&mut behind).unwrap(), [""; 0], "{way:?}");
+        let wall = Transaction::attempts(1);
+        assert_eq!(wall.run_for(&mut behind, &tenant(), all).unwrap(), [""; 0], "{way:?}");
+        assert_eq!(wall.run_for(&mut behind, &other(), all).unwrap().len(), 4, "{way:?}");
+        let new = |tenant_id: &TenantId| {
+            NewKey::new(tenant_id.clone(), key("new"), "", "", "new".into(), at("2026-01-01T00:00:00Z"))
+        };
+        let insert = |conn: &mut PgConnection, new: &NewKey| {
+            wall.run_for(conn, &tenant(), |conn| KeysDriver::new(conn).insert_key(new)).map(drop)
+        };
+        let refused = insert(&mut behind, &new(&other())).unwrap_err();
+        let why = refused.source().unwrap().to_string();
+        assert!(why.starts_with("new row violates row-level security policy for table"), "{way:?}: {why}");
+        insert(&mut behind, &new(&tenant())).unwrap();
+        assert_eq!(all(&mut behind).unwrap(), [""; 0], "{way:?}");
+        drop(behind);
+        run(
+            &mut conn,
+            &[format!("DROP OWNED BY {worker}, {reader}"), format!("DROP ROLE {worker}, {reader}")],
+        );
     }
 }

@@ -1,7 +1,9 @@
 //! Behind the policies of `docs/row_level_security.md`, no statement reaches a foreign row, whatever it says.
 
+use std::time::{Duration, Instant};
+
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{Error, KeysDriver, NewKey, TenantId, Transaction};
+use api_keys_driver::{Error, KeyUse, KeysDriver, NewKey, Page, Result, TenantId, Transaction};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -255,4 +257,66 @@ fn any_text_is_the_tenant_that_it_says_and_nothing_else() {
     }
     let refused = Transaction::attempts(1).run_for(&mut conn, &"a\0b".into(), |_| Ok::<_, Error>(()));
     assert!(matches!(refused, Err(Error::Query(_))), "{refused:?}");
+}
+
+/// Half of the calls take longer, in microseconds.
+fn median(mut times: Vec<Duration>) -> u128 {
+    times.sort_unstable();
+    times[times.len() / 2].as_micros()
+}
+
+#[test]
+#[ignore = "measures: cargo test --release --test it row_level_security -- --ignored --nocapture"]
+fn what_the_wall_costs() {
+    const ROUNDS: usize = 3000;
+    type Call = fn(&mut PgConnection) -> Result<()>;
+    let (database, mut owner) = migrated_apart();
+    owner
+        .batch_execute(&format!(
+            "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, created_at)
+             SELECT n, CASE WHEN n % 2 = 0 THEN '{TENANT}' ELSE 'tenant ' || n % 5000 END, 'Key', 'sk-live', n,
+                    timestamptz '2026-01-01Z' + n * interval '1 second'
+             FROM generate_series(1, 200000) AS n"
+        ))
+        .unwrap();
+    owner.batch_execute("VACUUM ANALYZE api_keys").unwrap();
+    let calls: [(&str, Call); 4] = [
+        ("`fetch_key_by_id`", |conn| {
+            KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key("1000")).map(drop)
+        }),
+        ("`fetch_keys`, 50 of 100,000", |conn| {
+            KeysDriver::new(conn).fetch_keys(&tenant(), Page::default()).map(drop)
+        }),
+        ("`count_keys_up_to`, 101", |conn| KeysDriver::new(conn).count_keys_up_to(&tenant(), 101).map(drop)),
+        ("`record_key_uses`, one key", |conn| {
+            let at = at("2026-01-01T00:00:00Z");
+            let used = KeyUse { tenant_id: tenant(), key_id: key("1000"), count: 1, at };
+            KeysDriver::new(conn).record_key_uses(&[used]).map(drop)
+        }),
+    ];
+    let once = Transaction::attempts(1);
+    let mut before = database.connect().unwrap();
+    let mut measured = Vec::new();
+    for (name, call) in calls {
+        let mut times = [vec![], vec![]];
+        for _ in 0..ROUNDS {
+            let started = Instant::now();
+            call(&mut before).unwrap();
+            times[0].push(started.elapsed());
+            let started = Instant::now();
+            once.run(&mut before, call).unwrap();
+            times[1].push(started.elapsed());
+        }
+        measured.push((name, call, times.map(median)));
+    }
+    let mut worker = build_wall(&database, &mut owner);
+    println!("| | without a transaction | in a transaction | behind the wall |\n|---|---|---|---|");
+    for (name, call, [plain, transaction]) in measured {
+        let times = (0..ROUNDS).map(|_| {
+            let started = Instant::now();
+            once.run_for(&mut worker, &tenant(), call).unwrap();
+            started.elapsed()
+        });
+        println!("| {name} | {plain} us | {transaction} us | {} us |", median(times.collect()));
+    }
 }
