@@ -11,7 +11,7 @@ use diesel::dsl::sql;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::QueryFragment;
-use diesel::sql_types::{BigInt, Bool};
+use diesel::sql_types::Bool;
 
 use super::{KeySnapshot, KeysDriver};
 use crate::prepared::Prepared;
@@ -186,23 +186,41 @@ impl<'c> KeysDriver<'c> {
     ) -> Result<KeySnapshot>
     where
         Statement: Any,
-        Changes: AsChangeset<Target = api_keys::table, Changeset: QueryFragment<Pg>>,
+        Changes: AsChangeset<Target = api_keys::table, Changeset: QueryFragment<Pg>> + Clone,
     {
         self.require_lock(&key)?;
-        // A row that changed since it was locked was changed by this transaction, which is still in progress,
-        // or the lock was lost.
-        let is_as_locked = sql::<Bool>(r#"CASE WHEN "api_keys"."revision" = "#)
-            .bind::<BigInt, _>(key.revision)
-            .sql(" THEN TRUE ELSE pg_xact_status((pg_current_xact_id()::text::bigint - ")
-            .sql(r#"age("api_keys"."xmin"))::text::xid8) = 'in progress' END"#);
-        let update = diesel::update(api_keys::table)
+        let update = |conn: &mut PgConnection, revision: i64, changes: Changes| {
+            let update = diesel::update(api_keys::table)
+                .filter(api_keys::tenant_id.eq(&key.tenant_id))
+                .filter(api_keys::id.eq(&key.id))
+                .filter(api_keys::revision.eq(revision))
+                .set(changes)
+                .returning(KeySnapshot::as_returning());
+            Prepared::<Statement, _>::new(update).change_optional(conn)
+        };
+        if let Some(updated) = update(self.conn, key.revision, changes.clone())? {
+            return Ok(updated);
+        }
+        // The row changed since it was locked: this transaction did that, or the lock was lost.
+        let own = self.fetch_own_revision(&key)?;
+        let updated = own.map(|revision| update(self.conn, revision, changes)).transpose()?.flatten();
+        updated.ok_or_else(|| Error::LockLost(key.into_snapshot().id))
+    }
+
+    /// Fetches the revision of a row that this transaction wrote: no other row that it sees is in progress.
+    ///
+    /// A statement of its own, because Citus refuses an `UPDATE` whose condition calls a volatile function.
+    fn fetch_own_revision(&mut self, key: &LockedKey<'c>) -> Result<Option<i64>> {
+        struct FetchOwnRevision;
+
+        let is_own = sql::<Bool>("pg_xact_status((pg_current_xact_id()::text::bigint - ")
+            .sql(r#"age("api_keys"."xmin"))::text::xid8) = 'in progress'"#);
+        let revision = api_keys::table
             .filter(api_keys::tenant_id.eq(&key.tenant_id))
             .filter(api_keys::id.eq(&key.id))
-            .filter(is_as_locked)
-            .set(changes)
-            .returning(KeySnapshot::as_returning());
-        let updated = Prepared::<Statement, _>::new(update).change_optional(self.conn)?;
-        updated.ok_or_else(|| Error::LockLost(key.into_snapshot().id))
+            .filter(is_own)
+            .select(api_keys::revision);
+        Prepared::<FetchOwnRevision, _>::new(revision).read_optional(self.conn)
     }
 
     pub(super) fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {

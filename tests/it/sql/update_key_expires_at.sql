@@ -1,7 +1,9 @@
-PREPARE update_key_expires_at (timestamp with time zone, text, text) AS
+PREPARE update_key_expires_at (timestamp with time zone, text, text, bigint) AS
 UPDATE "api_keys" SET
   "expires_at" = $1
-WHERE (("api_keys"."tenant_id" = $2) AND ("api_keys"."id" = $3))
+WHERE (
+  (("api_keys"."tenant_id" = $2) AND ("api_keys"."id" = $3)) AND ("api_keys"."revision" = $4)
+)
 RETURNING
   "api_keys"."id",
   "api_keys"."tenant_id",
@@ -17,4 +19,4 @@ RETURNING
   "api_keys"."is_synthetic",
   "api_keys"."revision";
 
-EXPLAIN EXECUTE update_key_expires_at ('2026-01-01T00:00:00Z', '11111111-1111-1111-1111-111111111111', 'key');
+EXPLAIN EXECUTE update_key_expires_at ('2026-01-01T00:00:00Z', '11111111-1111-1111-1111-111111111111', 'key', '1');

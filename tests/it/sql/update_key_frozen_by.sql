@@ -1,7 +1,9 @@
-PREPARE update_key_frozen_by (boolean, timestamp with time zone, text, text, text, text) AS
+PREPARE update_key_frozen_by (boolean, timestamp with time zone, text, text, text, text, bigint) AS
 UPDATE "api_keys" SET
   "is_frozen" = $1, "frozen_at" = $2, "frozen_by" = $3, "freeze_reason" = $4
-WHERE (("api_keys"."tenant_id" = $5) AND ("api_keys"."id" = $6))
+WHERE (
+  (("api_keys"."tenant_id" = $5) AND ("api_keys"."id" = $6)) AND ("api_keys"."revision" = $7)
+)
 RETURNING
   "api_keys"."id",
   "api_keys"."tenant_id",
@@ -17,4 +19,4 @@ RETURNING
   "api_keys"."is_synthetic",
   "api_keys"."revision";
 
-EXPLAIN EXECUTE update_key_frozen_by ('true', '2026-01-01T00:00:00Z', 'text', 'text', '11111111-1111-1111-1111-111111111111', 'key');
+EXPLAIN EXECUTE update_key_frozen_by ('true', '2026-01-01T00:00:00Z', 'text', 'text', '11111111-1111-1111-1111-111111111111', 'key', '1');

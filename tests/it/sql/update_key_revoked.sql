@@ -1,4 +1,4 @@
-PREPARE update_key_revoked (text, text, timestamp with time zone, text, text, text, text) AS
+PREPARE update_key_revoked (text, text, timestamp with time zone, text, text, text, text, bigint) AS
 UPDATE "api_keys" SET
   "status" = $1,
   "revoked_at" = CASE
@@ -9,7 +9,9 @@ UPDATE "api_keys" SET
     WHEN (("api_keys"."status" = $4)) THEN ("api_keys"."revoked_reason")
     ELSE ($5)
   END
-WHERE (("api_keys"."tenant_id" = $6) AND ("api_keys"."id" = $7))
+WHERE (
+  (("api_keys"."tenant_id" = $6) AND ("api_keys"."id" = $7)) AND ("api_keys"."revision" = $8)
+)
 RETURNING
   "api_keys"."id",
   "api_keys"."tenant_id",
@@ -25,4 +27,4 @@ RETURNING
   "api_keys"."is_synthetic",
   "api_keys"."revision";
 
-EXPLAIN EXECUTE update_key_revoked ('revoked', 'revoked', '2026-01-01T00:00:00Z', 'revoked', 'text', '11111111-1111-1111-1111-111111111111', 'key');
+EXPLAIN EXECUTE update_key_revoked ('revoked', 'revoked', '2026-01-01T00:00:00Z', 'revoked', 'text', '11111111-1111-1111-1111-111111111111', 'key', '1');
