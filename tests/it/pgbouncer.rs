@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,10 @@ struct Bouncer {
 impl Bouncer {
     /// Starts it in front of a server; `None` where no PgBouncer is installed, except in CI.
     fn start(server: &PrivateServer) -> Option<Self> {
+        Self::start_with("", server)
+    }
+
+    fn start_with(setting: &str, server: &PrivateServer) -> Option<Self> {
         let Some(program) = program() else {
             let missing = "PgBouncer is not installed (Debian: apt-get install pgbouncer), so that nothing \
                            behind it is tested";
@@ -51,7 +56,7 @@ impl Bouncer {
             format!(
                 "[databases]\n* = host={server} user=postgres\n\
                  [pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {folder}\nauth_type = any\n\
-                 server_login_retry = 1\n\
+                 server_login_retry = 1\n{setting}\n\
                  pool_mode = transaction\ndefault_pool_size = {SESSIONS}\nmax_client_conn = 100\n\
                  logfile = {folder}/log\n",
                 server = server.socket_folder().display(),
@@ -279,7 +284,7 @@ fn timeouts_of_the_role_hold_behind_the_bouncer() {
 #[test]
 fn a_server_that_is_lost_behind_the_bouncer_is_a_lost_connection_until_it_is_back() {
     let mut server = PrivateServer::start_new().unwrap();
-    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let Some(bouncer) = Bouncer::start_with("query_wait_timeout = 5", &server) else { return };
     let database = server.create_database().unwrap().prepare(migrate).unwrap();
     let pool = bouncer.pool(&database);
     let count = |conn: &mut PgConnection| KeysDriver::new(conn).count_keys(&"nobody".into());
@@ -300,6 +305,46 @@ fn a_server_that_is_lost_behind_the_bouncer_is_a_lost_connection_until_it_is_bac
     let deadline = Instant::now() + Duration::from_secs(60);
     while let Err(error) = pool.get().map_err(Error::from).and_then(|mut conn| count(&mut conn)) {
         assert_eq!(error.advice(), Advice::Reconnect, "{error:?}");
+        assert!(Instant::now() < deadline, "{error:?}");
+    }
+}
+
+#[test]
+fn a_call_on_a_stopped_server_ends_with_the_query_timeout_of_the_bouncer() {
+    let server = PrivateServer::start_new().unwrap();
+    let Some(bouncer) = Bouncer::start_with("query_timeout = 2", &server) else { return };
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
+    let mut conn = bouncer.pool(&database).get().unwrap();
+    server.pause().unwrap();
+    let (answer, answered) = mpsc::channel();
+    thread::spawn(move || answer.send(KeysDriver::new(&mut conn).count_keys(&"nobody".into())));
+    let answer = answered.recv_timeout(Duration::from_secs(30));
+    server.resume().unwrap();
+    let lost = answer.expect("the bouncer ends the call");
+    assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
+}
+
+#[test]
+fn a_pool_hands_out_nothing_while_the_bouncer_leads_to_a_standby() {
+    let mut server = PrivateServer::start_new().unwrap();
+    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let database = server.create_database().unwrap();
+    let url = format!("{}&target_session_attrs=read-write", bouncer.url(&database));
+    let config = PoolConfig::new(url).size(1).wait(Duration::from_secs(1));
+    let pool = config.statement_cache(StatementCache::Off).build().unwrap();
+    drop(pool.get().unwrap());
+
+    server.stop().unwrap();
+    server.set_replica(true).unwrap();
+    server.start().unwrap();
+    for _ in 0..5 {
+        let refused = pool.get().map(drop).map_err(Error::from).unwrap_err();
+        assert_eq!(refused.advice(), Advice::Reconnect, "{refused:?}");
+    }
+    let promote = "SELECT pg_promote()";
+    diesel::sql_query(promote).execute(&mut PgConnection::establish(&server.url()).unwrap()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = pool.get() {
         assert!(Instant::now() < deadline, "{error:?}");
     }
 }
