@@ -55,6 +55,13 @@ pub enum Error {
     #[error("there is a transaction already: begin this one on a connection that has none")]
     AlreadyInTransaction,
 
+    /// A tenant was to be locked in a `REPEATABLE READ` transaction, which sees nothing that was committed
+    /// after its first statement. The tenant is locked all the same, until the transaction ends.
+    #[error(
+        "a REPEATABLE READ transaction does not see the keys that others inserted: lock a tenant at another level"
+    )]
+    RepeatableRead,
+
     /// A [`LockedKey`](crate::LockedKey) came to the driver of a connection that does not hold its lock,
     /// or whose connection was replaced by another since.
     /// Nothing was sent to the server.
@@ -269,6 +276,7 @@ impl Error {
             Self::Migration(source) => classify::advice_on_migration(source.as_ref()),
             Self::NotInTransaction
             | Self::AlreadyInTransaction
+            | Self::RepeatableRead
             | Self::LockedElsewhere(_)
             | Self::LockLost(_)
             | Self::KeyExists(_)

@@ -75,7 +75,7 @@ pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
     Bucket, EventPosition, Freeze, KeyAuthSnapshot, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash,
-    KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, NewKey,
+    KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, LockedTenant, NewKey,
     ParseEventPositionError, TryLock, UsageBucket, get_keys_driver, get_keys_read_driver,
     get_keys_write_driver,
 };

@@ -87,6 +87,10 @@ pub(crate) const METHODS: &[Method] = &[
     read("try_fetch_key_for_update", |conn, with| {
         debug(KeysDriver::new(conn).try_fetch_key_for_update(&with.tenant_id, &with.key_id))
     }),
+    read("lock_tenant", |conn, with| {
+        let _locked = KeysDriver::new(conn).lock_tenant(&with.tenant_id)?;
+        Ok("[]".into())
+    }),
     change("update_key_frozen", |conn, with| {
         on_locked(conn, with, |keys, key| keys.update_key_frozen(key, with.time))
     }),

@@ -208,7 +208,8 @@ fn no_random_input_reaches_a_foreign_row_or_panics() {
 fn the_same_input_finds_the_rows_when_they_are_the_tenants_own() {
     let (_database, mut conn) = foreign_world();
     let with = Input { tenant_id: OTHER.into(), ..Input::default() };
-    for method in METHODS {
+    // The lock of a tenant finds nothing and shows nothing, whoever's it is.
+    for method in METHODS.iter().filter(|method| method.name != "lock_tenant") {
         // At once, but for a follower, who waits for the transactions of other tests of events.
         eventually(method.name, || !is_nothing(&conn.test_transaction(|conn| (method.call)(conn, &with))));
     }

@@ -22,6 +22,7 @@ mod key;
 mod list;
 mod lock_proof;
 mod locked_key;
+mod locked_tenant;
 mod migrations;
 mod migrator;
 mod oracle;

@@ -1,0 +1,127 @@
+//! The lock of a tenant as a type: for what is decided on all of a tenant's keys, such as how many there may
+//! be. The lock of one key is in `locked_key.rs`.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::Text;
+
+use super::KeysDriver;
+use crate::send::RunStatement;
+use crate::{Error, Result, TenantId};
+
+/// A tenant that this transaction holds locked against others that ask for the same lock.
+///
+/// It reads as the [`TenantId`]. Nobody else can make one, and like a [`LockedKey`](super::LockedKey) it
+/// cannot leave the transaction's closure, so an engine can ask for it where one is needed:
+///
+/// ```
+/// # use api_keys_driver::{KeySnapshot, KeysDriver, LockedTenant, NewKey, Result};
+/// fn insert_key<'c>(keys: &mut KeysDriver<'c>, _: &LockedTenant<'c>, key: &NewKey) -> Result<KeySnapshot> {
+///     keys.insert_key(key)
+/// }
+/// ```
+#[must_use = "the tenant stays locked until the transaction ends"]
+pub struct LockedTenant<'c> {
+    tenant_id: TenantId,
+    borrow: PhantomData<&'c mut PgConnection>,
+}
+
+impl Deref for LockedTenant<'_> {
+    type Target = TenantId;
+
+    fn deref(&self) -> &TenantId {
+        &self.tenant_id
+    }
+}
+
+impl fmt::Debug for LockedTenant<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockedTenant").field(&self.tenant_id).finish()
+    }
+}
+
+impl<'c> KeysDriver<'c> {
+    /// Locks a tenant until the transaction ends, after waiting for any other holder.
+    ///
+    /// Two transactions that each count a tenant's keys and insert one do not see each other's key, so both
+    /// may insert the last one that is allowed. Under this lock the second waits for the first, and then
+    /// counts its key:
+    ///
+    /// ```
+    /// use api_keys_driver::{Error, KeySnapshot, KeysDriver, NewKey, Result, Transaction};
+    /// use diesel::PgConnection;
+    ///
+    /// /// Inserts a key unless its tenant has `most` keys already.
+    /// fn insert_within_limit(conn: &mut PgConnection, key: &NewKey, most: u32) -> Result<Option<KeySnapshot>> {
+    ///     Transaction::attempts(3).run(conn, |conn| {
+    ///         let mut keys = KeysDriver::new(conn);
+    ///         let tenant_id = keys.lock_tenant(&key.tenant_id)?;
+    ///         if keys.count_keys_up_to(&tenant_id, most)? >= i64::from(most) {
+    ///             return Ok(None);
+    ///         }
+    ///         keys.insert_key(key).map(Some)
+    ///     })
+    /// }
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+    /// # let mut conn = database.connect().unwrap();
+    /// # let key = |id: &str| {
+    /// #     let hash = api_keys_driver::KeyHash::from(id);
+    /// #     NewKey::new("tenant".into(), id.into(), "Production", "sk-live", hash, chrono::DateTime::UNIX_EPOCH)
+    /// # };
+    /// # assert!(insert_within_limit(&mut conn, &key("a"), 1).unwrap().is_some());
+    /// # assert!(insert_within_limit(&mut conn, &key("b"), 1).unwrap().is_none());
+    /// ```
+    ///
+    /// Only those who ask for the lock wait for it: no other method of this crate does, and neither does
+    /// another program that inserts keys. It is an advisory lock of the transaction, so a bouncer in
+    /// transaction mode is safe, and `lock_timeout` bounds the wait. Its key is a hash of the tenant's id:
+    /// two tenants may share one, and then wait for each other. Take it before the lock of a key. On a
+    /// sharded server it is taken where the tenant's keys are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInTransaction`] before anything is sent. [`Error::RepeatableRead`] in a transaction at
+    /// that level, which would count the keys that were there before it waited. A `SERIALIZABLE` one is
+    /// ended by the server with [`Error::SerializationFailure`] instead.
+    pub fn lock_tenant(&mut self, tenant_id: &TenantId) -> Result<LockedTenant<'c>> {
+        self.require_transaction()?;
+        let (_, isolation): (String, String) = LockTenant(tenant_id).read_one(self.conn)?;
+        if isolation == "repeatable read" {
+            return Err(Error::RepeatableRead);
+        }
+        Ok(LockedTenant { tenant_id: tenant_id.clone(), borrow: PhantomData })
+    }
+}
+
+/// By hand: it reads no column. The subselect is one row whatever the tenant has, reads none of its keys, and
+/// sends the statement to the tenant's shard.
+struct LockTenant<'a>(&'a TenantId);
+
+impl QueryId for LockTenant<'_> {
+    type QueryId = LockTenant<'static>;
+}
+
+impl Query for LockTenant<'_> {
+    type SqlType = (Text, Text);
+}
+
+impl RunQueryDsl<PgConnection> for LockTenant<'_> {}
+
+impl QueryFragment<Pg> for LockTenant<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql("SELECT pg_advisory_xact_lock(hashtextextended(");
+        out.push_bind_param::<Text, _>(self.0)?;
+        out.push_sql(
+            r#", 0))::text, current_setting('transaction_isolation')
+               FROM (SELECT count(*) FROM (SELECT FROM "api_keys" WHERE "tenant_id" = "#,
+        );
+        out.push_bind_param::<Text, _>(self.0)?;
+        out.push_sql(r#" ORDER BY "created_at" DESC, "id" DESC LIMIT 0) AS "key") AS "tenant""#);
+        Ok(())
+    }
+}
