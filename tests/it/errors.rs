@@ -1,9 +1,12 @@
 //! Each kind of error, made to happen on a real server.
 
+use std::fmt::Write;
 use std::thread;
 
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{Advice, Error, KeyId, KeysDriver, NewKey, PoolConfig, Result, TryLock, migrate};
+use api_keys_driver::{
+    Advice, Error, KeyId, KeysDriver, NewKey, PoolConfig, Result, Transaction, TryLock, migrate,
+};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::PrivateServer;
@@ -394,4 +397,82 @@ fn a_cancelled_statement_is_not_taken_for_a_timeout() {
         sleeping.join().unwrap()
     });
     assert_error!(failed, Error::Query(_), Advice::Fail);
+}
+
+/// Everything that an error and its sources hold: their texts, and each field of what the server said.
+fn all_fields(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut all = String::new();
+    for error in std::iter::successors(Some(error), |error| error.source()) {
+        write!(all, "{error} {error:?} {error:#?} ").unwrap();
+        if let Some(diesel::result::Error::DatabaseError(_, said)) = error.downcast_ref() {
+            write!(all, "{} {:?} {:?} {:?}", said.message(), said.details(), said.hint(), said.table_name())
+                .unwrap();
+            write!(all, "{:?} {:?}", said.column_name(), said.constraint_name()).unwrap();
+        }
+    }
+    all
+}
+
+#[test]
+fn no_error_holds_the_hash_of_the_row_that_was_refused() {
+    let hash = "5d41402abc4b2a76b9719d911017c592";
+    for refuse in [
+        "ALTER TABLE api_keys ADD CONSTRAINT refused CHECK (name <> 'again') NOT VALID",
+        "ALTER TABLE api_keys ADD CONSTRAINT refused CHECK (user_id IS NOT NULL) NOT VALID",
+        "DELETE FROM api_keys; ALTER TABLE api_keys ALTER COLUMN user_id SET NOT NULL",
+        "ALTER TABLE api_keys ADD CONSTRAINT refused UNIQUE (name)",
+        "ALTER TABLE api_keys ADD CONSTRAINT refused UNIQUE (name) DEFERRABLE INITIALLY DEFERRED",
+        "ALTER TABLE api_keys ADD CONSTRAINT refused EXCLUDE (name WITH =)",
+        "ALTER TABLE api_keys ADD CONSTRAINT refused FOREIGN KEY (key_hash) REFERENCES hashes NOT VALID",
+        "CREATE TRIGGER refused BEFORE INSERT ON api_keys FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ] {
+        let (_database, mut conn) = migrated();
+        KeyRow { id: "old", name: "again", ..KeyRow::default() }.insert(&mut conn);
+        conn.batch_execute(&format!(
+            "CREATE TABLE hashes (hash varchar PRIMARY KEY);
+             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+                 BEGIN RAISE EXCEPTION 'refused' USING DETAIL = NEW::text; END $$;
+             {refuse}"
+        ))
+        .unwrap();
+        let now = at("2026-01-01T00:00:00Z");
+        let new = NewKey::new(tenant(), key("new"), "again", "sk-live", hash.into(), now);
+        let insert = |conn: &mut PgConnection| KeysDriver::new(conn).insert_key(&new).map(drop);
+        let errors = [
+            insert(&mut conn),
+            conn.transaction(insert),
+            Transaction::attempts(1).run(&mut conn, insert),
+            Transaction::attempts(1).or_savepoint().run(&mut conn, insert),
+        ];
+        for error in errors.map(Result::unwrap_err) {
+            let said = all_fields(&error);
+            assert!(said.contains("refused") || said.contains("user_id"), "{said}");
+            assert!(!said.contains(hash), "{refuse}: {said}");
+        }
+    }
+}
+
+#[test]
+fn the_advice_on_a_migration_is_that_of_what_stopped_it() {
+    let (_database, mut conn) = migrated();
+    let stopped = |conn: &mut PgConnection, sql: &str| {
+        let cause = conn.batch_execute(sql).unwrap_err();
+        Error::Migration(Box::new(cause)).advice()
+    };
+    conn.batch_execute("SET statement_timeout = '10ms'").unwrap();
+    assert_eq!(stopped(&mut conn, "SELECT pg_sleep(60)"), Advice::Fail);
+    assert_eq!(stopped(&mut conn, "SELECT 1/0"), Advice::Fail);
+    let deadlock = "DO $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END $$";
+    assert_eq!(stopped(&mut conn, deadlock), Advice::RetryTransaction);
+    for (words, advice) in [
+        (
+            "Failed to run 2026-01-01-000001_x with: canceling statement due to lock timeout",
+            Advice::RetryTransaction,
+        ),
+        ("Failed to run 2026-01-01-000001_x with: deadlock detected", Advice::RetryTransaction),
+        ("Failed to run 2026-01-01-000001_x with: division by zero", Advice::Fail),
+        ("canceling statement due to lock timeout", Advice::Fail),
+    ] {
+        assert_eq!(Error::Migration(words.into()).advice(), advice, "{words}");
+    }
 }

@@ -1,6 +1,12 @@
 //! What serde writes of a snapshot, and reads back.
 
-use api_keys_driver::{EventPosition, KeyCursor, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page};
+use std::time::Duration;
+
+use api_keys_driver::{
+    EventPosition, KeyCursor, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page, PoolConfig, StatementCache,
+    Timeouts,
+};
+use diesel::prelude::*;
 use serde_json::json;
 
 use crate::support::{KeyRow, at, key, migrated, tenant, usage_of};
@@ -51,4 +57,62 @@ fn a_cursor_is_its_text() {
     assert_eq!(serde_json::from_value::<KeyCursor>(value).unwrap(), cursor);
     let error = serde_json::from_value::<KeyCursor>(json!("the third page")).unwrap_err();
     assert!(error.to_string().starts_with("not a key cursor"), "{error}");
+}
+
+#[test]
+fn a_pool_is_configured_from_a_file() {
+    let (database, _conn) = migrated();
+    let settings = json!({
+        "database_url": database.url(),
+        "size": 2,
+        "wait": "1s 500ms",
+        "max_lifetime": "2m",
+        "idle_timeout": "90s",
+        "min_idle": 1,
+        "timeouts": { "lock": "250ms" },
+        "application_name": "worker",
+        "statement_cache": "on",
+    });
+    let config: PoolConfig = serde_json::from_value(settings).unwrap();
+    let pool = config.build().unwrap();
+    assert_eq!((pool.max_size(), pool.min_idle()), (2, Some(1)));
+    assert_eq!(pool.connection_timeout(), Duration::from_millis(1500));
+    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(120)));
+    assert_eq!(pool.idle_timeout(), Some(Duration::from_secs(90)));
+    diesel::define_sql_function!(fn current_setting(name: diesel::sql_types::Text) -> Text);
+    let mut conn = pool.get().unwrap();
+    for (name, expected) in
+        [("lock_timeout", "250ms"), ("statement_timeout", "30s"), ("application_name", "worker")]
+    {
+        let setting: String = diesel::select(current_setting(name)).get_result(&mut conn).unwrap();
+        assert_eq!(setting, expected);
+    }
+}
+
+#[test]
+fn a_pool_needs_its_url_and_has_every_other_default_of_its_constructor() {
+    let config: PoolConfig = serde_json::from_value(json!({"database_url": "host=h"})).unwrap();
+    assert_eq!(format!("{config:?}"), format!("{:?}", PoolConfig::new("host=h")));
+    for (settings, missing) in [
+        (json!({}), "missing field `database_url`"),
+        (json!({"database_url": "h", "sise": 3}), "unknown field `sise`"),
+        (json!({"database_url": "h", "wait": 3}), "expected a duration"),
+        (json!({"database_url": "h", "timeouts": {"locks": "1s"}}), "unknown field `locks`"),
+    ] {
+        let error = serde_json::from_value::<PoolConfig>(settings).unwrap_err().to_string();
+        assert!(error.contains(missing), "{error}");
+    }
+}
+
+#[test]
+fn timeouts_and_the_statement_cache_are_written_and_read_back() {
+    let timeouts = Timeouts { lock: Duration::from_millis(1500), ..Timeouts::default() };
+    let value = serde_json::to_value(timeouts).unwrap();
+    assert_eq!(value, json!({"statement": "30s", "lock": "1s 500ms", "idle_in_transaction": "10s"}));
+    assert_eq!(serde_json::from_value::<Timeouts>(value).unwrap(), timeouts);
+    assert_eq!(serde_json::from_value::<Timeouts>(json!({})).unwrap(), Timeouts::default());
+    for (cache, text) in [(StatementCache::On, "on"), (StatementCache::Off, "off")] {
+        assert_eq!(serde_json::to_value(cache).unwrap(), json!(text));
+        assert_eq!(serde_json::from_value::<StatementCache>(json!(text)).unwrap(), cache);
+    }
 }
