@@ -116,7 +116,8 @@ fn no_statement_without_its_tenant_reaches_a_foreign_row() {
         assert_eq!(checksum(&mut owner), before, "{method}");
     }
     // The same statements do reach the rows where the wall is not.
-    for (method, sent) in &statements {
+    let show_no_row = ["lock_tenant"];
+    for (method, sent) in statements.iter().filter(|(method, _)| !show_no_row.contains(method)) {
         assert_ne!(
             answer(&mut owner, sent, false),
             answer(&mut empty, sent, false),
