@@ -1,0 +1,158 @@
+-- The usage of a key is summed over its calls at each question, which costs more with every call: keep sums.
+--
+-- Calls made before counted_to are in the buckets (quarter hours and days, in UTC), and in usage_changes as far
+-- as those are not merged yet; all other calls are read from proxy_calls. docs/usage.md explains how the tables
+-- work together.
+--
+-- The tables belong to proxy_calls and are created in its schema. Whoever may read proxy_calls may read them.
+-- No foreign keys, and texts without a limit: no write of a call fails for its usage. transaction_id is a bigint
+-- because clients can send and compare one without knowing the server's own type for it.
+--
+-- Tables that a revert left behind hold the usage of calls that were deleted. That usage is kept, and all that
+-- can be counted again is forgotten.
+DO $$
+DECLARE
+    path text := pg_catalog.current_setting('search_path');
+    calls oid := pg_catalog.to_regclass('proxy_calls');
+    home text := (
+        SELECT pg_catalog.quote_ident(n.nspname)
+        FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE c.oid OPERATOR(pg_catalog.=) calls
+    );
+    usage_tables text := 'usage_changes, usage_key_buckets, usage_tenant_buckets, usage_progress, usage_retention';
+    reader text;
+    kept_to timestamptz;
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', pg_catalog.concat(home, ', pg_temp'), true);
+
+    IF pg_catalog.to_regclass('usage_retention') IS NOT NULL THEN
+        SELECT deleted_to INTO kept_to FROM usage_retention;
+        DELETE FROM usage_changes WHERE created_at OPERATOR(pg_catalog.>=) kept_to;
+        DELETE FROM usage_key_buckets WHERE start OPERATOR(pg_catalog.>=) kept_to;
+        DELETE FROM usage_tenant_buckets WHERE start OPERATOR(pg_catalog.>=) kept_to;
+        UPDATE usage_key_buckets AS day
+        SET calls = left_over.calls, spend = left_over.spend, nan_calls = left_over.nan_calls
+        FROM (
+            SELECT q.tenant_id, q.api_key_id, pg_catalog.date_bin('1 day', q.start, '2000-01-01 00:00:00+00') AS start,
+                   pg_catalog.sum(q.calls) AS calls, pg_catalog.sum(q.spend) AS spend, pg_catalog.sum(q.nan_calls) AS nan_calls
+            FROM usage_key_buckets AS q
+            WHERE NOT q.is_day
+                AND q.start OPERATOR(pg_catalog.>=) pg_catalog.date_bin('1 day', kept_to, '2000-01-01 00:00:00+00')
+            GROUP BY 1, 2, 3
+        ) AS left_over
+        WHERE day.tenant_id OPERATOR(pg_catalog.=) left_over.tenant_id
+            AND day.api_key_id OPERATOR(pg_catalog.=) left_over.api_key_id
+            AND day.is_day AND day.start OPERATOR(pg_catalog.=) left_over.start;
+        UPDATE usage_tenant_buckets AS day
+        SET calls = left_over.calls, spend = left_over.spend, nan_calls = left_over.nan_calls
+        FROM (
+            SELECT q.tenant_id, pg_catalog.date_bin('1 day', q.start, '2000-01-01 00:00:00+00') AS start,
+                   pg_catalog.sum(q.calls) AS calls, pg_catalog.sum(q.spend) AS spend, pg_catalog.sum(q.nan_calls) AS nan_calls
+            FROM usage_tenant_buckets AS q
+            WHERE NOT q.is_day
+                AND q.start OPERATOR(pg_catalog.>=) pg_catalog.date_bin('1 day', kept_to, '2000-01-01 00:00:00+00')
+            GROUP BY 1, 2
+        ) AS left_over
+        WHERE day.tenant_id OPERATOR(pg_catalog.=) left_over.tenant_id
+            AND day.is_day AND day.start OPERATOR(pg_catalog.=) left_over.start;
+        UPDATE usage_progress SET counted_to = kept_to, announced_to = kept_to, barrier = NULL;
+        PERFORM pg_catalog.setval('usage_frontier', pg_catalog.floor(EXTRACT(epoch FROM kept_to))::pg_catalog.int8);
+    ELSE
+        CREATE TABLE usage_changes (
+            tenant_id      text        NOT NULL,
+            transaction_id bigint      NOT NULL,
+            id             bigint      GENERATED ALWAYS AS IDENTITY,
+            api_key_id     text,
+            created_at     timestamptz NOT NULL,
+            calls          bigint      NOT NULL,
+            spend          numeric     NOT NULL,
+            nan_calls      bigint      NOT NULL,
+            CONSTRAINT usage_changes_pkey PRIMARY KEY (tenant_id, transaction_id, id)
+        ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0);
+        CREATE INDEX ix_usage_changes_key ON usage_changes (tenant_id, api_key_id, transaction_id);
+        CREATE INDEX ix_usage_changes_order ON usage_changes (transaction_id);
+        CREATE INDEX ix_usage_changes_time ON usage_changes (created_at);
+
+        CREATE TABLE usage_key_buckets (
+            tenant_id  text        NOT NULL,
+            api_key_id text        NOT NULL,
+            is_day     boolean     NOT NULL,
+            start      timestamptz NOT NULL,
+            calls      bigint      NOT NULL,
+            spend      numeric     NOT NULL,
+            nan_calls  bigint      NOT NULL,
+            CONSTRAINT usage_key_buckets_pkey PRIMARY KEY (tenant_id, api_key_id, is_day, start)
+                INCLUDE (calls, spend, nan_calls)
+        ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_insert_scale_factor = 0.01);
+        CREATE INDEX ix_usage_key_buckets_days ON usage_key_buckets (tenant_id, start)
+            INCLUDE (api_key_id, calls, spend, nan_calls) WHERE is_day;
+        CREATE INDEX ix_usage_key_buckets_start ON usage_key_buckets USING brin (start) WITH (autosummarize = on);
+
+        CREATE TABLE usage_tenant_buckets (
+            tenant_id text        NOT NULL,
+            is_day    boolean     NOT NULL,
+            start     timestamptz NOT NULL,
+            calls     bigint      NOT NULL,
+            spend     numeric     NOT NULL,
+            nan_calls bigint      NOT NULL,
+            CONSTRAINT usage_tenant_buckets_pkey PRIMARY KEY (tenant_id, is_day, start)
+                INCLUDE (calls, spend, nan_calls)
+        ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_insert_scale_factor = 0.01);
+        CREATE INDEX ix_usage_tenant_buckets_start ON usage_tenant_buckets USING brin (start) WITH (autosummarize = on);
+
+        CREATE TABLE usage_progress (
+            generation   bigint      NOT NULL,
+            merged_below bigint      NOT NULL,
+            counted_to   timestamptz NOT NULL,
+            announced_to timestamptz NOT NULL,
+            announced_in bigint      NOT NULL,
+            barrier      bigint,
+            CONSTRAINT usage_progress_pkey PRIMARY KEY (generation)
+        );
+        INSERT INTO usage_progress VALUES (0, 0, '-infinity', '-infinity', 0, NULL);
+
+        CREATE TABLE usage_retention (
+            id         smallint    NOT NULL,
+            deleted_to timestamptz NOT NULL,
+            CONSTRAINT usage_retention_pkey PRIMARY KEY (id),
+            CONSTRAINT usage_retention_is_one_row CHECK (id OPERATOR(pg_catalog.=) 1)
+        );
+        INSERT INTO usage_retention VALUES (1, '-infinity');
+
+        -- Seconds since 1970, from the first moment that a timestamptz holds. A sequence, because its value is seen by
+        -- all transactions at once, whatever their snapshots. Set, because one that never was makes every write tell.
+        CREATE SEQUENCE usage_frontier AS bigint MINVALUE -210866803200 START -210866803200;
+        PERFORM pg_catalog.setval('usage_frontier', -210866803200);
+
+        COMMENT ON TABLE usage_changes IS 'Created by api_keys_driver. What changed below counted_to, until it is merged into the buckets.';
+        COMMENT ON COLUMN usage_changes.transaction_id IS 'Of the writer. Never below usage_progress.merged_below, also after a restore into a server whose ids are lower.';
+        COMMENT ON COLUMN usage_changes.api_key_id IS 'NULL: a call without a key, which only its tenant used.';
+        COMMENT ON COLUMN usage_changes.created_at IS 'Of the call, or any moment of its quarter hour.';
+        COMMENT ON COLUMN usage_changes.calls IS 'Negative: taken away. The same holds for spend and nan_calls.';
+        COMMENT ON COLUMN usage_changes.nan_calls IS 'Those whose cost is not a finite number. Spend leaves them out.';
+        COMMENT ON TABLE usage_key_buckets IS 'Created by api_keys_driver. Calls before counted_to, by the key.';
+        COMMENT ON COLUMN usage_key_buckets.is_day IS 'A day in UTC; else a quarter hour. Each call is in one of both.';
+        COMMENT ON TABLE usage_tenant_buckets IS 'Created by api_keys_driver. Calls before counted_to, by the tenant, with those that have no key.';
+        COMMENT ON TABLE usage_progress IS 'Created by api_keys_driver. One row. The next generation replaces it.';
+        COMMENT ON COLUMN usage_progress.merged_below IS 'No change of an older transaction is left in usage_changes.';
+        COMMENT ON COLUMN usage_progress.counted_to IS 'Calls made before are in the buckets or in usage_changes.';
+        COMMENT ON COLUMN usage_progress.announced_to IS 'Not before counted_to, and not after usage_frontier.';
+        COMMENT ON COLUMN usage_progress.announced_in IS 'The transaction of the announcement.';
+        COMMENT ON COLUMN usage_progress.barrier IS 'Older transactions may not know of the announcement. NULL: not taken yet.';
+        COMMENT ON TABLE usage_retention IS 'Created by api_keys_driver. One row.';
+        COMMENT ON COLUMN usage_retention.deleted_to IS 'Calls made before may be gone, while their usage stays.';
+        COMMENT ON SEQUENCE usage_frontier IS 'Created by api_keys_driver. Writes of calls that were made before this second tell usage_changes.';
+
+        FOR reader IN
+            SELECT DISTINCT CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(granted.grantee)) END
+            FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS granted
+            WHERE c.oid OPERATOR(pg_catalog.=) calls AND granted.privilege_type OPERATOR(pg_catalog.=) 'SELECT'
+        LOOP
+            EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %s', usage_tables, reader);
+        END LOOP;
+    END IF;
+
+    PERFORM pg_catalog.set_config('search_path', path, true);
+END
+$$;

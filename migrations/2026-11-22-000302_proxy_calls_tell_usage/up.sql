@@ -1,0 +1,99 @@
+-- What is written below the frontier is missing in the sums, or too much in them: each such write tells so.
+--
+-- A trigger, because the existing service writes proxy_calls beside this crate. A row trigger, because the server
+-- clones it to every partition: it also sees a write that names a partition. It looks up the frontier in its body
+-- and not in a WHEN clause: as the owner, so that a writer needs no right on the sequence and a lost grant stops no
+-- insert, and without a name of a column in the catalog, which would forbid to alter the type of created_at.
+--
+-- The function finds the tables in the schema of the table that fired it; of a partition, in that of its root. So
+-- it keeps working when the schema is renamed. Nobody else may make a trigger of it: it writes as its owner.
+DO $$
+DECLARE
+    path text := pg_catalog.current_setting('search_path');
+    home text := (
+        SELECT pg_catalog.quote_ident(n.nspname)
+        FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proxy_calls')
+    );
+BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+    PERFORM pg_catalog.set_config('search_path', pg_catalog.concat(home, ', pg_temp'), true);
+
+    CREATE FUNCTION proxy_calls_tell_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp AS $function$
+    DECLARE
+        root pg_catalog.regclass := pg_catalog.pg_partition_root(TG_RELID);
+        home pg_catalog.text := CASE
+            WHEN root IS NULL THEN pg_catalog.quote_ident(TG_TABLE_SCHEMA)
+            ELSE pg_catalog.substring(root::pg_catalog.text, '^(.*)[.]')
+        END;
+        -- NULL while the sequence was never set, as in a copy of the schema: then every write tells.
+        frontier pg_catalog.timestamptz := pg_catalog.to_timestamp(pg_catalog.pg_sequence_last_value(
+            pg_catalog.to_regclass(home OPERATOR(pg_catalog.||) '.usage_frontier')));
+    BEGIN
+        IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN
+            IF NEW.created_at OPERATOR(pg_catalog.>=) frontier THEN
+                RETURN NULL;
+            END IF;
+        ELSIF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
+            IF OLD.created_at OPERATOR(pg_catalog.>=) frontier THEN
+                RETURN NULL;
+            END IF;
+        ELSIF (OLD.created_at OPERATOR(pg_catalog.>=) frontier AND NEW.created_at OPERATOR(pg_catalog.>=) frontier)
+            OR (OLD.tenant_id, OLD.api_key_id, OLD.created_at, OLD.cost_cents)
+                IS NOT DISTINCT FROM (NEW.tenant_id, NEW.api_key_id, NEW.created_at, NEW.cost_cents)
+        THEN
+            RETURN NULL;
+        END IF;
+
+        -- Until the function ends. A plan that is kept is one for this path.
+        PERFORM pg_catalog.set_config('search_path', home OPERATOR(pg_catalog.||) ', pg_temp', true);
+        INSERT INTO usage_changes (transaction_id, tenant_id, api_key_id, created_at, calls, spend, nan_calls)
+        SELECT
+            -- Ids of another server's past, as after a restore, may be higher than this one's.
+            GREATEST(
+                pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8,
+                (SELECT p.merged_below FROM usage_progress AS p ORDER BY p.generation DESC LIMIT 1)
+            ),
+            told.tenant_id, told.api_key_id, told.created_at, told.calls,
+            CASE WHEN told.is_nan THEN 0 ELSE told.calls OPERATOR(pg_catalog.*) COALESCE(told.cost_cents, 0) END,
+            CASE WHEN told.is_nan THEN told.calls ELSE 0 END
+        FROM (
+            SELECT sides.tenant_id, sides.api_key_id, sides.created_at, sides.calls, sides.cost_cents,
+                   sides.cost_cents OPERATOR(pg_catalog.>=) 'Infinity' OR sides.cost_cents OPERATOR(pg_catalog.=) '-Infinity' AS is_nan
+            FROM (VALUES
+                (OLD.tenant_id::pg_catalog.text, OLD.api_key_id::pg_catalog.text, OLD.created_at, -1, OLD.cost_cents),
+                (NEW.tenant_id::pg_catalog.text, NEW.api_key_id::pg_catalog.text, NEW.created_at, 1, NEW.cost_cents)
+            ) AS sides (tenant_id, api_key_id, created_at, calls, cost_cents)
+            WHERE sides.tenant_id IS NOT NULL
+        ) AS told;
+        RETURN NULL;
+    END
+    $function$;
+
+    CREATE FUNCTION proxy_calls_forget_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp AS $function$
+    BEGIN
+        -- DELETE and not TRUNCATE, whose lock could meet that of a reader in a deadlock.
+        PERFORM pg_catalog.set_config(
+            'search_path', pg_catalog.quote_ident(TG_TABLE_SCHEMA) OPERATOR(pg_catalog.||) ', pg_temp', true);
+        DELETE FROM usage_changes;
+        DELETE FROM usage_key_buckets;
+        DELETE FROM usage_tenant_buckets;
+        UPDATE usage_retention SET deleted_to = '-infinity';
+        RETURN NULL;
+    END
+    $function$;
+
+    REVOKE ALL ON FUNCTION proxy_calls_tell_usage(), proxy_calls_forget_usage() FROM PUBLIC;
+
+    CREATE TRIGGER proxy_calls_tell_usage AFTER INSERT OR UPDATE OR DELETE ON proxy_calls FOR EACH ROW
+    EXECUTE FUNCTION proxy_calls_tell_usage();
+
+    CREATE TRIGGER proxy_calls_forget_usage AFTER TRUNCATE ON proxy_calls FOR EACH STATEMENT
+    EXECUTE FUNCTION proxy_calls_forget_usage();
+
+    PERFORM pg_catalog.set_config('search_path', path, true);
+END
+$$;
