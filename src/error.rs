@@ -7,7 +7,7 @@ mod violation;
 
 use self::classify::Kind;
 use self::violation::without_values;
-use crate::{KeyId, ParseEventPositionError, ParseKeyCursorError};
+use crate::{KeyId, ParseEventPositionError, ParseKeyCursorError, TenantId};
 
 pub use self::connect::ConnectFailure;
 pub(crate) use self::connect::connect_error;
@@ -94,6 +94,22 @@ pub enum Error {
     /// A usage series would have had so many buckets. Nothing was sent to the server.
     #[error("a series of {0} buckets is too long: ask for a shorter range, or for days instead of hours")]
     TooManyBuckets(i64),
+
+    /// The boundaries of usage went back at some place. Nothing was sent to the server.
+    #[error("the boundaries do not ascend: sort them")]
+    BoundariesNotAscending,
+
+    /// A call that usage was asked of has a cost that is not a finite number (`NaN`).
+    #[error(
+        "a call of {who} has a cost that is not a number: set `proxy_calls.cost_cents` of that call, or ask for \
+         a range without it", who = key_or_tenant(tenant_id, key_id.as_ref())
+    )]
+    CostNotANumber {
+        /// The tenant whose call it is.
+        tenant_id: TenantId,
+        /// The key that the call was made with; `None` where the usage of a whole tenant was asked for.
+        key_id: Option<KeyId>,
+    },
 
     /// Two transactions waited for each other, and the server gave this one up.
     #[error("the transaction was given up to end a deadlock: run it again")]
@@ -283,6 +299,8 @@ impl Error {
             | Self::KeyHashExists
             | Self::TooLong { .. }
             | Self::TooManyBuckets(_)
+            | Self::BoundariesNotAscending
+            | Self::CostNotANumber { .. }
             | Self::ConnectionString
             | Self::UnsupportedServer { .. }
             | Self::AccessDenied
@@ -344,4 +362,8 @@ fn known_advice_on(error: &(dyn std::error::Error + 'static)) -> Option<Advice> 
 
 pub(crate) fn require_at_most(limit: usize, column: &'static str, text: &str) -> Result<()> {
     if text.chars().count() > limit { Err(Error::TooLong { column, limit }) } else { Ok(()) }
+}
+
+fn key_or_tenant(tenant_id: &TenantId, key_id: Option<&KeyId>) -> String {
+    key_id.map_or_else(|| format!("tenant {tenant_id}"), |key_id| format!("key {key_id}"))
 }

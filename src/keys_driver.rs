@@ -12,7 +12,6 @@ mod expiry;
 mod freeze;
 mod key;
 mod key_hash;
-mod keys_with_usage;
 mod list;
 mod listed_key;
 mod locked_key;
@@ -23,7 +22,6 @@ mod successor;
 mod try_lock;
 mod unused;
 mod usage;
-mod usage_series;
 mod uses;
 
 use std::fmt;
@@ -41,8 +39,7 @@ pub use self::locked_tenant::LockedTenant;
 pub use self::new_key::NewKey;
 pub use self::successor::KeySuccessor;
 pub use self::try_lock::TryLock;
-pub use self::usage::KeyUsageSnapshot;
-pub use self::usage_series::{Bucket, UsageBucket};
+pub use self::usage::{Bucket, KeyUsageSnapshot, UsageBucket, UsageDrift, UsageRecount, UsageRollUp};
 pub use self::uses::KeyUse;
 
 /// Reads and writes the keys of any tenant, from their first day to their last, for engines.

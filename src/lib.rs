@@ -76,8 +76,8 @@ pub use bigdecimal::BigDecimal;
 pub use keys_driver::{
     Bucket, EventPosition, Freeze, KeyAuthSnapshot, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash,
     KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, LockedTenant, NewKey,
-    ParseEventPositionError, TryLock, UsageBucket, get_keys_driver, get_keys_read_driver,
-    get_keys_write_driver,
+    ParseEventPositionError, TryLock, UsageBucket, UsageDrift, UsageRecount, UsageRollUp, get_keys_driver,
+    get_keys_read_driver, get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};

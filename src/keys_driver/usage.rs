@@ -1,17 +1,26 @@
-//! What a key's calls add up to.
+//! Usage: what calls add up to, read through the buckets, and the maintenance of these. One file a topic.
+//! `docs/usage.md` says how the tables work together. The recording of uses is in `uses`.
+
+mod between;
+mod by_key;
+mod page;
+mod recount;
+mod retention;
+mod roll_up;
+mod series;
+mod since;
+mod sql;
 
 use bigdecimal::BigDecimal;
-use chrono::{DateTime, Utc};
-use diesel::dsl::{count_star, sum};
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Nullable, Numeric};
 
-use super::KeysDriver;
-use crate::schema::proxy_calls;
-use crate::send::RunStatement;
-use crate::time::Time;
-use crate::{KeyId, Result, TenantId};
+pub use self::recount::{UsageDrift, UsageRecount};
+pub use self::roll_up::UsageRollUp;
+pub use self::series::{Bucket, UsageBucket};
+use crate::{Error, KeyId, Result, TenantId};
 
-/// What a key's calls add up to.
+/// What calls add up to: those of a key, or of a tenant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -20,26 +29,46 @@ pub struct KeyUsageSnapshot {
     pub request_count: i64,
     /// What the calls cost in cents, exact to the fourth decimal.
     pub spend_cents: BigDecimal,
+    /// Whether an end of the range lies within a quarter hour whose calls may be deleted
+    /// ([`delete_calls_before`](crate::KeysDriver::delete_calls_before)).
+    ///
+    /// Such an end is moved back to the start of its quarter hour, in UTC. The sum is exact for the range
+    /// between the ends that it has then.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub is_rounded: bool,
 }
 
-impl KeysDriver<'_> {
-    /// Adds up the calls that were made with a key since a moment, that moment included.
-    ///
-    /// Every call counts, also a blocked or replayed one; one without a cost spends 0. A key that has
-    /// no such call, or does not exist, or is another tenant's, has used nothing: 0 and 0. Calls
-    /// outlive their key, and so does their usage.
-    pub fn fetch_key_usage(
-        &mut self,
-        tenant_id: &TenantId,
-        key_id: &KeyId,
-        since: DateTime<Utc>,
-    ) -> Result<KeyUsageSnapshot> {
-        let (request_count, spend_cents) = proxy_calls::table
-            .filter(proxy_calls::tenant_id.eq(tenant_id))
-            .filter(proxy_calls::api_key_id.eq(key_id))
-            .filter(proxy_calls::created_at.ge(Time::from(since)))
-            .select((count_star(), sum(proxy_calls::cost_cents)))
-            .read_one::<(i64, Option<BigDecimal>)>(self.conn)?;
-        Ok(KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() })
+/// Sums as a statement answers: the cost is missing where it is not a number.
+#[derive(Queryable)]
+struct Sums {
+    calls: i64,
+    spend: Option<BigDecimal>,
+    is_rounded: bool,
+}
+
+/// Of nothing, as of an id that no row can hold.
+impl Default for Sums {
+    fn default() -> Self {
+        Self { calls: 0, spend: Some(BigDecimal::default()), is_rounded: false }
+    }
+}
+
+type SumTypes = (BigInt, Nullable<Numeric>, Bool);
+
+impl Sums {
+    fn of_key(self, tenant_id: &TenantId, key_id: &KeyId) -> Result<KeyUsageSnapshot> {
+        self.snapshot().ok_or_else(|| Error::CostNotANumber {
+            tenant_id: tenant_id.clone(),
+            key_id: Some(key_id.clone()),
+        })
+    }
+
+    fn of_tenant(self, tenant_id: &TenantId) -> Result<KeyUsageSnapshot> {
+        self.snapshot().ok_or_else(|| Error::CostNotANumber { tenant_id: tenant_id.clone(), key_id: None })
+    }
+
+    fn snapshot(self) -> Option<KeyUsageSnapshot> {
+        let Self { calls, spend, is_rounded } = self;
+        Some(KeyUsageSnapshot { request_count: calls, spend_cents: spend?, is_rounded })
     }
 }

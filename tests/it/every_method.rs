@@ -78,9 +78,32 @@ pub(crate) const METHODS: &[Method] = &[
         debug(KeysDriver::new(conn).fetch_key_usage(&with.tenant_id, &with.key_id, with.time))
     }),
     read("fetch_key_usage_series", |conn, with| {
-        let range = with.time..with.time + TimeDelta::days(7);
+        let range = with.time..later(with.time, TimeDelta::days(7));
         debug(KeysDriver::new(conn).fetch_key_usage_series(&with.tenant_id, &with.key_id, range, Bucket::Day))
     }),
+    read("fetch_key_usage_between", |conn, with| {
+        let boundaries = [0, 20, 60 * 24 * 40].map(|minutes| later(with.time, TimeDelta::minutes(minutes)));
+        debug(KeysDriver::new(conn).fetch_key_usage_between(&with.tenant_id, &with.key_id, &boundaries))
+    }),
+    read("fetch_tenant_usage", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_tenant_usage(&with.tenant_id, with.time))
+    }),
+    read("fetch_tenant_usage_by_key", |conn, with| {
+        let range = with.time..later(with.time, TimeDelta::days(40));
+        debug(KeysDriver::new(conn).fetch_tenant_usage_by_key(&with.tenant_id, range, with.page.limit))
+    }),
+    read("roll_up_usage", |conn, with| {
+        debug(KeysDriver::new(conn).roll_up_usage(with.time, with.page.limit))
+    }),
+    read("recount_usage", |conn, with| debug(KeysDriver::new(conn).recount_usage(with.time))),
+    read("fetch_usage_drift", |conn, with| {
+        let range = with.time..DateTime::<Utc>::MAX_UTC;
+        debug(KeysDriver::new(conn).fetch_usage_drift(range, with.page.limit))
+    }),
+    read("delete_calls_before", |conn, with| {
+        debug(KeysDriver::new(conn).delete_calls_before(with.time, with.page.limit))
+    }),
+    read("retire_calls_before", |conn, with| debug(KeysDriver::new(conn).retire_calls_before(with.time))),
     read("fetch_key_for_update", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_for_update(&with.tenant_id, &with.key_id))
     }),
@@ -192,8 +215,24 @@ pub(crate) const METHODS: &[Method] = &[
     }),
 ];
 
-/// The look-up that finds the tenant out, and the one that follows all tenants.
-pub(crate) const WITHOUT_TENANT: &[&str] = &["fetch_key_by_hash", "fetch_key_events_after"];
+/// The maintenance of all tenants' usage.
+pub(crate) const MAINTENANCE: &[&str] =
+    &["roll_up_usage", "recount_usage", "fetch_usage_drift", "delete_calls_before", "retire_calls_before"];
+
+/// The look-up that finds the tenant, the one that follows all tenants, and the maintenance of all tenants' usage.
+pub(crate) const WITHOUT_TENANT: &[&str] = &[
+    "fetch_key_by_hash",
+    "fetch_key_events_after",
+    "roll_up_usage",
+    "recount_usage",
+    "fetch_usage_drift",
+    "delete_calls_before",
+    "retire_calls_before",
+];
+
+fn later(time: DateTime<Utc>, by: TimeDelta) -> DateTime<Utc> {
+    time.checked_add_signed(by).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
 
 /// How a method's statements say which tenant they are for.
 pub(crate) fn confinement(method: &str) -> &'static str {
@@ -253,13 +292,17 @@ const SILENT: &[&str] = &["new", "connection", "into_snapshot"];
 
 #[test]
 fn the_list_names_every_public_method_of_the_drivers() {
-    let mut sources = vec!["src/api_keys_facade_driver.rs".into(), "src/keys_driver.rs".into()];
-    for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/keys_driver")).unwrap() {
-        sources.push(file.unwrap().path());
+    let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = vec![src.join("api_keys_facade_driver.rs"), src.join("keys_driver.rs")];
+    let mut folders = vec![src.join("keys_driver")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { sources.push(path) }
+        }
     }
     let mut public = Vec::new();
-    for source in sources {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    for path in sources {
         for line in std::fs::read_to_string(path).unwrap().lines() {
             if let Some(signature) = line.strip_prefix("    pub fn ") {
                 public.push(signature.split(['(', '<']).next().unwrap().to_owned());

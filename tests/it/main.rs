@@ -44,5 +44,7 @@ mod transaction;
 mod try_lock;
 mod unused;
 mod usage;
+mod usage_plans;
+mod usage_roll_up;
 mod uses;
 mod values;

@@ -65,7 +65,7 @@ fn each_statement_is_prepared_once_a_connection() {
 
     let prepared: Vec<PreparedStatement> = diesel::sql_query(
         "SELECT statement, generic_plans + custom_plans AS uses FROM pg_prepared_statements
-         WHERE statement ~ 'api_keys|api_key_events|proxy_calls' AND statement !~ 'pg_prepared_statements' ORDER BY statement",
+         WHERE statement ~ 'api_keys|api_key_events|proxy_calls|usage_' AND statement !~ 'pg_prepared_statements' ORDER BY statement",
     )
     .load(&mut conn)
     .unwrap();

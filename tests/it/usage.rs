@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::support::{CallRow, OTHER, TENANT, at, decimal, key, migrated, plans_of, tenant, usage_of};
+use crate::support::{CallRow, OTHER, TENANT, at, decimal, key, migrated, tenant, usage_of};
 
 #[test]
 fn usage_adds_up_the_calls_of_the_key_and_tenant_since_the_moment() {
@@ -230,21 +230,4 @@ fn a_series_of_too_many_buckets_is_refused() {
     assert!(matches!(refused, Err(Error::TooManyBuckets(10_001))), "{refused:?}");
     let all_of_time = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
     assert!(matches!(fetch(all_of_time, Bucket::Day), Err(Error::TooManyBuckets(_))));
-}
-
-#[test]
-fn usage_reads_its_index_only() {
-    plans_of("fetch_key_usage").read(&["Index Only Scan using ix_proxy_calls_key_usage"]);
-    plans_of("fetch_key_usage_series")
-        .sort_by(&["Sort Key: start.start"])
-        .read(&["Index Only Scan using ix_proxy_calls_key_usage"]);
-    plans_of("fetch_keys_with_usage").read(&[
-        "Index Scan using ix_api_keys_tenant_newest_first",
-        "Index Only Scan using ix_proxy_calls_key_usage",
-    ]);
-    plans_of("fetch_keys_with_usage.offset").read(&[
-        "Index Only Scan using ix_api_keys_tenant_newest_first",
-        "Index Scan using ix_api_keys_tenant_newest_first",
-        "Index Only Scan using ix_proxy_calls_key_usage",
-    ]);
 }

@@ -1,9 +1,137 @@
 PREPARE fetch_key_usage (text, text, timestamp with time zone) AS
-SELECT COUNT(*), sum("proxy_calls"."cost_cents")
-FROM "proxy_calls"
-WHERE (
-  (("proxy_calls"."tenant_id" = $1) AND ("proxy_calls"."api_key_id" = $2))
-  AND ("proxy_calls"."created_at" >= $3)
-);
+WITH
+"asked" AS (
+  SELECT $1::text AS "tenant_id", $2::text AS "api_key_id", $3::timestamptz AS "since"
+),
+"progress" AS MATERIALIZED (
+  SELECT
+    "counted_to",
+    CASE
+      WHEN "merged_below" > pg_snapshot_xmax(pg_current_snapshot())::text::bigint THEN 0
+      ELSE "merged_below"
+    END AS "pending_from",
+    (SELECT "deleted_to" FROM "usage_retention") AS "deleted_to"
+  FROM "usage_progress"
+  ORDER BY "generation" DESC
+  LIMIT 1
+),
+"quarter" AS MATERIALIZED (
+  SELECT
+    "progress".*,
+    "since",
+    "q0",
+    "q0" + interval '15 minutes' AS "q1",
+    "q0" < "since"
+    AND "since" < "deleted_to" AS "is_rounded",
+    "since" <= "q0" + interval '450 seconds' AS "is_nearer_q0"
+  FROM
+    "progress"
+    CROSS JOIN "asked"
+    CROSS JOIN LATERAL date_bin('15 minutes', "since", timestamptz '2000-01-01 00:00:00+00') AS "q0"
+),
+"edge" AS MATERIALIZED (
+  SELECT
+    "counted_to",
+    "pending_from",
+    "is_rounded",
+    CASE
+      WHEN "since" >= "counted_to" THEN "since"
+      WHEN "is_rounded"
+      OR "is_nearer_q0" THEN "q0"
+      ELSE "q1"
+    END AS "lower",
+    CASE WHEN "is_nearer_q0" THEN -1 ELSE 1 END AS "sign",
+    CASE WHEN "is_nearer_q0" THEN "q0" ELSE "since" END AS "edge_from",
+    CASE
+      WHEN "is_rounded"
+      OR "since" >= "counted_to" THEN timestamptz '-infinity'
+      WHEN "is_nearer_q0" THEN "since"
+      ELSE least("q1", "counted_to")
+    END AS "edge_to",
+    greatest("since", "counted_to") AS "tail_from",
+    timestamptz 'infinity' AS "forever"
+  FROM "quarter"
+),
+"days" AS MATERIALIZED (
+  SELECT
+    "edge".*,
+    CASE WHEN "day" = "lower" THEN "lower" ELSE "day" + interval '24 hours' END AS "day_from"
+  FROM
+    "edge"
+    CROSS JOIN LATERAL date_bin('1 day', "lower", timestamptz '2000-01-01 00:00:00+00') AS "day"
+)
+SELECT
+  (
+    "quarters"."calls" + "whole"."calls" + "pending"."calls" + "tail"."calls" + "sign" * "edge"."calls"
+  )::bigint,
+  CASE
+    WHEN "quarters"."nan_calls" + "whole"."nan_calls" + "pending"."nan_calls" + "tail"."nan_calls" + "sign" * "edge"."nan_calls" = 0 THEN "quarters"."spend" + "whole"."spend" + "pending"."spend" + coalesce("tail"."spend", 0) + "sign" * coalesce("edge"."spend", 0)
+  END,
+  "is_rounded"
+FROM
+  "days"
+  CROSS JOIN LATERAL (
+    SELECT
+      coalesce(sum("calls"), 0) AS "calls",
+      coalesce(sum("spend"), 0) AS "spend",
+      coalesce(sum("nan_calls"), 0) AS "nan_calls"
+    FROM "usage_key_buckets"
+    WHERE
+      "tenant_id" = $1
+      AND "api_key_id" = $2
+      AND NOT "is_day"
+      AND "start" >= "days"."lower"
+      AND "start" < "days"."day_from"
+  ) AS "quarters"
+  CROSS JOIN LATERAL (
+    SELECT
+      coalesce(sum("calls"), 0) AS "calls",
+      coalesce(sum("spend"), 0) AS "spend",
+      coalesce(sum("nan_calls"), 0) AS "nan_calls"
+    FROM "usage_key_buckets"
+    WHERE
+      "tenant_id" = $1
+      AND "api_key_id" = $2
+      AND "is_day"
+      AND "start" >= "days"."day_from"
+      AND "start" <= "days"."forever"
+  ) AS "whole"
+  CROSS JOIN LATERAL (
+    SELECT
+      coalesce(sum("calls"), 0) AS "calls",
+      coalesce(sum("spend"), 0) AS "spend",
+      coalesce(sum("nan_calls"), 0) AS "nan_calls"
+    FROM "usage_changes"
+    WHERE
+      "tenant_id" = $1
+      AND "api_key_id" = $2
+      AND "transaction_id" >= "days"."pending_from"
+      AND "created_at" >= "days"."lower"
+      AND "created_at" < "days"."counted_to"
+  ) AS "pending"
+  CROSS JOIN LATERAL (
+    SELECT
+      count(*) AS "calls",
+      sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
+      count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
+    FROM "proxy_calls"
+    WHERE
+      "tenant_id" = $1
+      AND "api_key_id" = $2
+      AND "proxy_calls"."created_at" >= "days"."tail_from"
+      AND "proxy_calls"."created_at" <= "days"."forever"
+  ) AS "tail"
+  CROSS JOIN LATERAL (
+    SELECT
+      count(*) AS "calls",
+      sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
+      count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
+    FROM "proxy_calls"
+    WHERE
+      "tenant_id" = $1
+      AND "api_key_id" = $2
+      AND "proxy_calls"."created_at" >= "days"."edge_from"
+      AND "proxy_calls"."created_at" < "days"."edge_to"
+  ) AS "edge";
 
 EXPLAIN EXECUTE fetch_key_usage ('11111111-1111-1111-1111-111111111111', 'key', '2026-01-01T00:00:00Z');

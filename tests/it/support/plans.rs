@@ -9,7 +9,7 @@
 
 use std::sync::OnceLock;
 
-use api_keys_driver::{KeyId, Page, TenantId, migrate};
+use api_keys_driver::{KeyId, KeysDriver, Page, TenantId, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::Database;
@@ -267,6 +267,11 @@ fn fill(conn: &mut PgConnection, large: u32) {
          DROP TABLE keys;"
     ))
     .unwrap();
+    let until = at("2026-01-03T00:07:00Z");
+    eventually("a half of the calls is counted", || {
+        let step = KeysDriver::new(conn).roll_up_usage(until, 100_000).unwrap();
+        step.is_some_and(|step| step.counted_to == until)
+    });
     // Rows count as visible to all once no session, such as the server's own, looks at older ones.
     let tables = "oid IN ('api_keys'::regclass, 'proxy_calls'::regclass)";
     let hidden = format!("SELECT FROM pg_class WHERE {tables} AND relallvisible < relpages");

@@ -6,10 +6,12 @@ use diesel::dsl::SqlTypeOf;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{BigInt, Nullable, Numeric, Text, Timestamptz};
+use diesel::sql_types::{BigInt, Bool, Nullable, Numeric, Text, Timestamptz};
 
-use super::listed_key::ListedKey;
-use super::{KeySnapshot, KeyUsageSnapshot, KeysDriver};
+use super::sql::{bucket_sums, call_sums, progress, since_columns, since_edge, since_sums, start_of};
+use super::{KeyUsageSnapshot, Sums};
+use crate::keys_driver::listed_key::ListedKey;
+use crate::keys_driver::{KeySnapshot, KeysDriver};
 use crate::listing::{Listing, SelectKeys};
 use crate::send::RunStatement;
 use crate::time::Time;
@@ -20,6 +22,11 @@ impl KeysDriver<'_> {
     ///
     /// The keys are those of [`fetch_keys`](Self::fetch_keys), the sums those of
     /// [`fetch_key_usage`](Self::fetch_key_usage), and both are of one moment: one statement answers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CostNotANumber`](crate::Error::CostNotANumber) names a key of the page, if a call of the range
+    /// has such a cost.
     pub fn fetch_keys_with_usage(
         &mut self,
         tenant_id: &TenantId,
@@ -27,21 +34,19 @@ impl KeysDriver<'_> {
         page: Page,
     ) -> Result<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
         let keys = Listing::all(tenant_id).page(page).select::<ListedKey>();
-        let rows: Vec<(ListedKey, i64, Option<BigDecimal>)> =
+        let rows: Vec<(ListedKey, i64, Option<BigDecimal>, bool)> =
             WithUsage { keys, tenant_id, since: since.into() }.read_all(self.conn)?;
-        let keys = rows.into_iter().map(|(key, request_count, spend_cents)| {
-            (
-                key.of(tenant_id),
-                KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() },
-            )
-        });
-        Ok(keys.collect())
+        rows.into_iter()
+            .map(|(key, calls, spend, is_rounded)| {
+                let key = key.of(tenant_id);
+                let usage = Sums { calls, spend, is_rounded }.of_key(tenant_id, &key.id)?;
+                Ok((key, usage))
+            })
+            .collect()
     }
 }
 
 /// A page of keys and the usage of each.
-///
-/// Written by hand, because Diesel has no `LATERAL`: both sums come from one scan of a key's calls.
 struct WithUsage<'a> {
     keys: SelectKeys<'a, KeyColumns>,
     tenant_id: &'a TenantId,
@@ -52,17 +57,19 @@ type KeyColumns = <ListedKey as Selectable<Pg>>::SelectExpression;
 
 impl QueryFragment<Pg> for WithUsage<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("SELECT ");
-        self.keys.columns.walk_ast(out.reborrow())?;
-        out.push_sql(r#", "calls"."count", "calls"."sum" FROM ("#);
-        self.keys.walk_ast(out.reborrow())?;
-        out.push_sql(r#") AS "api_keys" CROSS JOIN LATERAL (SELECT count(*), sum("cost_cents")"#);
-        out.push_sql(r#" FROM "proxy_calls" WHERE "proxy_calls"."tenant_id" = "#);
+        out.push_sql(r#"WITH "asked" AS (SELECT "#);
         out.push_bind_param::<Text, _>(self.tenant_id)?;
-        out.push_sql(r#" AND "proxy_calls"."api_key_id" = "api_keys"."id""#);
-        out.push_sql(r#" AND "proxy_calls"."created_at" >= "#);
+        out.push_sql(r#"::text AS "tenant_id", "#);
         out.push_bind_param::<Timestamptz, _>(&self.since)?;
-        out.push_sql(r#") AS "calls" ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC"#);
+        out.push_sql(concat!(r#"::timestamptz AS "since"), "#, since_edge!(), " SELECT "));
+        self.keys.columns.walk_ast(out.reborrow())?;
+        out.push_sql(concat!(", ", since_columns!(), " FROM ("));
+        self.keys.walk_ast(out.reborrow())?;
+        out.push_sql(concat!(
+            r#") AS "api_keys" CROSS JOIN "days""#,
+            since_sums!("usage_key_buckets", r#""tenant_id" = $1 AND "api_key_id" = "api_keys"."id""#),
+            r#" ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC"#
+        ));
         Ok(())
     }
 }
@@ -73,7 +80,7 @@ impl QueryId for WithUsage<'_> {
 }
 
 impl Query for WithUsage<'_> {
-    type SqlType = (SqlTypeOf<KeyColumns>, BigInt, Nullable<Numeric>);
+    type SqlType = (SqlTypeOf<KeyColumns>, BigInt, Nullable<Numeric>, Bool);
 }
 
 impl RunQueryDsl<PgConnection> for WithUsage<'_> {}

@@ -2,17 +2,11 @@
 
 use std::ops::Range;
 
-use bigdecimal::BigDecimal;
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
-use diesel::data_types::PgInterval;
-use diesel::pg::Pg;
-use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Interval, Nullable, Numeric, Text, Timestamptz};
 
-use super::{KeyUsageSnapshot, KeysDriver};
-use crate::send::RunStatement;
-use crate::time::{Time, whole_micros};
+use super::KeyUsageSnapshot;
+use crate::keys_driver::KeysDriver;
+use crate::time::whole_micros;
 use crate::{Error, KeyId, Result, TenantId};
 
 /// How long a bar of a usage chart is. Both begin with the clock in UTC.
@@ -100,64 +94,14 @@ impl KeysDriver<'_> {
         }
 
         let length = TimeDelta::seconds(bucket.seconds());
-        let starts = std::iter::successors(Some(first), |start| Some(*start + length));
-        let starts = starts.take_while(|start| *start <= last).map(Time::from).collect();
-        // A day in microseconds is 24 hours, whatever the session's time zone makes of a day.
-        let length = PgInterval::from_microseconds(bucket.seconds() * 1_000_000);
-        let (from, to) = (from.into(), to.into());
-        let series = Series { tenant_id, key_id, from, to, starts, length };
-        let rows: Vec<(Time, i64, Option<BigDecimal>)> = series.read_all(self.conn)?;
-        let buckets = rows.into_iter().map(|(start, request_count, spend_cents)| {
-            let usage = KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() };
-            UsageBucket { start: start.into(), usage }
-        });
-        Ok(buckets.collect())
+        let starts: Vec<_> = std::iter::successors(Some(first), |start| start.checked_add_signed(length))
+            .take_while(|start| *start <= last)
+            .collect();
+        // The first and the last bucket are cut at the ends of the range.
+        let mut boundaries = starts.clone();
+        boundaries[0] = from;
+        boundaries.push(to);
+        let sums = self.fetch_key_usage_between(tenant_id, key_id, &boundaries)?;
+        Ok(starts.into_iter().zip(sums).map(|(start, usage)| UsageBucket { start, usage }).collect())
     }
 }
-
-/// The usage of a key from each start on for a `length`, between `from` and `to`.
-///
-/// Written by hand, because Diesel has no `LATERAL`. Grouping the calls of the whole range would sort
-/// them, or hash them; like this each bucket is a range of the index, and an empty one costs a look.
-/// The subselect hides how many starts there are, by which the server would plan each call anew. It
-/// takes a list for ten rows and `generate_series` for a thousand, whose cost would have it compile
-/// the query (JIT) at each call for a key of a million calls.
-struct Series<'a> {
-    tenant_id: &'a TenantId,
-    key_id: &'a KeyId,
-    from: Time,
-    to: Time,
-    starts: Vec<Time>,
-    length: PgInterval,
-}
-
-impl QueryFragment<Pg> for Series<'_> {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql(r#"SELECT "start", "calls"."count", "calls"."sum" FROM unnest((SELECT "#);
-        out.push_bind_param::<Array<Timestamptz>, _>(&self.starts)?;
-        out.push_sql(r#")) AS "start" CROSS JOIN LATERAL (SELECT count(*), sum("cost_cents")"#);
-        out.push_sql(r#" FROM "proxy_calls" WHERE "proxy_calls"."tenant_id" = "#);
-        out.push_bind_param::<Text, _>(self.tenant_id)?;
-        out.push_sql(r#" AND "proxy_calls"."api_key_id" = "#);
-        out.push_bind_param::<Text, _>(self.key_id)?;
-        out.push_sql(r#" AND "proxy_calls"."created_at" >= greatest("start", "#);
-        out.push_bind_param::<Timestamptz, _>(&self.from)?;
-        out.push_sql(r#") AND "proxy_calls"."created_at" < least("start" + "#);
-        out.push_bind_param::<Interval, _>(&self.length)?;
-        out.push_sql(", ");
-        out.push_bind_param::<Timestamptz, _>(&self.to)?;
-        out.push_sql(r#")) AS "calls" ORDER BY "start""#);
-        Ok(())
-    }
-}
-
-impl QueryId for Series<'_> {
-    type QueryId = Series<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl Query for Series<'_> {
-    type SqlType = (Timestamptz, BigInt, Nullable<Numeric>);
-}
-
-impl RunQueryDsl<PgConnection> for Series<'_> {}

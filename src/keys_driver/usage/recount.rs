@@ -1,0 +1,287 @@
+//! What a person does when the sums no longer fit the calls: see where, and count again.
+
+use std::ops::Range;
+
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, Utc};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::{BigInt, Bool, Nullable, Numeric, Text, Timestamptz};
+
+use super::sql::start_of;
+use crate::keys_driver::KeysDriver;
+use crate::send::RunStatement;
+use crate::time::Time;
+use crate::{KeyId, Result, TenantId};
+
+/// What a step of [`KeysDriver::recount_usage`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsageRecount {
+    /// The moment up to which this step counted again: where the next one starts.
+    pub recounted_to: DateTime<Utc>,
+    /// How many quarter hours of keys got other sums. Changes that were waiting to be merged make such too.
+    pub sums_changed: i64,
+    /// Whether calls behind `recounted_to` are counted, and could be counted again.
+    pub is_behind: bool,
+}
+
+/// A quarter hour whose sums do not fit its calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsageDrift {
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// The key; `None` for the sums of the tenant as a whole.
+    pub key_id: Option<KeyId>,
+    /// When the quarter hour begins.
+    pub start: DateTime<Utc>,
+    /// How many calls the sums say there are.
+    pub counted_calls: i64,
+    /// How many calls there are.
+    pub calls: i64,
+    /// What the sums say the calls cost, in cents. Costs that are not numbers are left out in both.
+    pub counted_spend_cents: BigDecimal,
+    /// What the calls cost, in cents.
+    pub spend_cents: BigDecimal,
+}
+
+impl KeysDriver<'_> {
+    /// Counts again what is counted already, of all tenants, from a moment on. `None`: another worker counts.
+    ///
+    /// For calls that were written while nothing told of it: with triggers disabled or `session_replication_role`
+    /// set to `replica`, by attaching, detaching or truncating a partition, after a restore of the data alone. What
+    /// such writes left wrong stays wrong until it is counted again; see
+    /// [`fetch_usage_drift`](Self::fetch_usage_drift).
+    ///
+    /// A step counts the rest of the quarter hours of one UTC day that has calls, and is exact beside writers. Go on from
+    /// [`recounted_to`](UsageRecount::recounted_to) while it [`is_behind`](UsageRecount::is_behind). The usage
+    /// of deleted calls cannot be counted again, and stays as it is: a step starts at the earliest where
+    /// [`delete_calls_before`](Self::delete_calls_before) stopped.
+    ///
+    /// ```
+    /// # use api_keys_driver::{KeysDriver, Result};
+    /// # use chrono::{DateTime, Utc};
+    /// # use diesel::PgConnection;
+    /// fn recount(conn: &mut PgConnection, mut from: DateTime<Utc>) -> Result<()> {
+    ///     loop {
+    ///         match KeysDriver::new(conn).recount_usage(from)? {
+    ///             Some(step) if step.is_behind => from = step.recounted_to,
+    ///             Some(_) => return Ok(()),
+    ///             None => std::thread::yield_now(),
+    ///         }
+    ///     }
+    /// }
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+    /// # recount(&mut database.connect().unwrap(), DateTime::UNIX_EPOCH).unwrap();
+    /// ```
+    pub fn recount_usage(&mut self, from: DateTime<Utc>) -> Result<Option<UsageRecount>> {
+        let step: Option<(Time, i64, bool)> = Recount { from: from.into() }.change_optional(self.conn)?;
+        Ok(step.map(|(recounted_to, sums_changed, is_behind)| UsageRecount {
+            recounted_to: recounted_to.into(),
+            sums_changed,
+            is_behind,
+        }))
+    }
+
+    /// Fetches the first quarter hours of a range, of all tenants, whose sums do not fit their calls. None: the
+    /// sums are right.
+    ///
+    /// It reads all calls of the range that are counted and not deleted, so ask for some days at a time. What it
+    /// finds, [`recount_usage`](Self::recount_usage) repairs.
+    pub fn fetch_usage_drift(&mut self, range: Range<DateTime<Utc>>, limit: u32) -> Result<Vec<UsageDrift>> {
+        type Row = (String, Option<String>, Time, i64, i64, BigDecimal, BigDecimal);
+
+        let drift = Drift { from: range.start.into(), to: range.end.into(), limit: limit.into() };
+        let rows: Vec<Row> = drift.read_all(self.conn)?;
+        let drift = rows.into_iter().map(
+            |(tenant_id, key_id, start, counted_calls, calls, counted_spend_cents, spend_cents)| UsageDrift {
+                tenant_id: tenant_id.into(),
+                key_id: key_id.map(KeyId::from),
+                start: start.into(),
+                counted_calls,
+                calls,
+                counted_spend_cents,
+                spend_cents,
+            },
+        );
+        Ok(drift.collect())
+    }
+}
+
+/// The calls of the range, by key and quarter hour.
+macro_rules! counted {
+    () => {
+        concat!(
+            r#""counted" AS MATERIALIZED (
+                SELECT "tenant_id"::text AS "tenant_id", "api_key_id"::text AS "api_key_id", "#,
+            start_of!("15 minutes", r#""created_at""#),
+            r#" AS "start", count(*) AS "calls",
+                       coalesce(sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity'), 0) AS "spend",
+                       count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
+                FROM "proxy_calls"
+                WHERE "created_at" >= (SELECT "from" FROM "range") AND "created_at" < (SELECT "to" FROM "range")
+                GROUP BY 1, 2, 3
+            )"#
+        )
+    };
+}
+
+/// Writes the sums that buckets should have over those that they have.
+///
+/// Quarter hours of the range are those of the calls, 0 where there are none; a day is the sum of its quarter hours.
+macro_rules! rewrite {
+    ($buckets:literal, $columns:literal, $calls:literal) => {
+        concat!(
+            r#"INSERT INTO ""#, $buckets, r#"" AS "b" ("#, $columns, r#", "is_day", "start", "calls", "spend", "nan_calls")
+            SELECT "#, $columns, r#", "is_day", "start", sum("calls"), sum("spend"), sum("nan_calls")
+            FROM (
+                SELECT "#, $columns, r#", "is_day", "of"."start", "calls", "spend", "nan_calls"
+                FROM "counted" AS "c" CROSS JOIN LATERAL (VALUES (false, "c"."start"), (true, "#,
+            start_of!("1 day", r#""c"."start""#), r#")) AS "of" ("is_day", "start") WHERE "#, $calls, r#"
+                UNION ALL
+                SELECT "#, $columns, r#", "is_day", "start", 0, 0, 0
+                FROM ""#, $buckets, r#"" WHERE "start" >= (SELECT "day" FROM "range") AND "start" < (SELECT "to" FROM "range")
+                    AND ("is_day" OR "start" >= (SELECT "from" FROM "range"))
+                UNION ALL
+                SELECT "#, $columns, r#", true, (SELECT "day" FROM "range"), "calls", "spend", "nan_calls"
+                FROM ""#, $buckets, r#"" WHERE NOT "is_day" AND "start" >= (SELECT "day" FROM "range") AND "start" < (SELECT "from" FROM "range")
+            ) AS "all"
+            GROUP BY "#, $columns, r#", "is_day", "start" ORDER BY "#, $columns, r#", "is_day", "start"
+            ON CONFLICT ("#, $columns, r#", "is_day", "start") DO UPDATE
+            SET "calls" = excluded."calls", "spend" = excluded."spend", "nan_calls" = excluded."nan_calls"
+            WHERE ("b"."calls", "b"."spend", "b"."nan_calls") IS DISTINCT FROM (excluded."calls", excluded."spend", excluded."nan_calls")
+            RETURNING "is_day""#
+        )
+    };
+}
+
+struct Recount {
+    from: Time,
+}
+
+impl QueryFragment<Pg> for Recount {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(r#"WITH "asked" AS (SELECT "#);
+        out.push_bind_param::<Timestamptz, _>(&self.from)?;
+        out.push_sql(concat!(
+            r#"::timestamptz AS "since"
+            ), "progress" AS MATERIALIZED (
+                SELECT "generation", "counted_to" FROM "usage_progress"
+                WHERE "generation" = (SELECT "generation" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)
+                FOR UPDATE SKIP LOCKED
+            ), "start" AS MATERIALIZED (
+                SELECT "generation", "counted_to", least("counted_to", greatest("#,
+            start_of!("15 minutes", r#""since""#),
+            r#", (SELECT "deleted_to" FROM "usage_retention"))) AS "from"
+                FROM "progress" CROSS JOIN "asked"
+            ), "range" AS MATERIALIZED (
+                SELECT "generation", "counted_to", "from", "#,
+            start_of!("1 day", r#""from""#),
+            r#" AS "day", least("counted_to", CASE WHEN "first" IS NOT NULL THEN greatest("#,
+            start_of!("1 day", r#""first""#),
+            r#" + interval '24 hours', '4714-11-25 00:00:00+00 BC') END) AS "to"
+                FROM "start" CROSS JOIN LATERAL (SELECT (SELECT "created_at" FROM "proxy_calls"
+                    WHERE "created_at" >= "from" AND "created_at" < "counted_to" ORDER BY "created_at" LIMIT 1) AS "first") AS "call"
+            ), "#,
+            counted!(),
+            r#", "gone" AS (
+                DELETE FROM "usage_changes" USING "range"
+                WHERE "created_at" >= "range"."from" AND "created_at" < "range"."to"
+            ), "of_keys" AS ("#,
+            rewrite!("usage_key_buckets", r#""tenant_id", "api_key_id""#, r#""api_key_id" IS NOT NULL"#),
+            r#"), "of_tenants" AS ("#,
+            rewrite!("usage_tenant_buckets", r#""tenant_id""#, "true"),
+            r#"), "locked" AS (
+                UPDATE "usage_progress" SET "generation" = "usage_progress"."generation" + 1
+                FROM "range" WHERE "usage_progress"."generation" = "range"."generation"
+            )
+            SELECT "to", (SELECT count(*) FROM "of_keys" WHERE NOT "is_day"), "to" < "counted_to" FROM "range""#
+        ));
+        Ok(())
+    }
+}
+
+struct Drift {
+    from: Time,
+    to: Time,
+    limit: i64,
+}
+
+impl QueryFragment<Pg> for Drift {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(r#"WITH "asked" AS (SELECT "#);
+        out.push_bind_param::<Timestamptz, _>(&self.from)?;
+        out.push_sql(r#"::timestamptz AS "since", "#);
+        out.push_bind_param::<Timestamptz, _>(&self.to)?;
+        out.push_sql(r#"::timestamptz AS "until", "#);
+        out.push_bind_param::<BigInt, _>(&self.limit)?;
+        out.push_sql(concat!(
+            r#"::bigint AS "limit"
+            ), "range" AS MATERIALIZED (
+                SELECT greatest("#,
+            start_of!("15 minutes", r#""since""#),
+            r#", (SELECT "deleted_to" FROM "usage_retention")) AS "from",
+                       least("#,
+            start_of!("15 minutes", r#""until""#),
+            r#" + CASE WHEN "until" > "#,
+            start_of!("15 minutes", r#""until""#),
+            r#" THEN interval '15 minutes' ELSE interval '0' END,
+                           (SELECT "counted_to" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)) AS "to"
+                FROM "asked"
+            ), "#,
+            counted!(),
+            r#", "told" AS MATERIALIZED (
+                SELECT "tenant_id", "api_key_id", "#,
+            start_of!("15 minutes", r#""created_at""#),
+            r#" AS "start", "calls", "spend", "nan_calls" FROM "usage_changes"
+                WHERE "created_at" >= (SELECT "from" FROM "range") AND "created_at" < (SELECT "to" FROM "range")
+            )
+            SELECT "tenant_id", "api_key_id", "start", sum("counted")::bigint, sum("calls")::bigint, sum("counted_spend"), sum("spend")
+            FROM (
+                SELECT "tenant_id", "api_key_id", "start", "calls" AS "counted", "spend" AS "counted_spend", "nan_calls" AS "counted_nan",
+                       0 AS "calls", 0 AS "spend", 0 AS "nan_calls"
+                FROM "usage_key_buckets"
+                WHERE NOT "is_day" AND "start" >= (SELECT "from" FROM "range") AND "start" < (SELECT "to" FROM "range")
+                UNION ALL
+                SELECT "tenant_id", NULL, "start", "calls", "spend", "nan_calls", 0, 0, 0 FROM "usage_tenant_buckets"
+                WHERE NOT "is_day" AND "start" >= (SELECT "from" FROM "range") AND "start" < (SELECT "to" FROM "range")
+                UNION ALL
+                SELECT "tenant_id", "api_key_id", "start", "calls", "spend", "nan_calls", 0, 0, 0 FROM "told" WHERE "api_key_id" IS NOT NULL
+                UNION ALL
+                SELECT "tenant_id", NULL, "start", "calls", "spend", "nan_calls", 0, 0, 0 FROM "told"
+                UNION ALL
+                SELECT "tenant_id", "api_key_id", "start", 0, 0, 0, "calls", "spend", "nan_calls" FROM "counted" WHERE "api_key_id" IS NOT NULL
+                UNION ALL
+                SELECT "tenant_id", NULL, "start", 0, 0, 0, "calls", "spend", "nan_calls" FROM "counted"
+            ) AS "both"
+            GROUP BY 1, 2, 3
+            HAVING sum("counted") <> sum("calls") OR sum("counted_spend") <> sum("spend") OR sum("counted_nan") <> sum("nan_calls")
+            ORDER BY "start", "tenant_id", "api_key_id" LIMIT (SELECT "limit" FROM "asked")"#
+        ));
+        Ok(())
+    }
+}
+
+impl QueryId for Recount {
+    type QueryId = Self;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl Query for Recount {
+    type SqlType = (Timestamptz, BigInt, Bool);
+}
+
+impl RunQueryDsl<PgConnection> for Recount {}
+
+impl QueryId for Drift {
+    type QueryId = Self;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl Query for Drift {
+    type SqlType = (Text, Nullable<Text>, Timestamptz, BigInt, BigInt, Numeric, Numeric);
+}
+
+impl RunQueryDsl<PgConnection> for Drift {}

@@ -1,0 +1,128 @@
+//! The usage of a key, or of a tenant, since a moment.
+
+use chrono::{DateTime, Utc};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::{Text, Timestamptz};
+
+use super::sql::{bucket_sums, call_sums, progress, since_columns, since_edge, since_sums, start_of};
+use super::{KeyUsageSnapshot, SumTypes, Sums};
+use crate::keys_driver::KeysDriver;
+use crate::send::RunStatement;
+use crate::time::Time;
+use crate::{KeyId, Result, TenantId};
+
+impl KeysDriver<'_> {
+    /// Adds up the calls that were made with a key since a moment, that moment included.
+    ///
+    /// Every call counts, also a blocked or replayed one; one without a cost spends 0. A key that has
+    /// no such call, or does not exist, or is another tenant's, has used nothing: 0 and 0. Calls
+    /// outlive their key, and so does their usage.
+    ///
+    /// The answer is the exact sum over the calls at the statement's snapshot. What it costs depends on
+    /// how far [`roll_up_usage`](Self::roll_up_usage) has counted: calls that are counted are read as
+    /// days and quarter hours, the others one by one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CostNotANumber`](crate::Error::CostNotANumber) if a call of the range has such a cost.
+    pub fn fetch_key_usage(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+        since: DateTime<Utc>,
+    ) -> Result<KeyUsageSnapshot> {
+        let sums: Sums = KeySince { tenant_id, key_id, since: since.into() }.read_one(self.conn)?;
+        sums.of_key(tenant_id, key_id)
+    }
+
+    /// Adds up all calls of a tenant since a moment, that moment included.
+    ///
+    /// These are the calls of all keys, also of those that are gone, and the calls that were made without a
+    /// key. Exactness and cost are those of [`fetch_key_usage`](Self::fetch_key_usage): a tenant has buckets
+    /// of its own, so the number of its keys does not matter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CostNotANumber`](crate::Error::CostNotANumber) if a call of the range has such a cost.
+    pub fn fetch_tenant_usage(
+        &mut self,
+        tenant_id: &TenantId,
+        since: DateTime<Utc>,
+    ) -> Result<KeyUsageSnapshot> {
+        let sums: Sums = TenantSince { tenant_id, since: since.into() }.read_one(self.conn)?;
+        sums.of_tenant(tenant_id)
+    }
+}
+
+struct KeySince<'a> {
+    tenant_id: &'a TenantId,
+    key_id: &'a KeyId,
+    since: Time,
+}
+
+impl QueryFragment<Pg> for KeySince<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(r#"WITH "asked" AS (SELECT "#);
+        out.push_bind_param::<Text, _>(self.tenant_id)?;
+        out.push_sql(r#"::text AS "tenant_id", "#);
+        out.push_bind_param::<Text, _>(self.key_id)?;
+        out.push_sql(r#"::text AS "api_key_id", "#);
+        out.push_bind_param::<Timestamptz, _>(&self.since)?;
+        out.push_sql(concat!(
+            r#"::timestamptz AS "since"), "#,
+            since_edge!(),
+            " SELECT ",
+            since_columns!(),
+            r#" FROM "days""#,
+            since_sums!("usage_key_buckets", r#""tenant_id" = $1 AND "api_key_id" = $2"#)
+        ));
+        Ok(())
+    }
+}
+
+struct TenantSince<'a> {
+    tenant_id: &'a TenantId,
+    since: Time,
+}
+
+impl QueryFragment<Pg> for TenantSince<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(r#"WITH "asked" AS (SELECT "#);
+        out.push_bind_param::<Text, _>(self.tenant_id)?;
+        out.push_sql(r#"::text AS "tenant_id", "#);
+        out.push_bind_param::<Timestamptz, _>(&self.since)?;
+        out.push_sql(concat!(
+            r#"::timestamptz AS "since"), "#,
+            since_edge!(),
+            " SELECT ",
+            since_columns!(),
+            r#" FROM "days""#,
+            since_sums!("usage_tenant_buckets", r#""tenant_id" = $1"#)
+        ));
+        Ok(())
+    }
+}
+
+impl QueryId for KeySince<'_> {
+    type QueryId = KeySince<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl Query for KeySince<'_> {
+    type SqlType = SumTypes;
+}
+
+impl RunQueryDsl<PgConnection> for KeySince<'_> {}
+
+impl QueryId for TenantSince<'_> {
+    type QueryId = TenantSince<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl Query for TenantSince<'_> {
+    type SqlType = SumTypes;
+}
+
+impl RunQueryDsl<PgConnection> for TenantSince<'_> {}

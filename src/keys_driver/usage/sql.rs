@@ -1,0 +1,136 @@
+//! The parts that the statements about usage share. Each statement itself stands with its method.
+//!
+//! Written by hand, because Diesel has no `LATERAL`. In all of them every range has two ends that the planner
+//! does not know, and every table is entered from a materialized row: so it expects few rows, starts no parallel
+//! workers, compiles nothing (JIT), and keeps one plan for all values.
+
+/// The quarter hour or day, in UTC, that a moment lies in. The origin is where no difference overflows.
+macro_rules! start_of {
+    ($length:literal, $time:literal) => {
+        concat!("date_bin('", $length, "', ", $time, ", timestamptz '2000-01-01 00:00:00+00')")
+    };
+}
+
+/// What is counted so far. `pending_from` leaves out what is merged already, and may be dead rows of the index.
+///
+/// Ids of another server's past, as after a restore from a dump, tell nothing.
+macro_rules! progress {
+    () => {
+        r#""progress" AS MATERIALIZED (
+            SELECT "counted_to",
+                   CASE WHEN "merged_below" > pg_snapshot_xmax(pg_current_snapshot())::text::bigint THEN 0
+                        ELSE "merged_below" END AS "pending_from",
+                   (SELECT "deleted_to" FROM "usage_retention") AS "deleted_to"
+            FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1
+        )"#
+    };
+}
+
+/// The sums of some calls. Costs that are no finite numbers (`NaN`) are counted apart.
+macro_rules! call_sums {
+    () => {
+        r#"count(*) AS "calls", sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
+           count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls""#
+    };
+}
+
+/// The sums of some buckets or changes.
+macro_rules! bucket_sums {
+    () => {
+        r#"coalesce(sum("calls"), 0) AS "calls", coalesce(sum("spend"), 0) AS "spend", coalesce(sum("nan_calls"), 0) AS "nan_calls""#
+    };
+}
+
+/// Takes a moment, `"asked"."since"`, apart: whole quarter hours from `lower` on, corrected by the calls of the
+/// quarter hour that it lies in, of which those on the nearer side are read.
+macro_rules! since_edge {
+    () => {
+        concat!(
+            progress!(),
+            r#", "quarter" AS MATERIALIZED (
+                SELECT "progress".*, "since", "q0", "q0" + interval '15 minutes' AS "q1",
+                       "q0" < "since" AND "since" < "deleted_to" AS "is_rounded",
+                       "since" <= "q0" + interval '450 seconds' AS "is_nearer_q0"
+                FROM "progress" CROSS JOIN "asked" CROSS JOIN LATERAL "#,
+            start_of!("15 minutes", r#""since""#),
+            r#" AS "q0"
+            ), "edge" AS MATERIALIZED (
+                SELECT "counted_to", "pending_from", "is_rounded",
+                       CASE WHEN "since" >= "counted_to" THEN "since"
+                            WHEN "is_rounded" OR "is_nearer_q0" THEN "q0" ELSE "q1" END AS "lower",
+                       CASE WHEN "is_nearer_q0" THEN -1 ELSE 1 END AS "sign",
+                       CASE WHEN "is_nearer_q0" THEN "q0" ELSE "since" END AS "edge_from",
+                       CASE WHEN "is_rounded" OR "since" >= "counted_to" THEN timestamptz '-infinity'
+                            WHEN "is_nearer_q0" THEN "since" ELSE least("q1", "counted_to") END AS "edge_to",
+                       greatest("since", "counted_to") AS "tail_from",
+                       timestamptz 'infinity' AS "forever"
+                FROM "quarter"
+            ), "days" AS MATERIALIZED (
+                SELECT "edge".*, CASE WHEN "day" = "lower" THEN "lower" ELSE "day" + interval '24 hours' END AS "day_from"
+                FROM "edge" CROSS JOIN LATERAL "#,
+            start_of!("1 day", r#""lower""#),
+            r#" AS "day"
+            )"#
+        )
+    };
+}
+
+/// Takes each of `"asked"."boundaries"` apart: whole quarter hours up to `lower`, corrected by the calls of the
+/// quarter hour that it lies in, of which those on the nearer side are read.
+macro_rules! edges {
+    () => {
+        concat!(
+            r#""quarters" AS MATERIALIZED (
+                SELECT "progress".*, "nth", "boundary", "q0", "q0" + interval '15 minutes' AS "q1",
+                       "q0" < "boundary" AND "boundary" < "deleted_to" AS "is_rounded",
+                       "boundary" <= "q0" + interval '450 seconds' AS "is_nearer_q0"
+                FROM "progress"
+                CROSS JOIN unnest((SELECT "boundaries" FROM "asked")) WITH ORDINALITY AS "unnested" ("boundary", "nth")
+                CROSS JOIN LATERAL "#,
+            start_of!("15 minutes", r#""boundary""#),
+            r#" AS "q0"
+            ), "edges" AS MATERIALIZED (
+                SELECT "nth", "counted_to", "pending_from", "is_rounded",
+                       CASE WHEN "boundary" >= "counted_to" THEN "boundary"
+                            WHEN "is_rounded" OR "is_nearer_q0" THEN "q0" ELSE "q1" END AS "lower",
+                       CASE WHEN "is_nearer_q0" THEN 1 ELSE -1 END AS "sign",
+                       CASE WHEN "is_nearer_q0" THEN "q0" ELSE "boundary" END AS "edge_from",
+                       CASE WHEN "is_rounded" OR "boundary" >= "counted_to" THEN timestamptz '-infinity'
+                            WHEN "is_nearer_q0" THEN "boundary" ELSE least("q1", "counted_to") END AS "edge_to",
+                       greatest("boundary", "counted_to") AS "tail"
+                FROM "quarters"
+            )"#
+        )
+    };
+}
+
+/// The usage of a scope since the edge: number of calls, cost (`NULL` where it is not a number), and whether
+/// the answer is in whole quarter hours.
+macro_rules! since_columns {
+    () => {
+        r#"("quarters"."calls" + "whole"."calls" + "pending"."calls" + "tail"."calls" + "sign" * "edge"."calls")::bigint,
+           CASE WHEN "quarters"."nan_calls" + "whole"."nan_calls" + "pending"."nan_calls" + "tail"."nan_calls" + "sign" * "edge"."nan_calls" = 0
+                THEN "quarters"."spend" + "whole"."spend" + "pending"."spend" + coalesce("tail"."spend", 0) + "sign" * coalesce("edge"."spend", 0) END,
+           "is_rounded""#
+    };
+}
+
+/// The sums that [`since_columns`] adds up, entered from `"days"`.
+macro_rules! since_sums {
+    ($buckets:literal, $scope:literal) => {
+        concat!(
+            r#" CROSS JOIN LATERAL (SELECT "#, bucket_sums!(), r#" FROM ""#, $buckets, r#"" WHERE "#, $scope,
+            r#" AND NOT "is_day" AND "start" >= "days"."lower" AND "start" < "days"."day_from") AS "quarters""#,
+            r#" CROSS JOIN LATERAL (SELECT "#, bucket_sums!(), r#" FROM ""#, $buckets, r#"" WHERE "#, $scope,
+            r#" AND "is_day" AND "start" >= "days"."day_from" AND "start" <= "days"."forever") AS "whole""#,
+            r#" CROSS JOIN LATERAL (SELECT "#, bucket_sums!(), r#" FROM "usage_changes" WHERE "#, $scope,
+            r#" AND "transaction_id" >= "days"."pending_from" AND "created_at" >= "days"."lower" AND "created_at" < "days"."counted_to") AS "pending""#,
+            r#" CROSS JOIN LATERAL (SELECT "#, call_sums!(), r#" FROM "proxy_calls" WHERE "#, $scope,
+            r#" AND "proxy_calls"."created_at" >= "days"."tail_from" AND "proxy_calls"."created_at" <= "days"."forever") AS "tail""#,
+            r#" CROSS JOIN LATERAL (SELECT "#, call_sums!(), r#" FROM "proxy_calls" WHERE "#, $scope,
+            r#" AND "proxy_calls"."created_at" >= "days"."edge_from" AND "proxy_calls"."created_at" < "days"."edge_to") AS "edge""#,
+        )
+    };
+}
+
+pub(super) use {bucket_sums, call_sums, edges, progress, since_columns, since_edge, since_sums, start_of};

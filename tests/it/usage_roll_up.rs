@@ -1,0 +1,606 @@
+//! Usage through the buckets: counting, merging, repairing and forgetting calls changes no answer.
+
+use std::ops::Range;
+
+use api_keys_driver::{Bucket, Error, KeyUsageSnapshot, KeysDriver, Page, UsageRollUp};
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Nullable, Numeric};
+
+use crate::support::{
+    CallRow, KeyRow, OTHER, TENANT, at, decimal, eventually, key, migrated, migrated_apart, tenant,
+};
+
+/// One step that does what it can.
+fn step(conn: &mut PgConnection, until: &str) -> UsageRollUp {
+    loop {
+        let step = KeysDriver::new(conn).roll_up_usage(at(until), 1_000).unwrap().expect("no other worker");
+        if !step.is_behind {
+            return step;
+        }
+    }
+}
+
+/// Counts and merges all that is there. Transactions of other tests may be open for a while.
+fn roll_up(conn: &mut PgConnection, until: &str) {
+    eventually("all is counted", || step(conn, until).counted_to >= at(until));
+}
+
+fn call(conn: &mut PgConnection, id: &str, time: &str, cost: &str) {
+    CallRow { id, created_at: at(time), cost_cents: Some(decimal(cost)), ..CallRow::default() }.insert(conn);
+}
+
+fn usage(conn: &mut PgConnection, since: &str) -> (i64, String) {
+    let usage = KeysDriver::new(conn).fetch_key_usage(&tenant(), &key("key"), at(since)).unwrap();
+    (usage.request_count, usage.spend_cents.normalized().to_string())
+}
+
+#[derive(QueryableByName, Debug, PartialEq)]
+struct Plain {
+    #[diesel(sql_type = BigInt)]
+    calls: i64,
+    #[diesel(sql_type = Nullable<Numeric>)]
+    spend: Option<api_keys_driver::BigDecimal>,
+}
+
+/// The plain sum over the calls.
+fn plain(conn: &mut PgConnection, whose: &str, range: &Range<DateTime<Utc>>) -> KeyUsageSnapshot {
+    let sql = format!(
+        "SELECT count(*) AS calls, sum(cost_cents) AS spend FROM proxy_calls
+         WHERE tenant_id = '{TENANT}' AND {whose} AND created_at >= '{}' AND created_at < '{}'",
+        range.start, range.end
+    );
+    let Plain { calls, spend } = diesel::sql_query(sql).get_result(conn).unwrap();
+    let mut usage = KeyUsageSnapshot::default();
+    usage.request_count = calls;
+    usage.spend_cents = spend.unwrap_or_default();
+    usage
+}
+
+/// How many changes are waiting to be merged.
+fn changes(conn: &mut PgConnection) -> usize {
+    diesel::sql_query("SELECT FROM usage_changes").execute(conn).unwrap()
+}
+
+/// Compares all that can be asked with the plain sums, for a few moments on and beside the edges.
+fn assert_exact(conn: &mut PgConnection) {
+    let never = at("2099-01-01T00:00:00Z");
+    let quarter = at("2026-03-02T12:15:00Z");
+    let around = [-86_400, -43_200, -900, -450, -449, -1, 0, 1, 449, 450, 451, 899, 900, 3_600, 86_400];
+    let moments: Vec<_> = around.iter().map(|&seconds| quarter + TimeDelta::seconds(seconds)).collect();
+    for since in &moments {
+        let range = *since..never;
+        let expected = plain(conn, "api_key_id = 'key'", &range);
+        let of_tenant = plain(conn, "true", &range);
+        let mut keys = KeysDriver::new(conn);
+        assert_eq!(keys.fetch_key_usage(&tenant(), &key("key"), *since).unwrap(), expected, "{since}");
+        assert_eq!(keys.fetch_tenant_usage(&tenant(), *since).unwrap(), of_tenant, "{since}");
+        let page = keys.fetch_keys_with_usage(&tenant(), *since, Page::default()).unwrap();
+        assert_eq!(page.iter().find(|(row, _)| row.id == key("key")).unwrap().1, expected, "{since}");
+        for to in moments.iter().filter(|to| *to >= since) {
+            let range = *since..*to;
+            let expected = plain(conn, "api_key_id = 'key'", &range);
+            let mut keys = KeysDriver::new(conn);
+            let by_key = keys.fetch_tenant_usage_by_key(&tenant(), range.clone(), 10).unwrap();
+            let found = by_key.into_iter().find(|(id, _)| *id == key("key")).map(|(_, usage)| usage);
+            assert_eq!(found.unwrap_or_default(), expected, "{range:?}");
+        }
+    }
+    let sums = KeysDriver::new(conn).fetch_key_usage_between(&tenant(), &key("key"), &moments).unwrap();
+    for (range, sum) in moments.windows(2).zip(sums) {
+        assert_eq!(sum, plain(conn, "api_key_id = 'key'", &(range[0]..range[1])), "{range:?}");
+    }
+    assert!(KeysDriver::new(conn).fetch_usage_drift(DateTime::<Utc>::MIN_UTC..never, 5).unwrap().is_empty());
+}
+
+/// A call each 100 seconds for two days, each third one of another key and each seventh without a key.
+fn fill(conn: &mut PgConnection) {
+    KeyRow::default().insert(conn);
+    conn.batch_execute(&format!(
+        "INSERT INTO proxy_calls (id, tenant_id, api_key_id, endpoint, model, request_hash, request_json, cost_cents, created_at)
+         SELECT 'c' || n, CASE n % 13 WHEN 0 THEN '{OTHER}' ELSE '{TENANT}' END,
+                CASE WHEN n % 7 = 0 THEN NULL WHEN n % 3 = 0 THEN 'other' ELSE 'key' END, '', '', '', '',
+                CASE n % 5 WHEN 0 THEN NULL ELSE n * 0.0101 END,
+                timestamptz '2026-03-01 12:00:00Z' + n * interval '100 seconds' + n % 3 * interval '1 microsecond'
+         FROM generate_series(0, 1728) AS n"
+    ))
+    .unwrap();
+}
+
+#[test]
+fn counting_up_to_any_moment_changes_no_answer() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    assert_exact(&mut conn);
+    for until in
+        ["2026-03-01T00:00:00Z", "2026-03-02T12:14:59Z", "2026-03-02T12:17:07Z", "2026-03-02T12:30:00Z"]
+    {
+        roll_up(&mut conn, until);
+        assert_exact(&mut conn);
+    }
+    // A frontier never goes back, and a grace that changes is not an error.
+    assert_eq!(step(&mut conn, "2026-03-01T00:00:00Z").counted_to, at("2026-03-02T12:30:00Z"));
+}
+
+#[test]
+fn small_steps_count_as_a_large_one_does() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    let (mut steps, mut counted) = (0, 0);
+    eventually("all is counted", || {
+        let step =
+            KeysDriver::new(&mut conn).roll_up_usage(at("2026-03-02T12:20:00Z"), 100).unwrap().unwrap();
+        assert!(step.calls_counted <= 100, "{step:?}");
+        (steps, counted) = (steps + 1, counted + step.calls_counted);
+        if step.calls_counted > 0 && steps % 2 == 0 {
+            assert_exact(&mut conn);
+        }
+        step.counted_to == at("2026-03-02T12:20:00Z")
+    });
+    assert_eq!(counted, 876);
+    assert_exact(&mut conn);
+}
+
+#[test]
+fn writes_below_the_frontier_show_at_once_and_after_they_are_merged() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    for write in [
+        "INSERT INTO proxy_calls SELECT * FROM jsonb_populate_record((SELECT c FROM proxy_calls AS c WHERE id = 'c800'),
+            '{\"id\": \"late\", \"created_at\": \"2026-03-02T12:20:00Z\"}')",
+        "UPDATE proxy_calls SET cost_cents = 7 WHERE id IN ('c860', 'c870', 'c880', 'c890')",
+        "UPDATE proxy_calls SET api_key_id = 'key' WHERE id IN ('c861', 'c867', 'c870')",
+        "UPDATE proxy_calls SET tenant_id = 'nobody' WHERE id = 'c862'",
+        "UPDATE proxy_calls SET created_at = created_at + interval '15 minutes' WHERE id IN ('c863', 'c871', 'c872')",
+        "UPDATE proxy_calls SET created_at = '2030-01-01' WHERE id = 'c873'",
+        "UPDATE proxy_calls SET created_at = '2026-03-02T12:16:00Z' WHERE id = 'c1700'",
+        "DELETE FROM proxy_calls WHERE id IN ('c874', 'c875', 'c876')",
+        "INSERT INTO proxy_calls SELECT * FROM proxy_calls WHERE id = 'c877' ON CONFLICT (id) DO UPDATE SET cost_cents = 3",
+        "INSERT INTO proxy_calls SELECT * FROM proxy_calls WHERE id = 'c878' ON CONFLICT (id) DO NOTHING",
+        "UPDATE proxy_calls SET status_code = 200",
+    ] {
+        conn.batch_execute(write).unwrap();
+        assert_exact(&mut conn);
+        let told = changes(&mut conn);
+        assert_eq!(told > 0, !write.ends_with("NOTHING") && !write.ends_with("200"), "{write}");
+        roll_up(&mut conn, "2026-03-03T00:00:00Z");
+        assert_eq!(changes(&mut conn), 0, "{write}");
+        assert_exact(&mut conn);
+    }
+}
+
+#[test]
+fn calls_above_the_frontier_tell_nothing() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T00:00:00Z");
+    conn.batch_execute(
+        "UPDATE proxy_calls SET cost_cents = 1 WHERE created_at >= '2026-03-02'; DELETE FROM proxy_calls WHERE id = 'c1000'",
+    )
+    .unwrap();
+    assert_eq!(changes(&mut conn), 0);
+    assert_exact(&mut conn);
+}
+
+#[test]
+fn a_writer_that_began_before_the_announcement_is_awaited() {
+    let (database, mut conn) = migrated_apart();
+    let mut writer = database.connect().unwrap();
+    writer.batch_execute("BEGIN").unwrap();
+    call(&mut writer, "early", "2026-03-02T10:00:00Z", "1");
+
+    for _ in 0..10 {
+        let step = step(&mut conn, "2026-03-02T12:00:00Z");
+        assert_eq!(step.counted_to, DateTime::<Utc>::MIN_UTC, "the writer may still commit");
+    }
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (0, "0".into()));
+    writer.batch_execute("COMMIT").unwrap();
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (1, "1".into()));
+    roll_up(&mut conn, "2026-03-02T12:00:00Z");
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (1, "1".into()));
+}
+
+#[test]
+fn a_writer_that_began_after_the_announcement_tells_and_is_not_awaited() {
+    let (database, mut conn) = migrated_apart();
+    let mut writer = database.connect().unwrap();
+    // Announced, and the barrier taken.
+    for _ in 0..2 {
+        KeysDriver::new(&mut conn).roll_up_usage(at("2026-03-02T12:00:00Z"), 10).unwrap().unwrap();
+    }
+    writer.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").unwrap();
+    call(&mut writer, "late", "2026-03-02T10:00:00Z", "1");
+    roll_up(&mut conn, "2026-03-02T12:00:00Z");
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (0, "0".into()));
+    writer.batch_execute("COMMIT").unwrap();
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (1, "1".into()));
+    roll_up(&mut conn, "2026-03-02T12:00:00Z");
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (1, "1".into()));
+}
+
+#[test]
+fn one_transaction_does_not_take_its_own_announcement_for_known() {
+    let (database, mut conn) = migrated_apart();
+    let mut writer = database.connect().unwrap();
+    for isolation in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
+        conn.batch_execute(&format!("BEGIN ISOLATION LEVEL {isolation}; SELECT 1")).unwrap();
+        // It begins after the snapshot, writes before the announcement, and commits at the end.
+        writer.batch_execute("BEGIN").unwrap();
+        call(&mut writer, isolation, "2026-03-02T10:00:00Z", "1");
+        let until = at("2026-03-02T12:00:00Z") + TimeDelta::days(isolation.len().try_into().unwrap());
+        for _ in 0..4 {
+            KeysDriver::new(&mut conn).roll_up_usage(until, 10).unwrap().unwrap();
+        }
+        conn.batch_execute("COMMIT").unwrap();
+        step(&mut conn, &until.to_rfc3339());
+        writer.batch_execute("COMMIT").unwrap();
+        roll_up(&mut conn, &until.to_rfc3339());
+        let plain = plain(&mut conn, "api_key_id = 'key'", &(at("2026-03-01T00:00:00Z")..until));
+        assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z").0, plain.request_count, "{isolation}");
+    }
+}
+
+#[test]
+fn another_worker_answers_none_and_changes_nothing() {
+    let (database, mut conn) = migrated_apart();
+    let mut other = database.connect().unwrap();
+    conn.batch_execute("BEGIN").unwrap();
+    KeysDriver::new(&mut conn).roll_up_usage(at("2026-03-02T12:00:00Z"), 10).unwrap().unwrap();
+    let mut keys = KeysDriver::new(&mut other);
+    assert_eq!(keys.roll_up_usage(at("2026-03-02T12:00:00Z"), 10).unwrap(), None);
+    assert_eq!(keys.recount_usage(at("2026-03-02T12:00:00Z")).unwrap(), None);
+    conn.batch_execute("COMMIT").unwrap();
+    assert!(keys.roll_up_usage(at("2026-03-02T12:00:00Z"), 10).unwrap().is_some());
+}
+
+#[test]
+fn a_cost_that_is_not_a_number_is_an_error_that_names_the_key() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    conn.batch_execute(
+        "ALTER TABLE proxy_calls DROP CONSTRAINT IF EXISTS proxy_calls_cost_cents_is_a_number",
+    )
+    .unwrap();
+    let nan = "UPDATE proxy_calls SET cost_cents = 'NaN' WHERE id = 'c862'";
+    let (before, after) = (at("2026-03-02T00:00:00Z"), at("2026-03-02T11:57:00Z"));
+    let refusals = |conn: &mut PgConnection, told: &str| {
+        let mut keys = KeysDriver::new(conn);
+        let (tenant_id, key_id) = (tenant(), key("key"));
+        let failed = keys.fetch_key_usage(&tenant_id, &key_id, before);
+        assert!(
+            matches!(&failed, Err(Error::CostNotANumber { key_id: Some(id), .. }) if *id == key_id),
+            "{told}: {failed:?}"
+        );
+        let failed = keys.fetch_keys_with_usage(&tenant_id, before, Page::default());
+        assert!(matches!(failed, Err(Error::CostNotANumber { key_id: Some(_), .. })), "{told}: {failed:?}");
+        let failed = keys.fetch_key_usage_series(&tenant_id, &key_id, before..after, Bucket::Hour);
+        assert!(matches!(failed, Err(Error::CostNotANumber { key_id: Some(_), .. })), "{told}: {failed:?}");
+        let failed = keys.fetch_tenant_usage(&tenant_id, before);
+        assert!(matches!(failed, Err(Error::CostNotANumber { key_id: None, .. })), "{told}: {failed:?}");
+        let failed = keys.fetch_tenant_usage_by_key(&tenant_id, before..after, 1);
+        assert!(matches!(failed, Err(Error::CostNotANumber { key_id: Some(_), .. })), "{told}: {failed:?}");
+        // Within its quarter hour, but after it.
+        assert!(keys.fetch_key_usage(&tenant_id, &key_id, after).is_ok(), "{told}");
+        assert!(keys.fetch_key_usage(&tenant_id, &key("other"), before).is_ok(), "{told}");
+    };
+    conn.batch_execute(nan).unwrap();
+    refusals(&mut conn, "not counted");
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    refusals(&mut conn, "counted");
+    conn.batch_execute("UPDATE proxy_calls SET cost_cents = 1 WHERE id = 'c862'").unwrap();
+    assert_exact(&mut conn);
+    conn.batch_execute(nan).unwrap();
+    refusals(&mut conn, "told");
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    refusals(&mut conn, "merged");
+    conn.batch_execute("DELETE FROM proxy_calls WHERE id = 'c862'").unwrap();
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_exact(&mut conn);
+}
+
+#[test]
+fn calls_of_any_time_that_the_server_can_hold_are_counted_or_read() {
+    let (_database, mut conn) = migrated_apart();
+    let times = [
+        "-infinity",
+        "4714-11-24 BC",
+        "0001-01-01 BC",
+        "1969-12-31 23:59:59.999999Z",
+        "1970-01-01Z",
+        "2026-03-02Z",
+        "9999-12-31 12:00Z",
+        "294276-12-31 23:59:59.999999Z",
+        "infinity",
+    ];
+    let insert = |conn: &mut PgConnection, id: &str, time: &str| {
+        conn.batch_execute(&format!(
+            "INSERT INTO proxy_calls (id, tenant_id, api_key_id, endpoint, model, request_hash, request_json, cost_cents, created_at)
+             VALUES ('{id}{time}', '{TENANT}', 'key', '', '', '', '', 1, '{time}')"
+        ))
+        .unwrap();
+    };
+    let counts = |conn: &mut PgConnection| {
+        let moments = [
+            DateTime::<Utc>::MIN_UTC,
+            at("-4713-11-24T00:00:00Z"),
+            at("1969-12-31T23:59:59.999999Z"),
+            at("1970-01-01T00:00:00Z"),
+            at("1970-01-01T00:00:00.000001Z"),
+            DateTime::<Utc>::MAX_UTC,
+        ];
+        let mut keys = KeysDriver::new(conn);
+        let since =
+            moments.map(|since| keys.fetch_key_usage(&tenant(), &key("key"), since).unwrap().request_count);
+        let between = keys.fetch_key_usage_between(&tenant(), &key("key"), &moments).unwrap();
+        let of_tenant = keys.fetch_tenant_usage(&tenant(), moments[0]).unwrap().request_count;
+        (since, between.iter().map(|sum| sum.request_count).collect::<Vec<_>>(), of_tenant)
+    };
+    for time in times {
+        insert(&mut conn, "first ", time);
+    }
+    let expected = ([9, 8, 6, 5, 4, 1], vec![1, 2, 1, 1, 3], 9);
+    assert_eq!(counts(&mut conn), expected);
+    for until in [
+        DateTime::<Utc>::MIN_UTC,
+        at("1960-01-01T00:00:00Z"),
+        at("2026-03-02T12:00:00Z"),
+        DateTime::<Utc>::MAX_UTC,
+    ] {
+        for limit in [0, 1, 1, 1, 1, 1, 1, 1, u32::MAX] {
+            KeysDriver::new(&mut conn).roll_up_usage(until, limit).unwrap().unwrap();
+            assert_eq!(counts(&mut conn), expected, "{until}");
+        }
+    }
+    for time in times {
+        insert(&mut conn, "second ", time);
+    }
+    let twice = (expected.0.map(|count| count * 2), expected.1.iter().map(|count| count * 2).collect(), 18);
+    assert_eq!(counts(&mut conn), twice);
+    KeysDriver::new(&mut conn).roll_up_usage(DateTime::<Utc>::MAX_UTC, 100).unwrap().unwrap();
+    assert_eq!(counts(&mut conn), twice);
+    let mut from = DateTime::<Utc>::MIN_UTC;
+    for _ in 0..20 {
+        let step = KeysDriver::new(&mut conn).recount_usage(from).unwrap().unwrap();
+        from = step.recounted_to;
+        assert_eq!(counts(&mut conn), twice, "{step:?}");
+        if !step.is_behind {
+            return;
+        }
+    }
+    panic!("recounting does not end");
+}
+
+#[test]
+fn a_sequence_that_was_never_set_or_was_set_back_loses_nothing_from_then_on() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    // As in a copy of the schema whose rows were replicated.
+    conn.batch_execute("ALTER SEQUENCE usage_frontier RESTART; SELECT setval('usage_frontier', -1, false)")
+        .unwrap();
+    call(&mut conn, "late 1", "2026-03-02T12:16:00Z", "1");
+    call(&mut conn, "new 1", "2026-03-04T12:16:00Z", "1");
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-05T00:00:00Z");
+    assert_exact(&mut conn);
+    conn.batch_execute("SELECT setval('usage_frontier', 1)").unwrap();
+    roll_up(&mut conn, "2026-03-05T00:00:00Z");
+    call(&mut conn, "late 2", "2026-03-02T12:17:00Z", "1");
+    assert_exact(&mut conn);
+}
+
+#[test]
+fn a_restore_into_a_server_of_lower_transaction_ids_loses_nothing() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    let ids_of_a_busier_server = |conn: &mut PgConnection, ahead: i64| {
+        conn.batch_execute(&format!(
+            "UPDATE usage_progress SET merged_below = x.id, barrier = x.id, announced_in = x.id
+             FROM (SELECT pg_current_xact_id()::text::bigint + {ahead} AS id) AS x;
+             UPDATE usage_changes SET transaction_id = transaction_id + {ahead}"
+        ))
+        .unwrap();
+    };
+    for ahead in [1_000_000_000_000, 6] {
+        ids_of_a_busier_server(&mut conn, ahead);
+        call(&mut conn, &format!("late {ahead}"), "2026-03-02T12:16:00Z", "1");
+        assert_exact(&mut conn);
+        // The ids overtake those of the other server before anybody rolls up.
+        for _ in 0..8 {
+            conn.batch_execute("SELECT pg_current_xact_id()").unwrap();
+        }
+        assert_exact(&mut conn);
+        call(&mut conn, &format!("later {ahead}"), "2026-03-02T12:16:30Z", "1");
+        roll_up(&mut conn, "2026-03-03T00:00:00Z");
+        assert_exact(&mut conn);
+        let left = changes(&mut conn);
+        assert_eq!(left, 0, "{ahead}");
+    }
+}
+
+#[test]
+fn drift_is_found_and_counted_again() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    conn.batch_execute(
+        "ALTER TABLE proxy_calls DISABLE TRIGGER USER;
+         DELETE FROM proxy_calls WHERE id IN ('c10', 'c873', 'c874');
+         UPDATE proxy_calls SET cost_cents = 9 WHERE id = 'c880';
+         UPDATE proxy_calls SET created_at = '2020-05-05 05:05Z' WHERE id = 'c881';
+         ALTER TABLE proxy_calls ENABLE TRIGGER USER",
+    )
+    .unwrap();
+    // Below and beside what is to be repaired, told as it should be.
+    call(&mut conn, "late", "2026-03-02T12:16:00Z", "1");
+    let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
+    let drift = KeysDriver::new(&mut conn).fetch_usage_drift(all.clone(), 100).unwrap();
+    assert!(
+        drift
+            .iter()
+            .any(|drift| drift.key_id == Some(key("key")) && drift.counted_calls == 0 && drift.calls == 1)
+    );
+    assert!(
+        drift.iter().any(|drift| drift.key_id.is_none() && drift.counted_calls > drift.calls),
+        "{drift:#?}"
+    );
+    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(all.clone(), 2).unwrap(), drift[..2]);
+    let (mut from, mut changed) = (DateTime::<Utc>::MIN_UTC, 0);
+    loop {
+        let step = KeysDriver::new(&mut conn).recount_usage(from).unwrap().unwrap();
+        assert!(step.recounted_to > from, "{step:?}");
+        (from, changed) = (step.recounted_to, changed + step.sums_changed);
+        if !step.is_behind {
+            break;
+        }
+    }
+    assert_eq!(changed, 4);
+    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(all, 100).unwrap(), []);
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_exact(&mut conn);
+}
+
+#[test]
+fn calls_that_retention_deletes_leave_their_usage() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    let whole = |conn: &mut PgConnection, since: &str| {
+        let mut keys = KeysDriver::new(conn);
+        let of_key = keys.fetch_key_usage(&tenant(), &key("key"), at(since)).unwrap();
+        let of_tenant = keys.fetch_tenant_usage(&tenant(), at(since)).unwrap();
+        let by_key =
+            keys.fetch_tenant_usage_by_key(&tenant(), at(since)..at("2099-01-01T00:00:00Z"), 9).unwrap();
+        (of_key, of_tenant, by_key)
+    };
+    let before = whole(&mut conn, "2026-03-01T00:00:00Z");
+    let quarter = whole(&mut conn, "2026-03-02T12:00:00Z");
+    // Nothing is counted, so nothing may go.
+    assert_eq!(KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap(), 0);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    let mut deleted = 0;
+    loop {
+        let batch = KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap();
+        assert!(batch <= 100);
+        deleted += batch;
+        assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+        if batch == 0 {
+            break;
+        }
+        if deleted == 500 {
+            roll_up(&mut conn, "2026-03-02T18:07:00Z");
+        }
+    }
+    assert_eq!(deleted, 873, "those before 12:15");
+    assert_eq!(whole(&mut conn, "2026-03-02T12:00:00Z"), quarter);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+
+    let rounded = KeysDriver::new(&mut conn)
+        .fetch_key_usage(&tenant(), &key("key"), at("2026-03-02T12:14:00Z"))
+        .unwrap();
+    assert!(rounded.is_rounded);
+    assert_eq!(
+        (rounded.request_count, &rounded.spend_cents),
+        (quarter.0.request_count, &quarter.0.spend_cents)
+    );
+    let boundaries =
+        ["2026-03-02T11:50:00Z", "2026-03-02T12:01:00Z", "2026-03-02T12:15:00Z", "2026-03-02T12:16:00Z"]
+            .map(at);
+    let sums =
+        KeysDriver::new(&mut conn).fetch_key_usage_between(&tenant(), &key("key"), &boundaries).unwrap();
+    assert_eq!(sums.iter().map(|sum| sum.is_rounded).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(sums[2], plain(&mut conn, "api_key_id = 'key'", &(boundaries[2]..boundaries[3])));
+
+    // The service's own DELETE, of a call that was inserted late, lowers the usage.
+    call(&mut conn, "late", "2026-03-02T10:00:00Z", "5");
+    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z").0.request_count, before.0.request_count + 1);
+    conn.batch_execute("DELETE FROM proxy_calls WHERE id = 'late'").unwrap();
+    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+    // What is gone is not counted again.
+    let step = KeysDriver::new(&mut conn).recount_usage(at("2026-01-01T00:00:00Z")).unwrap().unwrap();
+    assert!(!step.is_behind, "{step:?}");
+    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+}
+
+#[test]
+fn truncating_the_calls_forgets_their_usage_and_that_of_deleted_calls() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap();
+    conn.batch_execute("BEGIN; TRUNCATE proxy_calls; ROLLBACK").unwrap();
+    assert!(usage(&mut conn, "2026-03-01T00:00:00Z").0 > 0);
+    conn.batch_execute("TRUNCATE proxy_calls").unwrap();
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (0, "0".into()));
+    call(&mut conn, "late", "2026-03-02T12:20:00Z", "1");
+    call(&mut conn, "new", "2026-03-02T19:00:00Z", "1");
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_exact(&mut conn);
+}
+
+#[test]
+fn writers_need_no_right_on_the_usage_tables_and_cannot_use_the_function() {
+    let (_database, mut conn) = migrated();
+    call(&mut conn, "one", "2026-03-02T12:20:00Z", "1");
+    conn.batch_execute(
+        "DO $$ BEGIN CREATE ROLE usage_writer; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+         GRANT INSERT, UPDATE, DELETE, SELECT ON proxy_calls TO usage_writer;
+         REVOKE ALL ON SEQUENCE usage_frontier FROM PUBLIC;
+         SELECT setval('usage_frontier', 5000000000);
+         CREATE SCHEMA own; GRANT ALL ON SCHEMA own TO usage_writer;
+         SET ROLE usage_writer",
+    )
+    .unwrap();
+    call(&mut conn, "late", "2026-03-02T12:20:00Z", "1");
+    conn.batch_execute(
+        "UPDATE proxy_calls SET cost_cents = 2 WHERE id = 'late'; DELETE FROM proxy_calls WHERE id = 'one'",
+    )
+    .unwrap();
+    let misuse = conn.batch_execute(
+        "CREATE TABLE own.proxy_calls (id text);
+         CREATE TRIGGER misuse AFTER INSERT ON own.proxy_calls FOR EACH ROW EXECUTE FUNCTION public.proxy_calls_tell_usage()",
+    );
+    assert!(misuse.unwrap_err().to_string().starts_with("permission denied for function"));
+    conn.batch_execute("RESET ROLE; DROP TABLE IF EXISTS own.proxy_calls; DROP OWNED BY usage_writer")
+        .unwrap();
+    assert_eq!(changes(&mut conn), 4);
+}
+
+#[test]
+fn the_service_may_rename_the_schema_and_alter_the_columns() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    conn.batch_execute(
+        "ALTER SCHEMA public RENAME TO \"the service's\"; SET search_path = \"the service's\"; CREATE SCHEMA public;
+         ALTER TABLE proxy_calls ALTER COLUMN cost_cents TYPE numeric(14, 6), ALTER COLUMN tenant_id TYPE text,
+             ALTER COLUMN created_at TYPE timestamptz(6), ALTER COLUMN api_key_id TYPE text",
+    )
+    .unwrap();
+    call(&mut conn, "late", "2026-03-02T12:20:00Z", "1");
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_exact(&mut conn);
+}
+
+#[test]
+fn boundaries_that_go_back_are_refused_and_fewer_than_two_have_no_sums() {
+    let (_database, mut conn) = migrated();
+    let mut keys = KeysDriver::new(&mut conn);
+    let (one, two) = (at("2026-03-02T12:00:00Z"), at("2026-03-02T13:00:00Z"));
+    let mut fetch =
+        |boundaries: &[DateTime<Utc>]| keys.fetch_key_usage_between(&tenant(), &key("key"), boundaries);
+    assert_eq!(fetch(&[]).unwrap(), []);
+    assert_eq!(fetch(&[one]).unwrap(), []);
+    assert_eq!(fetch(&[one, one]).unwrap(), [KeyUsageSnapshot::default()]);
+    assert!(matches!(fetch(&[one, two, one]), Err(Error::BoundariesNotAscending)));
+    let many: Vec<_> = (0..=10_001).map(|n| one + TimeDelta::minutes(n)).collect();
+    assert!(matches!(fetch(&many), Err(Error::TooManyBuckets(10_001))));
+    assert_eq!(fetch(&many[1..]).unwrap().len(), 10_000);
+}
