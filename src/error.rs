@@ -227,6 +227,11 @@ pub enum Error {
         oldest: i32,
     },
 
+    /// Something is in the way of the migration that can be known beforehand. Nothing was changed by what
+    /// is named here.
+    #[error("the database is not ready to be migrated: {0}")]
+    NotReady(Box<crate::Report>),
+
     /// A migration waited for other sessions for as long as it was allowed to. What was done stands, and
     /// the next call goes on from there.
     #[error(
@@ -303,6 +308,7 @@ impl Error {
             | Self::CostNotANumber { .. }
             | Self::ConnectionString
             | Self::UnsupportedServer { .. }
+            | Self::NotReady(_)
             | Self::AccessDenied
             | Self::UnknownDatabase
             | Self::Tls

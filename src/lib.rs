@@ -52,6 +52,7 @@
 
 mod api_keys_facade_driver;
 mod change;
+mod check;
 mod cursor;
 mod error;
 mod ids;
@@ -83,6 +84,7 @@ pub use keys_driver::{
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
 
 pub use change::Change;
+pub use check::{Effect, Obstacle, Report, check};
 pub use cursor::{KeyCursor, ParseKeyCursorError};
 pub use error::{Advice, ConnectFailure, Error, Result};
 pub use ids::{KeyId, TenantId};

@@ -20,12 +20,16 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
 pub use self::progress::{Holder, Holders, Progress};
 
+pub(crate) use self::home::{Found, find, schema_of};
+pub(crate) use self::records::Records;
+pub(crate) use self::session::Outset;
+pub(crate) use self::step::{STEPS, Step, quoted};
+
 use self::index::Table;
-use self::records::Records;
-use self::session::{Outset, Session};
-use self::step::Step;
+use self::session::Session;
 use self::watch::{Report, Watch};
-use crate::{Error, Result};
+use crate::check::{Facts, Verdict, judge};
+use crate::{Effect, Error, Obstacle, Result};
 
 /// The crate's migrations, for tools that list them. To run them, call [`migrate`].
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -57,6 +61,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 ///
 /// - [`Error::AlreadyInTransaction`] inside a transaction, before anything is sent.
 /// - [`Error::UnsupportedServer`] before PostgreSQL 14.
+/// - [`Error::NotReady`] when something is in the way that can be known beforehand, rows included: all of
+///   it is named, and nothing was changed. [`check`](crate::check()) says so without trying.
 /// - [`Error::MigrationWaits`] when another session held it up for ten minutes: call it again.
 /// - [`Error::Migration`] when a step could not be done. The steps before it stand, the step itself left
 ///   nothing behind, and the next call goes on from there.
@@ -156,13 +162,16 @@ impl<'r> Migrator<'r> {
     /// As [`migrate`].
     pub fn migrate(mut self, conn: &mut PgConnection) -> Result<Vec<String>> {
         let mut run = Run::begin(&mut self, conn)?;
-        if run.pending()?.is_empty() {
+        if run.verdict.pending.is_empty() {
             return Ok(Vec::new());
         }
+        run.refuse_obstacles(Vec::new())?;
         run.session.lock(&mut run.watch)?;
-        let pending = run.pending()?;
-        run.look_at_rows(&pending)?;
+        run.look_again()?;
+        let rows = run.look_at_rows(&run.verdict.pending.clone())?;
+        run.refuse_obstacles(rows)?;
         records::set_up(run.session.conn)?;
+        let pending = run.verdict.pending.clone();
         run.each(pending, Run::apply)
     }
 
@@ -175,14 +184,14 @@ impl<'r> Migrator<'r> {
     pub fn revert(mut self, conn: &mut PgConnection) -> Result<Vec<String>> {
         let mut run = Run::begin(&mut self, conn)?;
         run.session.lock(&mut run.watch)?;
-        let mut applied = records::steps(&run.records()?, true);
-        if let Records::Hidden = run.records()? {
+        let recorded = Records::read(run.session.conn, &run.schema)?;
+        if recorded == Records::Hidden {
             return Err(StepFailed::because(
                 "revert",
                 "the role may not read __diesel_schema_migrations".into(),
             ));
         }
-        applied.reverse();
+        let applied = STEPS.iter().rev().filter(|step| recorded.has(step)).collect();
         run.each(applied, Run::revert)
     }
 }
@@ -190,18 +199,23 @@ impl<'r> Migrator<'r> {
 /// One call at work.
 struct Run<'m, 'r, 'c> {
     session: Session<'c>,
+    outset: Outset,
     watch: Watch<'m, 'r>,
     schema: String,
+    facts: Facts,
+    verdict: Verdict,
 }
 
 impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
     fn begin(migrator: &'m mut Migrator<'r>, conn: &'c mut PgConnection) -> Result<Self> {
         let outset = Outset::look(conn)?;
         let mut session = Session::begin(conn, &outset)?;
-        let found = home::find(session.conn, &outset.path, &["api_keys", "proxy_calls"])?;
-        let Some(schema) = home::schema_of(&found, &outset.path) else {
-            return Err(StepFailed::because("search_path", "it names no schema that exists".into()));
+        let facts = Facts::gather(session.conn, &outset)?;
+        let verdict = judge(&facts);
+        let Some(home) = &facts.home else {
+            return Err(Error::NotReady(Box::new(verdict.into_report(&facts))));
         };
+        let schema = home.schema.clone();
         session.pin_path(&schema)?;
         let watch = Watch {
             patience: migrator.patience,
@@ -209,28 +223,33 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
             observer: migrator.observer.as_deref_mut(),
             step: String::new(),
         };
-        Ok(Self { session, watch, schema })
+        Ok(Self { session, outset, watch, schema, facts, verdict })
     }
 
-    fn records(&mut self) -> Result<Records> {
-        Records::read(self.session.conn, &self.schema)
+    /// Another migrator may have done everything while this one waited for it.
+    fn look_again(&mut self) -> Result<()> {
+        self.facts = Facts::gather(self.session.conn, &self.outset)?;
+        self.verdict = judge(&self.facts);
+        Ok(())
     }
 
-    fn pending(&mut self) -> Result<Vec<&'static Step>> {
-        Ok(records::steps(&self.records()?, false))
+    fn refuse_obstacles(&mut self, rows: Vec<Obstacle>) -> Result<()> {
+        let mut verdict = std::mem::take(&mut self.verdict);
+        verdict.obstacles.extend(rows);
+        if verdict.obstacles.iter().any(|obstacle| obstacle.effect == Effect::BlocksMigration) {
+            verdict.obstacles.retain(|obstacle| obstacle.effect == Effect::BlocksMigration);
+            return Err(Error::NotReady(Box::new(verdict.into_report(&self.facts))));
+        }
+        self.verdict = verdict;
+        Ok(())
     }
 
-    fn look_at_rows(&mut self, pending: &[&'static Step]) -> Result<()> {
+    fn look_at_rows(&mut self, pending: &[&'static Step]) -> Result<Vec<Obstacle>> {
         let mut tables = Vec::new();
         for name in ["api_keys", "proxy_calls"] {
             tables.extend(Table::find(self.session.conn, &self.schema, name)?.map(|_| name));
         }
-        match rows::forbidden(self.session.conn, &self.schema, pending, &tables)?.first() {
-            Some(bad) => {
-                Err(StepFailed::because("rows", format!("{}: {}, then migrate again", bad.why, bad.mend)))
-            }
-            None => Ok(()),
-        }
+        rows::forbidden(self.session.conn, &self.schema, pending, &tables)
     }
 
     fn each(
@@ -246,7 +265,8 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
             if let Err(error) = work(&mut self, step) {
                 if let Error::UniqueViolation { .. } = error {
                     // Rows that came after the look at them.
-                    self.look_at_rows(&[step])?;
+                    let rows = self.look_at_rows(&[step])?;
+                    self.refuse_obstacles(rows)?;
                 }
                 return Err(StepFailed::at(step, error));
             }
@@ -258,6 +278,9 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
     fn apply(&mut self, step: &'static Step) -> Result<()> {
         if let Some(index) = step.index() {
             index::ensure(self.session.conn, &mut self.watch, &self.schema, &index)?;
+            return records::add(self.session.conn, &self.schema, step);
+        }
+        if self.verdict.done.contains(&step) {
             return records::add(self.session.conn, &self.schema, step);
         }
         self.in_transaction(|conn, schema| {

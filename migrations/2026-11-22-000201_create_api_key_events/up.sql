@@ -17,57 +17,56 @@ DECLARE
     );
     found pg_catalog.regclass := pg_catalog.to_regclass(pg_catalog.format('%I.api_key_events', home));
 BEGIN
-    IF found IS NOT NULL THEN
-        IF pg_catalog.obj_description(found, 'pg_class') OPERATOR(pg_catalog.=) 'Created by api_keys_driver.'
-            AND (
-                SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class
-                WHERE oid OPERATOR(pg_catalog.=) found
-            )
-        THEN
-            RETURN;
-        END IF;
+    IF found IS NULL THEN
+        EXECUTE pg_catalog.format($ddl$
+        CREATE TABLE %1$I.api_key_events (
+            transaction_id pg_catalog.int8 NOT NULL
+                DEFAULT (pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8),
+            id             pg_catalog.int8 GENERATED ALWAYS AS IDENTITY,
+            tenant_id      pg_catalog.text NOT NULL,
+            key_id         pg_catalog.text NOT NULL,
+            revision       pg_catalog.int8 NOT NULL,
+            kind           pg_catalog.text NOT NULL,
+            at             pg_catalog.timestamptz NOT NULL,
+            recorded_at    pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+            actor          pg_catalog.text,
+            reason         pg_catalog.text,
+            status         pg_catalog.text NOT NULL,
+            is_frozen      pg_catalog.bool NOT NULL,
+            expires_at     pg_catalog.timestamptz,
+            CONSTRAINT api_key_events_pkey PRIMARY KEY (transaction_id, id)
+        )
+        $ddl$, home);
+        EXECUTE pg_catalog.format($ddl$COMMENT ON TABLE %I.api_key_events IS 'Created by api_keys_driver.'$ddl$, home);
+        EXECUTE pg_catalog.format(
+            $ddl$COMMENT ON COLUMN %I.api_key_events.status IS 'As the change left it; so are is_frozen and expires_at.'$ddl$,
+            home
+        );
+        EXECUTE pg_catalog.format(
+            'CREATE INDEX ix_api_key_events_history ON %I.api_key_events USING btree (tenant_id, key_id, revision, id)',
+            home
+        );
+    ELSIF pg_catalog.obj_description(found, 'pg_class') IS DISTINCT FROM 'Created by api_keys_driver.'
+        OR NOT (
+            SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class
+            WHERE oid OPERATOR(pg_catalog.=) found
+        )
+    THEN
         RAISE EXCEPTION 'there is another table %.api_key_events: rename or drop it, then migrate again', home;
     END IF;
 
-    EXECUTE pg_catalog.format($ddl$
-    CREATE TABLE %1$I.api_key_events (
-        transaction_id pg_catalog.int8 NOT NULL
-            DEFAULT (pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8),
-        id             pg_catalog.int8 GENERATED ALWAYS AS IDENTITY,
-        tenant_id      pg_catalog.text NOT NULL,
-        key_id         pg_catalog.text NOT NULL,
-        revision       pg_catalog.int8 NOT NULL,
-        kind           pg_catalog.text NOT NULL,
-        at             pg_catalog.timestamptz NOT NULL,
-        recorded_at    pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
-        actor          pg_catalog.text,
-        reason         pg_catalog.text,
-        status         pg_catalog.text NOT NULL,
-        is_frozen      pg_catalog.bool NOT NULL,
-        expires_at     pg_catalog.timestamptz,
-        CONSTRAINT api_key_events_pkey PRIMARY KEY (transaction_id, id)
-    )
-    $ddl$, home);
-    EXECUTE pg_catalog.format($ddl$COMMENT ON TABLE %I.api_key_events IS 'Created by api_keys_driver.'$ddl$, home);
-    EXECUTE pg_catalog.format(
-        $ddl$COMMENT ON COLUMN %I.api_key_events.status IS 'As the change left it; so are is_frozen and expires_at.'$ddl$,
-        home
-    );
-    EXECUTE pg_catalog.format(
-        'CREATE INDEX ix_api_key_events_history ON %I.api_key_events USING btree (tenant_id, key_id, revision, id)',
-        home
-    );
-
     -- What compaction leaves of the keys that are gone: no revision of theirs was higher.
     EXECUTE pg_catalog.format($ddl$
-    CREATE TABLE %1$I.api_key_events_compacted (
+    CREATE TABLE IF NOT EXISTS %1$I.api_key_events_compacted (
         only_row pg_catalog.bool NOT NULL DEFAULT true,
         revision pg_catalog.int8 NOT NULL,
         CONSTRAINT api_key_events_compacted_pkey PRIMARY KEY (only_row),
         CONSTRAINT api_key_events_compacted_has_one_row CHECK (only_row)
     )
     $ddl$, home);
-    EXECUTE pg_catalog.format('INSERT INTO %I.api_key_events_compacted (revision) VALUES (0)', home);
+    EXECUTE pg_catalog.format(
+        'INSERT INTO %I.api_key_events_compacted (revision) VALUES (0) ON CONFLICT DO NOTHING', home
+    );
     EXECUTE pg_catalog.format(
         $ddl$COMMENT ON TABLE %I.api_key_events_compacted IS 'Created by api_keys_driver.'$ddl$, home
     );

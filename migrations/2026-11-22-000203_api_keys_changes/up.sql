@@ -26,7 +26,7 @@ BEGIN
     -- time of the service's own, such as an updated_at that its trigger sets, and in generated columns,
     -- which are not computed yet here.
     EXECUTE pg_catalog.format($ddl$
-    CREATE FUNCTION %1$I.api_keys_number() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_number() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fn$
     DECLARE
         used record;
@@ -111,7 +111,7 @@ BEGIN
     $ddl$, home);
 
     EXECUTE pg_catalog.format($ddl$
-    CREATE FUNCTION %1$I.api_keys_tell() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_tell() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fn$
     DECLARE
         key record;
@@ -248,7 +248,7 @@ BEGIN
     -- TRUNCATE is recorded and not refused: the service may empty its table as before. It fails where
     -- rows would escape: under a snapshot that is older than the lock, and where a policy hides some.
     EXECUTE pg_catalog.format($ddl$
-    CREATE FUNCTION %1$I.api_keys_tell_truncated() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_tell_truncated() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $fn$
     BEGIN
         IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
@@ -268,7 +268,7 @@ BEGIN
     $ddl$, home);
 
     EXECUTE pg_catalog.format($ddl$
-    CREATE FUNCTION %1$I.api_key_events_notify() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_key_events_notify() RETURNS trigger LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp AS $fn$
     BEGIN
         PERFORM pg_catalog.pg_notify('api_key_events', '');
@@ -286,29 +286,29 @@ BEGIN
 
     -- Triggers fire in the order of their names. The service's come first, so that the row is final here.
     EXECUTE pg_catalog.format(
-        'CREATE TRIGGER "~api_keys_number" BEFORE INSERT OR UPDATE ON %1$I.api_keys FOR EACH ROW
+        'CREATE OR REPLACE TRIGGER "~api_keys_number" BEFORE INSERT OR UPDATE ON %1$I.api_keys FOR EACH ROW
          EXECUTE FUNCTION %1$I.api_keys_number()',
         home
     );
     EXECUTE pg_catalog.format(
-        'CREATE TRIGGER "~api_keys_tell" AFTER INSERT OR DELETE ON %1$I.api_keys FOR EACH ROW
+        'CREATE OR REPLACE TRIGGER "~api_keys_tell" AFTER INSERT OR DELETE ON %1$I.api_keys FOR EACH ROW
          EXECUTE FUNCTION %1$I.api_keys_tell()',
         home
     );
     EXECUTE pg_catalog.format(
-        'CREATE TRIGGER "~api_keys_tell_update" AFTER UPDATE ON %1$I.api_keys FOR EACH ROW
+        'CREATE OR REPLACE TRIGGER "~api_keys_tell_update" AFTER UPDATE ON %1$I.api_keys FOR EACH ROW
          WHEN (OLD.revision OPERATOR(pg_catalog.<>) NEW.revision)
          EXECUTE FUNCTION %1$I.api_keys_tell()',
         home
     );
     EXECUTE pg_catalog.format(
-        'CREATE TRIGGER "~api_keys_tell_truncated" BEFORE TRUNCATE ON %1$I.api_keys FOR EACH STATEMENT
+        'CREATE OR REPLACE TRIGGER "~api_keys_tell_truncated" BEFORE TRUNCATE ON %1$I.api_keys FOR EACH STATEMENT
          EXECUTE FUNCTION %1$I.api_keys_tell_truncated()',
         home
     );
     -- Off, because a commit that notifies waits for all others that do: see docs/events.md.
     EXECUTE pg_catalog.format(
-        'CREATE TRIGGER api_key_events_notify AFTER INSERT ON %1$I.api_key_events FOR EACH STATEMENT
+        'CREATE OR REPLACE TRIGGER api_key_events_notify AFTER INSERT ON %1$I.api_key_events FOR EACH STATEMENT
          EXECUTE FUNCTION %1$I.api_key_events_notify()',
         home
     );

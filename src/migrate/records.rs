@@ -4,7 +4,7 @@ use diesel::migration::MigrationConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Text};
 
-use super::step::{STEPS, Step, quoted};
+use super::step::{Step, quoted};
 use crate::Result;
 
 const TABLE: &str = "__diesel_schema_migrations";
@@ -76,9 +76,4 @@ pub(super) fn remove(conn: &mut PgConnection, schema: &str, step: &Step) -> Resu
     let sql = format!("DELETE FROM {}.{TABLE} WHERE version OPERATOR(pg_catalog.=) $1", quoted(schema));
     diesel::sql_query(sql).bind::<Text, _>(step.version()).execute(conn)?;
     Ok(())
-}
-
-/// The steps that are recorded or are not, oldest first.
-pub(crate) fn steps(records: &Records, recorded: bool) -> Vec<&'static Step> {
-    STEPS.iter().filter(|step| records.has(step) == recorded).collect()
 }

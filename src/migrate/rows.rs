@@ -4,7 +4,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 
 use super::step::{Step, quoted};
-use crate::Result;
+use crate::{Effect, Obstacle, Result};
 
 /// What of the rows a step relies on, and how it is told.
 struct Rule {
@@ -23,14 +23,14 @@ const RULES: &[Rule] = &[
         table: "api_keys",
         ids: "SELECT id FROM {table} WHERE created_at IS NULL ORDER BY id",
         complaint: "row(s) with a NULL created_at",
-        mend: "set a time on them",
+        mend: "Set a time on them",
     },
     Rule {
         step: "proxy_calls_created_at_not_null",
         table: "proxy_calls",
         ids: "SELECT id FROM {table} WHERE created_at IS NULL ORDER BY id",
         complaint: "row(s) with a NULL created_at",
-        mend: "set a time on them",
+        mend: "Set a time on them",
     },
     Rule {
         step: "api_keys_key_hash_unique",
@@ -40,17 +40,9 @@ const RULES: &[Rule] = &[
               ) AS hashes
               WHERE sharers OPERATOR(pg_catalog.>) 1 ORDER BY key_hash, id",
         complaint: "rows that share a key_hash with another",
-        mend: "keep one row of each hash",
+        mend: "Keep one row of each hash",
     },
 ];
-
-/// Rows that a step forbids.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Forbidden {
-    pub(crate) table: &'static str,
-    pub(crate) why: String,
-    pub(crate) mend: &'static str,
-}
 
 #[derive(QueryableByName)]
 struct Bad {
@@ -67,7 +59,7 @@ pub(crate) fn forbidden(
     schema: &str,
     steps: &[&'static Step],
     tables: &[&str],
-) -> Result<Vec<Forbidden>> {
+) -> Result<Vec<Obstacle>> {
     let mut found = Vec::new();
     for rule in RULES {
         if !tables.contains(&rule.table) || !steps.iter().any(|step| step.title() == rule.step) {
@@ -84,10 +76,11 @@ pub(crate) fn forbidden(
         );
         let bad: Bad = diesel::sql_query(sql).get_result(conn)?;
         if bad.count > 0 {
-            found.push(Forbidden {
-                table: rule.table,
+            found.push(Obstacle {
+                name: format!("rows of {}", rule.table),
                 why: format!("{} has {} {} (first ids: {})", rule.table, bad.count, rule.complaint, bad.ids),
-                mend: rule.mend,
+                action: format!("{}, then migrate again", rule.mend),
+                effect: Effect::BlocksMigration,
             });
         }
     }

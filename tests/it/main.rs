@@ -2,6 +2,7 @@
 
 mod api_keys_facade_driver;
 mod auth;
+mod check;
 mod citus;
 mod contention;
 mod counts;

@@ -36,8 +36,8 @@ pub(crate) fn names() -> Vec<String> {
 
 /// The cause of an error, as the server put it.
 pub(crate) fn cause(error: &Error) -> String {
-    assert!(matches!(error, Error::Migration(_)), "{error:?}");
-    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    assert!(matches!(error, Error::Migration(_) | Error::NotReady(_)), "{error:?}");
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 

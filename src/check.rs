@@ -1,0 +1,140 @@
+//! Says what stands between a database and the crate, and changes nothing. `facts` reads the catalog,
+//! `expected` knows what the migrations leave, `judge` compares them.
+
+mod expected;
+mod facts;
+mod judge;
+
+use std::fmt;
+
+use diesel::prelude::*;
+
+pub(crate) use self::expected::Expected;
+pub(crate) use self::facts::Facts;
+pub(crate) use self::judge::{Verdict, judge};
+
+use crate::migrate::Outset;
+use crate::{Error, Result};
+
+/// What [`check`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The server's version, as it names it.
+    pub server_version: String,
+    /// The schema that the tables are in, or would be made in.
+    pub schema: Option<String>,
+    /// The migrations that are applied, oldest first.
+    pub applied: Vec<String>,
+    /// The migrations that [`migrate`](crate::migrate()) would apply, oldest first.
+    pub pending: Vec<String>,
+    /// What is in the way. What blocks comes first.
+    pub obstacles: Vec<Obstacle>,
+}
+
+impl Report {
+    /// Whether nothing is pending and nothing is in the way.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.pending.is_empty() && self.obstacles.is_empty()
+    }
+}
+
+/// Shows each obstacle on a line of its own.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (nth, obstacle) in self.obstacles.iter().enumerate() {
+            write!(f, "{}{obstacle}", if nth == 0 { "" } else { "\n" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Something about a database that is in the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Obstacle {
+    /// What it is about, such as `index ix_api_keys_tenant_newest_first`.
+    pub name: String,
+    /// What is wrong, and why it matters.
+    pub why: String,
+    /// The SQL or the action that removes it.
+    pub action: String,
+    /// What it keeps from working.
+    pub effect: Effect,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}. {}", self.name, self.why, self.action)
+    }
+}
+
+/// What an [`Obstacle`] keeps from working.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Effect {
+    /// [`migrate`](crate::migrate()) refuses to begin.
+    BlocksMigration,
+    /// Some methods fail or give wrong answers.
+    BlocksMethods,
+    /// Everything works, but slower or with less protection.
+    Degrades,
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BlocksMigration => "blocks the migration",
+            Self::BlocksMethods => "blocks methods",
+            Self::Degrades => "degrades",
+        })
+    }
+}
+
+/// Looks at everything that can keep [`migrate`](crate::migrate()) or the drivers from working on this
+/// database, and changes nothing.
+///
+/// It reads the catalog in one read-only transaction, and no row of a table. It needs no rights but to
+/// connect. The answer is for the current role and search path: a worker calls it when it starts, with
+/// the connection that it will work with. Directly after [`migrate`](crate::migrate()) the report is
+/// clean. It takes milliseconds.
+///
+/// ```
+/// # fn main() -> Result<(), throwaway_postgres::BoxError> {
+/// # let database = throwaway_postgres::empty()?;
+/// # let mut conn = database.connect()?;
+/// use api_keys_driver::{check, migrate};
+///
+/// assert!(!check(&mut conn)?.pending.is_empty());
+/// migrate(&mut conn)?;
+/// let report = check(&mut conn)?;
+/// assert!(report.is_clean(), "{report}");
+///
+/// diesel::connection::SimpleConnection::batch_execute(&mut conn, "DROP INDEX ix_api_keys_tenant_newest_first")?;
+/// assert_eq!(check(&mut conn)?.obstacles[0].name, "index ix_api_keys_tenant_newest_first");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// [`Error::AlreadyInTransaction`] inside a transaction.
+pub fn check(conn: &mut PgConnection) -> Result<Report> {
+    let outset = match Outset::look(conn) {
+        Err(Error::UnsupportedServer { version, oldest }) => return Ok(unsupported(version, oldest)),
+        looked => looked?,
+    };
+    let facts = Facts::gather(conn, &outset)?;
+    Ok(judge(&facts).into_report(&facts))
+}
+
+fn unsupported(version: String, oldest: i32) -> Report {
+    let obstacle = Obstacle {
+        name: "server".into(),
+        why: format!("it is PostgreSQL {version}, and the crate needs {oldest} or newer"),
+        action: format!("upgrade the server to PostgreSQL {oldest} or newer"),
+        effect: Effect::BlocksMigration,
+    };
+    Report { server_version: version, obstacles: vec![obstacle], ..Report::default() }
+}

@@ -1,0 +1,101 @@
+-- What the schema $1 holds under the names that the migrations give: tables $2 with their columns,
+-- constraints, indexes and triggers, indexes $3, functions $4. A line each; `flaw` says what is wrong with
+-- the object itself. The search path is pg_catalog alone.
+WITH home AS (
+    SELECT oid, nspname FROM pg_namespace WHERE nspname = $1
+), tables AS (
+    SELECT class.oid, relname, relkind
+    FROM pg_class AS class
+    WHERE relnamespace = (SELECT oid FROM home) AND relname = ANY ($2)
+        AND relkind IN ('r', 'p', 'v', 'm', 'f')
+)
+SELECT 'table' AS kind, relname::text AS "table", relname::text AS name, relkind::text AS definition, '' AS flaw
+FROM tables
+
+UNION ALL
+SELECT 'column', relname::text, attname::text,
+    format_type(atttypid, atttypmod)
+        || CASE WHEN attnotnull THEN ' NOT NULL' ELSE '' END
+        || CASE WHEN attidentity <> '' THEN ' IDENTITY' WHEN attgenerated <> '' THEN ' GENERATED' ELSE '' END
+        || coalesce(' DEFAULT ' || pg_get_expr(adbin, adrelid), ''),
+    ''
+FROM tables
+JOIN pg_attribute ON attrelid = tables.oid AND attnum > 0 AND NOT attisdropped
+LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+
+UNION ALL
+SELECT 'constraint', relname::text, conname::text,
+    regexp_replace(pg_get_constraintdef(pg_constraint.oid), ' NOT VALID$', ''),
+    CASE WHEN convalidated THEN '' ELSE 'not validated' END
+FROM tables
+JOIN pg_constraint ON conrelid = tables.oid AND contype IN ('c', 'p', 'u', 'x')
+
+UNION ALL
+SELECT 'index', coalesce("table".relname, '')::text, index.relname::text,
+    CASE
+        WHEN indexrelid IS NULL THEN 'no index'
+        ELSE CASE WHEN indisunique THEN 'UNIQUE ' ELSE '' END || regexp_replace(
+            substr(pg_get_indexdef(indexrelid), 1 + length(format(
+                'CREATE %sINDEX %I ON %s%I.%I ',
+                CASE WHEN indisunique THEN 'UNIQUE ' END,
+                index.relname,
+                CASE WHEN index.relkind = 'I' THEN 'ONLY ' END,
+                home.nspname,
+                "table".relname
+            ))),
+            ' WITH \([^()]*\)', ''
+        )
+    END,
+    CASE
+        WHEN indexrelid IS NULL THEN ''
+        -- The index of a partitioned table stands for its parts. Foreign partitions take none.
+        WHEN index.relkind = 'I' THEN coalesce((
+            SELECT 'partition ' || string_agg(format('%I', part.relname), ', ' ORDER BY part.relname) || ' lacks it'
+            FROM pg_partition_tree(indrelid) AS tree
+            JOIN pg_class AS part ON part.oid = tree.relid
+            WHERE tree.isleaf AND part.relkind <> 'f' AND NOT EXISTS (
+                SELECT FROM pg_partition_tree(indexrelid) AS attached
+                JOIN pg_index AS attached_index ON attached_index.indexrelid = attached.relid
+                WHERE attached_index.indrelid = tree.relid
+                    AND attached_index.indisvalid AND attached_index.indisready
+            )
+        ), '')
+        WHEN NOT (indisvalid AND indisready AND indislive) THEN 'invalid'
+        ELSE ''
+    END
+FROM home
+JOIN pg_class AS index ON index.relnamespace = home.oid
+LEFT JOIN pg_index ON indexrelid = index.oid
+LEFT JOIN pg_class AS "table" ON "table".oid = indrelid
+WHERE index.relname = ANY ($3)
+
+UNION ALL
+SELECT 'trigger', relname::text, tgname::text,
+    replace(
+        replace(
+            pg_get_triggerdef(pg_trigger.oid),
+            format(' ON %I.%I ', home.nspname, relname), format(' ON %I ', relname)
+        ),
+        format(' EXECUTE FUNCTION %I.', home.nspname), ' EXECUTE FUNCTION '
+    ),
+    CASE tgenabled WHEN 'D' THEN 'disabled' WHEN 'R' THEN 'enabled on replicas only' ELSE '' END
+FROM home, tables
+JOIN pg_trigger ON tgrelid = tables.oid AND NOT tgisinternal AND tgparentid = 0
+
+UNION ALL
+SELECT 'function', '', proname::text,
+    -- The body counts without its qualifiers and the schema's name, which differ from schema to schema.
+    format(
+        '(%s) %s %s%s%s %s', pg_get_function_identity_arguments(pg_proc.oid), prorettype::regtype, lanname,
+        CASE WHEN prosecdef THEN ' SECURITY DEFINER' END,
+        ' ' || replace(array_to_string(proconfig, ' '), format('search_path=%I,', nspname), 'search_path=home,'),
+        left(encode(sha256(textsend(
+            regexp_replace(replace(prosrc, quote_literal(nspname), '''home'''), '("([^"]|"")+"|\w+)\.', '', 'g')
+        )), 'hex'), 16)
+    ),
+    ''
+FROM home
+JOIN pg_proc ON pronamespace = home.oid
+JOIN pg_language ON pg_language.oid = prolang
+WHERE proname = ANY ($4)
+ORDER BY 1, 2, 3, 4

@@ -1,0 +1,58 @@
+//! What the migrations leave in an empty database, a line each in `expected.tsv`. A test writes that file.
+
+use crate::migrate::{STEPS, Step};
+
+/// An object that the migrations leave.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    /// The title of the step that makes it.
+    pub(crate) made_by: &'static str,
+    /// The title of the step that gives it the final definition.
+    pub(crate) shaped_by: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) table: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) definition: &'static str,
+    /// A trigger that is made disabled, for who wants it to enable.
+    pub(crate) is_optional: bool,
+}
+
+const LINES: &str = include_str!("expected.tsv");
+
+impl Expected {
+    pub(crate) fn all() -> Vec<Self> {
+        LINES.lines().filter_map(Self::parse).collect()
+    }
+
+    fn parse(line: &'static str) -> Option<Self> {
+        let optional = line.strip_suffix(", disabled");
+        let mut fields = optional.unwrap_or(line).split('\t');
+        let mut field = || fields.next();
+        Some(Self {
+            made_by: field()?,
+            shaped_by: field()?,
+            kind: field()?,
+            table: field()?,
+            name: field()?,
+            definition: field()?,
+            is_optional: optional.is_some(),
+        })
+    }
+
+    /// The names of a kind.
+    pub(crate) fn names(all: &[Self], kind: &str) -> Vec<&'static str> {
+        all.iter().filter(|expected| expected.kind == kind).map(|expected| expected.name).collect()
+    }
+
+    /// Whether the existing service has it in a form of its own: what the first two steps make beside the
+    /// tables and their columns.
+    pub(crate) fn is_the_services(&self) -> bool {
+        self.made_by == format!("create_{}", self.table)
+            && !matches!(self.kind, "table" | "column")
+            && matches!(self.table, "api_keys" | "proxy_calls")
+    }
+
+    pub(crate) fn step(&self) -> Option<&'static Step> {
+        STEPS.iter().find(|step| step.title() == self.shaped_by)
+    }
+}

@@ -1,0 +1,168 @@
+//! What is so: the catalog, the session and its neighbours, read in one read-only transaction.
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Bool, Text};
+
+use super::Expected;
+use crate::Result;
+use crate::migrate::{Found, Outset, Records, STEPS, find, schema_of};
+
+/// An object of the schema.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub(crate) struct Object {
+    #[diesel(sql_type = Text)]
+    pub(crate) kind: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) table: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) name: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) definition: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) flaw: String,
+}
+
+#[derive(Clone, Debug, QueryableByName)]
+pub(crate) struct Session {
+    #[diesel(sql_type = Text)]
+    pub(crate) database: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) role: String,
+    #[diesel(sql_type = Bool)]
+    pub(crate) is_read_only: bool,
+    #[diesel(sql_type = Bool)]
+    pub(crate) is_replica: bool,
+    #[diesel(sql_type = Text)]
+    pub(crate) messages: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) encoding: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) replication_role: String,
+    #[diesel(sql_type = Bool)]
+    pub(crate) may_create: bool,
+    #[diesel(sql_type = Text)]
+    pub(crate) schema_owner: String,
+}
+
+#[derive(Clone, Debug, QueryableByName)]
+pub(crate) struct TableFacts {
+    #[diesel(sql_type = Text)]
+    pub(crate) name: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) owner: String,
+    #[diesel(sql_type = Bool)]
+    pub(crate) is_owner: bool,
+    #[diesel(sql_type = Bool)]
+    pub(crate) has_hidden_rows: bool,
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) publications: Vec<String>,
+    #[diesel(sql_type = Bool)]
+    pub(crate) has_no_identity: bool,
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) privileges: Vec<String>,
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) readable: Vec<String>,
+}
+
+#[derive(Clone, Debug, QueryableByName)]
+pub(crate) struct Neighbour {
+    #[diesel(sql_type = Text)]
+    pub(crate) kind: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) name: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) action: String,
+}
+
+#[derive(QueryableByName)]
+struct Name {
+    #[diesel(sql_type = Text)]
+    name: String,
+}
+
+/// What is in the schema of the tables.
+#[derive(Debug)]
+pub(crate) struct Home {
+    pub(crate) schema: String,
+    pub(crate) session: Session,
+    pub(crate) objects: Vec<Object>,
+    pub(crate) tables: Vec<TableFacts>,
+    /// What is made of `key_prefix`.
+    pub(crate) dependents: Vec<String>,
+    pub(crate) neighbours: Vec<Neighbour>,
+    pub(crate) foreign_partitions: Vec<String>,
+    pub(crate) records: Records,
+}
+
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) version: String,
+    pub(crate) expected: Vec<Expected>,
+    /// The first table of each expected name on the search path.
+    pub(crate) found: Vec<Found>,
+    /// `None`: no schema of the search path exists.
+    pub(crate) home: Option<Home>,
+}
+
+impl Facts {
+    /// Reads everything in one snapshot. The settings last for the transaction.
+    pub(crate) fn gather(conn: &mut PgConnection, outset: &Outset) -> Result<Self> {
+        conn.build_transaction().repeatable_read().read_only().run(|conn| {
+            conn.batch_execute(
+                "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL statement_timeout = 0;
+                 SET LOCAL quote_all_identifiers = off",
+            )?;
+            let expected = Expected::all();
+            let found = find(conn, &outset.path, &Expected::names(&expected, "table"))?;
+            let home = match schema_of(&found, &outset.path) {
+                Some(schema) => Some(Home::gather(conn, schema, &expected)?),
+                None => None,
+            };
+            Ok(Self { version: outset.version.clone(), expected, found, home })
+        })
+    }
+}
+
+impl Home {
+    fn gather(conn: &mut PgConnection, schema: String, expected: &[Expected]) -> Result<Self> {
+        let tables = Expected::names(expected, "table");
+        let names = |sql: &str, conn: &mut PgConnection| -> Result<Vec<String>> {
+            let query = diesel::sql_query(sql).bind::<Text, _>(&schema).bind::<Text, _>("proxy_calls");
+            Ok(query.load::<Name>(conn)?.into_iter().map(|row| row.name).collect())
+        };
+        let foreign_partitions = names(include_str!("partitions.sql"), conn)?;
+        let dependents: Vec<Name> =
+            diesel::sql_query(include_str!("dependents.sql")).bind::<Text, _>(&schema).load(conn)?;
+        Ok(Self {
+            session: diesel::sql_query(include_str!("session.sql"))
+                .bind::<Text, _>(&schema)
+                .get_result(conn)?,
+            objects: diesel::sql_query(include_str!("catalog.sql"))
+                .bind::<Text, _>(&schema)
+                .bind::<Array<Text>, _>(&tables)
+                .bind::<Array<Text>, _>(Expected::names(expected, "index"))
+                .bind::<Array<Text>, _>(Expected::names(expected, "function"))
+                .load(conn)?,
+            tables: diesel::sql_query(include_str!("tables.sql"))
+                .bind::<Text, _>(&schema)
+                .bind::<Array<Text>, _>(&tables)
+                .load(conn)?,
+            dependents: dependents.into_iter().map(|row| row.name).collect(),
+            neighbours: diesel::sql_query(include_str!("neighbours.sql")).load(conn)?,
+            foreign_partitions,
+            records: Records::read(conn, &schema)?,
+            schema,
+        })
+    }
+
+    /// Whether the step that makes it is recorded.
+    pub(crate) fn records_have(&self, expected: &Expected) -> bool {
+        STEPS.iter().any(|step| step.title() == expected.made_by && self.records.has(step))
+    }
+
+    pub(crate) fn table(&self, name: &str) -> Option<&TableFacts> {
+        self.tables.iter().find(|table| table.name == name)
+    }
+}

@@ -1,0 +1,158 @@
+//! Compares what is with what the migrations leave, and says what each difference means.
+
+mod column;
+mod objects;
+mod rights;
+mod surroundings;
+
+use super::facts::{Facts, Home, Object};
+use super::{Effect, Expected, Obstacle, Report};
+use crate::migrate::{STEPS, Step};
+
+/// The step that is left out where something is made of the column.
+const WIDENING: &str = "widen_key_prefix";
+
+/// What follows from the facts.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    /// The steps that `migrate` has to do, oldest first.
+    pub(crate) pending: Vec<&'static Step>,
+    /// Those of them whose objects are all there, made by a run that is not recorded here.
+    pub(crate) done: Vec<&'static Step>,
+    pub(crate) obstacles: Vec<Obstacle>,
+}
+
+impl Verdict {
+    fn add(
+        &mut self,
+        effect: Effect,
+        name: impl Into<String>,
+        why: impl Into<String>,
+        action: impl Into<String>,
+    ) {
+        self.obstacles.push(Obstacle { name: name.into(), why: why.into(), action: action.into(), effect });
+    }
+
+    pub(crate) fn into_report(mut self, facts: &Facts) -> Report {
+        self.obstacles.sort_by(|a, b| (a.effect, &a.name).cmp(&(b.effect, &b.name)));
+        let is_pending = |step: &Step| self.pending.contains(&step);
+        let applied = STEPS.iter().filter(|step| !is_pending(step));
+        Report {
+            server_version: facts.version.clone(),
+            schema: facts.home.as_ref().map(|home| home.schema.clone()),
+            applied: applied
+                .filter(|step| facts.home.as_ref().is_some_and(|home| home.records.has(step)))
+                .map(|step| step.name.to_owned())
+                .collect(),
+            pending: self.pending.iter().map(|step| step.name.to_owned()).collect(),
+            obstacles: self.obstacles,
+        }
+    }
+}
+
+/// Facts with what is looked up in them again and again.
+struct View<'f> {
+    facts: &'f Facts,
+    home: &'f Home,
+    /// The steps whose work is to be done or done again.
+    pending: Vec<&'static Step>,
+}
+
+impl View<'_> {
+    fn is_pending(&self, title: &str) -> bool {
+        self.pending.iter().any(|step| step.title() == title)
+    }
+
+    fn qualified(&self, name: &str) -> String {
+        format!("{}.{name}", self.home.schema)
+    }
+
+    fn has_table(&self, name: &str) -> bool {
+        self.home.objects.iter().any(|object| object.kind == "table" && object.name == name)
+    }
+}
+
+pub(crate) fn judge(facts: &Facts) -> Verdict {
+    let mut verdict = Verdict::default();
+    let Some(home) = &facts.home else {
+        verdict.pending = STEPS.iter().collect();
+        verdict.add(
+            Effect::BlocksMigration,
+            "search_path",
+            "it names no schema that exists and may be used",
+            "SET search_path to the schema of the tables",
+        );
+        return verdict;
+    };
+    let view = View { facts, home, pending: pending(facts, home) };
+    surroundings::judge(&view, &mut verdict);
+    objects::judge(&view, &mut verdict);
+    rights::judge(&view, &mut verdict);
+    verdict.done = view.pending.iter().copied().filter(|step| is_done(step, facts, home)).collect();
+    verdict.pending = view.pending;
+    verdict
+}
+
+/// Whether the step makes objects, and all of them are there.
+fn is_done(step: &Step, facts: &Facts, home: &Home) -> bool {
+    let mut made = facts.expected.iter().filter(|expected| expected.made_by == step.title()).peekable();
+    made.peek().is_some() && made.all(|expected| expected.is_the_services() || is_there(expected, home))
+}
+
+/// The steps to do: those that are not recorded, and those that are recorded while their objects are
+/// missing, with the steps before them that leave no object.
+///
+/// The widening is no longer pending where it is not possible: everything else works without it.
+fn pending(facts: &Facts, home: &Home) -> Vec<&'static Step> {
+    let leaves_objects =
+        |step: &Step| facts.expected.iter().any(|expected| expected.shaped_by == step.title());
+    let is_missing = |step: &Step| {
+        facts.expected.iter().any(|expected| {
+            expected.shaped_by == step.title()
+                && !expected.is_the_services()
+                && can_be_mended(expected, facts, home)
+                && !is_there(expected, home)
+        })
+    };
+    let mut pending: Vec<&'static Step> = Vec::new();
+    for (nth, step) in STEPS.iter().enumerate() {
+        if step.title() == WIDENING && !home.dependents.is_empty() {
+            continue;
+        }
+        if !home.records.has(step) {
+            pending.push(step);
+        } else if is_missing(step) {
+            let before = STEPS[..nth].iter().rev().take_while(|before| !leaves_objects(before));
+            let mut again: Vec<_> = before.filter(|before| !pending.contains(before)).collect();
+            again.reverse();
+            pending.extend(again);
+            pending.push(step);
+        }
+    }
+    pending
+}
+
+/// Whether repeating the step helps if the object is not as it should be. The steps that make a table leave
+/// one that exists as it is.
+fn can_be_mended(expected: &Expected, facts: &Facts, home: &Home) -> bool {
+    let its_table = facts.expected.iter().find(|table| table.kind == "table" && table.name == expected.table);
+    its_table.is_none_or(|table| {
+        table.made_by != expected.shaped_by || !home.objects.iter().any(|object| is_named(table, object))
+    })
+}
+
+/// Whether the object is there as the migrations leave it. Flaws that `migrate` does not mend are none.
+fn is_there(expected: &Expected, home: &Home) -> bool {
+    home.objects.iter().filter(|object| is_named(expected, object)).any(|object| match expected.kind {
+        "table" => matches!(object.definition.as_str(), "r" | "p"),
+        "column" => column::fits(expected.definition, &object.definition),
+        "index" => object.definition == expected.definition && object.flaw.is_empty(),
+        _ => object.definition == expected.definition,
+    })
+}
+
+fn is_named(expected: &Expected, object: &Object) -> bool {
+    object.kind == expected.kind
+        && object.name == expected.name
+        && (object.table == expected.table || expected.kind == "index")
+}

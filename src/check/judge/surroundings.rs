@@ -1,0 +1,156 @@
+//! The session, the server, and what else acts on the tables.
+
+use super::super::Effect;
+use super::{Verdict, View};
+use crate::migrate::quoted;
+
+pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
+    place(view, verdict);
+    session(view, verdict);
+    for table in &view.home.tables {
+        if table.has_hidden_rows {
+            verdict.add(
+                Effect::Degrades,
+                format!("row security on {}", table.name),
+                format!(
+                    "the role {} sees only the rows that the policies let through: lists, counts and \
+                     followers are incomplete",
+                    view.home.session.role
+                ),
+                format!(
+                    "ALTER ROLE {} BYPASSRLS, or leave it if that is meant",
+                    quoted(&view.home.session.role)
+                ),
+            );
+        }
+        if table.has_no_identity && !table.publications.is_empty() {
+            verdict.add(
+                Effect::BlocksMethods,
+                format!("replica identity of {}", table.name),
+                format!(
+                    "the publication {} sends its changes, and the server refuses updates of a table \
+                     without an identity",
+                    table.publications.join(", ")
+                ),
+                format!(
+                    "ALTER TABLE {} REPLICA IDENTITY FULL, or give it a primary key",
+                    view.qualified(&table.name)
+                ),
+            );
+        }
+        let gains_columns = view.facts.expected.iter().any(|expected| {
+            expected.kind == "column"
+                && expected.table == table.name
+                && view.is_pending(expected.made_by)
+                && !view.home.objects.iter().any(|object| super::is_named(expected, object))
+        });
+        if gains_columns && !table.publications.is_empty() {
+            verdict.add(
+                Effect::Degrades,
+                format!("publication of {}", table.name),
+                format!(
+                    "the table gains columns, and subscribers of {} stop until they have them too",
+                    table.publications.join(", ")
+                ),
+                "Add the columns on the subscribers first",
+            );
+        }
+    }
+    neighbours(view, verdict);
+}
+
+fn place(view: &View<'_>, verdict: &mut Verdict) {
+    for found in view.facts.found.iter().filter(|found| found.schema != view.home.schema) {
+        verdict.add(
+            Effect::BlocksMigration,
+            format!("search_path and {}", found.name),
+            format!(
+                "api_keys is in {}, and the session finds {} in {}",
+                view.home.schema, found.name, found.schema
+            ),
+            format!(
+                "Put all tables in one schema, or that schema first: ALTER ROLE {} SET search_path = {}",
+                quoted(&view.home.session.role),
+                quoted(&view.home.schema)
+            ),
+        );
+    }
+}
+
+fn session(view: &View<'_>, verdict: &mut Verdict) {
+    let session = &view.home.session;
+    let writes = if view.pending.is_empty() { Effect::BlocksMethods } else { Effect::BlocksMigration };
+    if session.is_replica {
+        verdict.add(
+            writes,
+            "server",
+            "it is a replica, which takes no changes and no locks",
+            "Connect to the primary",
+        );
+    } else if session.is_read_only {
+        verdict.add(
+            writes,
+            "default_transaction_read_only",
+            "transactions of this session take no changes and no locks",
+            "SET default_transaction_read_only = off",
+        );
+    }
+    let language = session.messages.split(['_', '.']).next().unwrap_or_default();
+    if !matches!(language, "" | "C" | "POSIX" | "en" | "English") {
+        verdict.add(
+            Effect::Degrades,
+            "lc_messages",
+            format!(
+                "errors are told apart by the server's English messages, and this is {}",
+                session.messages
+            ),
+            format!("ALTER DATABASE {} SET lc_messages = 'C'", quoted(&session.database)),
+        );
+    }
+    if session.encoding == "SQL_ASCII" {
+        verdict.add(
+            Effect::Degrades,
+            "encoding",
+            "SQL_ASCII stores any bytes, and a row with bytes that are not UTF-8 cannot be read",
+            "Move to a database in UTF8",
+        );
+    }
+    if session.replication_role != "origin" {
+        verdict.add(
+            Effect::BlocksMethods,
+            "session_replication_role",
+            format!(
+                "it is {}, so that triggers do not fire and changes are not recorded",
+                session.replication_role
+            ),
+            "SET session_replication_role = origin",
+        );
+    }
+}
+
+fn neighbours(view: &View<'_>, verdict: &mut Verdict) {
+    for neighbour in &view.home.neighbours {
+        let name = format!("{} {}", neighbour.kind, neighbour.name);
+        match neighbour.kind.as_str() {
+            "extension" => verdict.add(
+                Effect::Degrades,
+                name,
+                "it changes how tables are stored, and some of the server's rules with it",
+                if neighbour.name == "citus" { "See docs/sharding.md" } else { "Keep the crate's tables out of it" },
+            ),
+            "event trigger" if !view.pending.is_empty() => verdict.add(
+                Effect::Degrades,
+                name,
+                "it may refuse or change what a migration does",
+                format!("{} while migrating, or see that it lets the migration pass", neighbour.action),
+            ),
+            "event trigger" => {}
+            _ => verdict.add(
+                Effect::Degrades,
+                name,
+                "it has been open for long: index builds wait for it, followers of events are late, and dead rows stay",
+                format!("End it there, or {}", neighbour.action),
+            ),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+-- What the current role may do with the tables $2 of the schema $1, and what the server does with them.
+SELECT relname::text AS name,
+    pg_get_userbyid(relowner)::text AS owner,
+    pg_has_role(relowner, 'USAGE') AS is_owner,
+    row_security_active(class.oid) AS has_hidden_rows,
+    ARRAY(
+        SELECT pubname::text
+        FROM pg_publication
+        WHERE puballtables
+            OR EXISTS (
+                SELECT FROM pg_publication_rel WHERE prpubid = pg_publication.oid AND prrelid = class.oid
+            )
+        ORDER BY pubname
+    ) AS publications,
+    relreplident = 'n' OR relreplident = 'd' AND NOT EXISTS (
+        SELECT FROM pg_index WHERE indrelid = class.oid AND indisprimary AND indisvalid
+    ) AS has_no_identity,
+    ARRAY(
+        SELECT privilege
+        FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS privilege
+        WHERE has_table_privilege(class.oid, privilege)
+            OR privilege <> 'DELETE' AND has_any_column_privilege(class.oid, privilege)
+    ) AS privileges,
+    ARRAY(
+        SELECT attname::text
+        FROM pg_attribute
+        WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped
+            AND has_column_privilege(class.oid, attnum, 'SELECT')
+    ) AS readable
+FROM pg_class AS class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE nspname = $1 AND relname = ANY ($2) AND relkind IN ('r', 'p')
+ORDER BY relname

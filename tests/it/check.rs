@@ -1,0 +1,433 @@
+//! What `check` finds: nothing on a migrated database, and each thing that it knows, one at a time.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use api_keys_driver::{Effect, Error, MIGRATIONS, Migrator, check, migrate};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Text};
+use diesel_migrations::MigrationHarness;
+use throwaway_postgres::{Database, PrivateServer};
+
+use crate::migrations::{catalog, empty, lines, names};
+use crate::support::{eventually, existing_service};
+
+#[derive(QueryableByName)]
+struct Object {
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = Text)]
+    table: String,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Text)]
+    definition: String,
+    #[diesel(sql_type = Text)]
+    flaw: String,
+}
+
+/// Everything in the schema that the migrations made, as `check` reads it.
+fn objects(conn: &mut PgConnection) -> Vec<Object> {
+    let relations = lines(
+        conn,
+        "SELECT relname::text AS line FROM pg_class
+         WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '\\_\\_diesel%'",
+    );
+    let functions =
+        lines(conn, "SELECT proname::text AS line FROM pg_proc WHERE pronamespace = 'public'::regnamespace");
+    let indexes = lines(
+        conn,
+        "SELECT relname::text AS line FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid
+         WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '\\_\\_diesel%'
+             AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)",
+    );
+    diesel::sql_query("SET search_path = pg_catalog").execute(conn).unwrap();
+    let objects = diesel::sql_query(include_str!("../../src/check/catalog.sql"))
+        .bind::<Text, _>("public")
+        .bind::<Array<Text>, _>(relations)
+        .bind::<Array<Text>, _>(indexes)
+        .bind::<Array<Text>, _>(functions)
+        .load(conn)
+        .unwrap();
+    diesel::sql_query("SET search_path = public").execute(conn).unwrap();
+    objects
+}
+
+#[test]
+fn the_list_of_what_is_expected_is_what_the_migrations_leave() {
+    let (_database, mut conn) = empty();
+    let mut made: BTreeMap<_, (String, String, String)> = BTreeMap::new();
+    for migration in conn.pending_migrations(MIGRATIONS).unwrap() {
+        conn.run_migration(&migration).unwrap();
+        let name = migration.name().to_string();
+        let title = name.split_once('_').unwrap().1;
+        let mut now = BTreeMap::new();
+        for Object { kind, table, name, definition, flaw } in objects(&mut conn) {
+            let key = (kind, table, name);
+            let definition = if flaw.is_empty() { definition } else { format!("{definition}, {flaw}") };
+            let (made_by, shaped_by) = match made.get(&key) {
+                Some((made_by, shaped_by, before)) if *before == definition => {
+                    (made_by.clone(), shaped_by.clone())
+                }
+                Some((made_by, ..)) => (made_by.clone(), title.to_owned()),
+                None => (title.to_owned(), title.to_owned()),
+            };
+            now.insert(key, (made_by, shaped_by, definition));
+        }
+        made = now;
+    }
+    let mut list = String::new();
+    for ((kind, table, name), (made_by, shaped_by, definition)) in made {
+        writeln!(list, "{made_by}\t{shaped_by}\t{kind}\t{table}\t{name}\t{definition}").unwrap();
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/check/expected.tsv");
+    if std::env::var_os("UPDATE_EXPECTED").is_some() {
+        std::fs::write(path, &list).unwrap();
+    }
+    assert_eq!(
+        std::fs::read_to_string(path).unwrap(),
+        list,
+        "write it with: UPDATE_EXPECTED=1 cargo test --test it the_list_of_what_is_expected"
+    );
+}
+
+/// The names of what is found, with `!` before what blocks.
+fn found(conn: &mut PgConnection) -> Vec<String> {
+    let report = check(conn).unwrap();
+    let pending = report.pending.iter().map(|step| format!("pending {}", step.split_once('_').unwrap().1));
+    let obstacles = report.obstacles.iter().map(|obstacle| match obstacle.effect {
+        Effect::BlocksMigration => format!("!! {}", obstacle.name),
+        Effect::BlocksMethods => format!("! {}", obstacle.name),
+        _ => obstacle.name.clone(),
+    });
+    pending.chain(obstacles).collect()
+}
+
+/// What is broken, what is then found, and what mends it: SQL, or nothing where `migrate` does.
+type Break = (&'static str, &'static [&'static str], &'static str);
+
+/// A break of one thing each, on a migrated database.
+const BREAKS: &[Break] = &[
+    (
+        "DROP INDEX ix_api_keys_tenant_newest_first",
+        &["pending api_keys_tenant_newest_first", "index ix_api_keys_tenant_newest_first"],
+        "",
+    ),
+    (
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'uq_api_keys_key_hash'::regclass",
+        &["pending api_keys_key_hash_unique", "index uq_api_keys_key_hash"],
+        "",
+    ),
+    (
+        "DROP INDEX ix_proxy_calls_key_usage; CREATE INDEX ix_proxy_calls_key_usage ON proxy_calls (api_key_id)",
+        &["pending proxy_calls_key_usage", "index ix_proxy_calls_key_usage"],
+        "DROP INDEX ix_proxy_calls_key_usage",
+    ),
+    (
+        "DROP TRIGGER \"~api_keys_number\" ON api_keys",
+        &["pending api_keys_changes", "! trigger ~api_keys_number on api_keys"],
+        "",
+    ),
+    (
+        "CREATE OR REPLACE FUNCTION api_keys_number() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+             SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NEW; END'",
+        &["pending api_keys_changes", "! function api_keys_number"],
+        "",
+    ),
+    ("ALTER TABLE api_key_events ENABLE TRIGGER api_key_events_notify", &[], ""),
+    (
+        "DROP TABLE api_key_events_compacted",
+        &["pending create_api_key_events", "! table api_key_events_compacted"],
+        "",
+    ),
+    (
+        "ALTER TABLE api_keys DISABLE TRIGGER \"~api_keys_number\"",
+        &["! trigger ~api_keys_number on api_keys"],
+        "ALTER TABLE public.api_keys ENABLE TRIGGER \"~api_keys_number\"",
+    ),
+    (
+        "ALTER TABLE api_keys ENABLE REPLICA TRIGGER \"~api_keys_number\"",
+        &["! trigger ~api_keys_number on api_keys"],
+        "ALTER TABLE public.api_keys ENABLE TRIGGER \"~api_keys_number\"",
+    ),
+    (
+        "ALTER TABLE proxy_calls DROP CONSTRAINT proxy_calls_cost_cents_is_a_number",
+        &[
+            "pending proxy_calls_cost_check",
+            "pending proxy_calls_cost_validate",
+            "constraint proxy_calls_cost_cents_is_a_number on proxy_calls",
+        ],
+        "",
+    ),
+    (
+        "UPDATE pg_constraint SET convalidated = false WHERE conname = 'proxy_calls_cost_cents_is_a_number'",
+        &["constraint proxy_calls_cost_cents_is_a_number on proxy_calls"],
+        "ALTER TABLE public.proxy_calls VALIDATE CONSTRAINT proxy_calls_cost_cents_is_a_number",
+    ),
+    (
+        "ALTER TABLE api_keys ALTER COLUMN created_at DROP NOT NULL",
+        &[
+            "pending api_keys_created_at_check",
+            "pending api_keys_created_at_validate",
+            "pending api_keys_created_at_not_null",
+            "column api_keys.created_at",
+        ],
+        "",
+    ),
+    (
+        "ALTER TABLE api_keys ALTER COLUMN key_prefix TYPE varchar(10)",
+        &["pending widen_key_prefix", "column api_keys.key_prefix", "prepared statements"],
+        "",
+    ),
+    (
+        "ALTER TABLE api_keys ALTER COLUMN key_prefix TYPE varchar(10);
+         CREATE VIEW prefixes AS SELECT key_prefix FROM api_keys",
+        &["column api_keys.key_prefix"],
+        "DROP VIEW prefixes",
+    ),
+    (
+        "ALTER TABLE api_keys ALTER COLUMN status TYPE varchar(20)",
+        &["column api_keys.status"],
+        "ALTER TABLE public.api_keys ALTER COLUMN status TYPE character varying(50)",
+    ),
+    (
+        "ALTER TABLE api_keys ALTER COLUMN total_requests TYPE integer",
+        &["! column api_keys.total_requests"],
+        "ALTER TABLE api_keys ALTER COLUMN total_requests TYPE bigint",
+    ),
+    (
+        "ALTER TABLE api_keys RENAME COLUMN frozen_by TO by_whom",
+        &["! column api_keys.frozen_by"],
+        "ALTER TABLE api_keys RENAME COLUMN by_whom TO frozen_by",
+    ),
+    (
+        "ALTER TABLE proxy_calls RENAME TO calls",
+        &["pending create_proxy_calls", "! table proxy_calls"],
+        "ALTER TABLE calls RENAME TO proxy_calls",
+    ),
+    (
+        "ALTER TABLE proxy_calls RENAME TO calls; CREATE VIEW proxy_calls AS SELECT * FROM calls",
+        &["!! table proxy_calls"],
+        "DROP VIEW proxy_calls; ALTER TABLE calls RENAME TO proxy_calls",
+    ),
+    (
+        "ALTER TABLE proxy_calls REPLICA IDENTITY NOTHING; CREATE PUBLICATION everything FOR ALL TABLES",
+        &["! replica identity of proxy_calls"],
+        "ALTER TABLE proxy_calls REPLICA IDENTITY DEFAULT",
+    ),
+    (
+        "SET session_replication_role = replica",
+        &["! session_replication_role"],
+        "SET session_replication_role = origin",
+    ),
+    (
+        "SET default_transaction_read_only = on",
+        &["! default_transaction_read_only"],
+        "SET default_transaction_read_only = off",
+    ),
+    (
+        "CREATE SCHEMA app; CREATE TABLE app.api_key_events (); SET search_path = app, public",
+        &["!! search_path and api_key_events"],
+        "SET search_path = public",
+    ),
+    (
+        "SET allow_system_table_mods = on;
+         INSERT INTO pg_extension VALUES (99999, 'timescaledb', 10, 2200, true, '1', NULL, NULL)",
+        &["extension timescaledb"],
+        "DELETE FROM pg_extension WHERE oid = 99999",
+    ),
+    (
+        "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+         CREATE ROLE reader_of_keys NOSUPERUSER; GRANT SELECT, INSERT, UPDATE ON api_keys TO reader_of_keys;
+         GRANT SELECT ON proxy_calls, api_key_events TO reader_of_keys; SET ROLE reader_of_keys",
+        &["row security on api_keys"],
+        "RESET ROLE; ALTER TABLE api_keys DISABLE ROW LEVEL SECURITY; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE SELECT ON proxy_calls FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! SELECT on proxy_calls"],
+        "RESET ROLE; GRANT SELECT ON public.proxy_calls TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE SELECT ON api_keys FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! SELECT on api_keys", "! SELECT (key_hash) on api_keys"],
+        "RESET ROLE; GRANT SELECT ON api_keys TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE INSERT ON api_keys FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! INSERT on api_keys"],
+        "RESET ROLE; GRANT INSERT ON public.api_keys TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE UPDATE ON api_keys FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! UPDATE on api_keys"],
+        "RESET ROLE; GRANT UPDATE ON public.api_keys TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE SELECT ON api_key_events FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! SELECT on api_key_events"],
+        "RESET ROLE; GRANT SELECT ON public.api_key_events TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; DROP INDEX ix_api_keys_tenant_newest_first; REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+         SET ROLE reader_of_keys",
+        &[
+            "pending api_keys_tenant_newest_first",
+            "!! CREATE on schema public",
+            "!! ownership of api_key_events",
+            "!! ownership of api_keys",
+            "!! ownership of proxy_calls",
+            "index ix_api_keys_tenant_newest_first",
+        ],
+        "RESET ROLE; DROP OWNED BY reader_of_keys; DROP ROLE reader_of_keys",
+    ),
+];
+
+#[test]
+fn a_migrated_database_has_no_obstacle_and_each_thing_that_breaks_is_found_alone() {
+    let (_server, _database, mut conn) = apart();
+    migrate(&mut conn).unwrap();
+    for (sql, expected, mend) in BREAKS {
+        assert_eq!(found(&mut conn), [""; 0], "before {sql}");
+        conn.batch_execute(sql).unwrap();
+        assert_eq!(found(&mut conn), *expected, "{sql}");
+        if !mend.is_empty() {
+            conn.batch_execute(mend).unwrap();
+        }
+        migrate(&mut conn).unwrap();
+        conn.batch_execute("RESET allow_system_table_mods").unwrap();
+    }
+    assert_eq!(found(&mut conn), [""; 0]);
+}
+
+/// A server of the test's own: its roles and settings are seen by nobody else.
+fn apart() -> (PrivateServer, Database, PgConnection) {
+    let server = PrivateServer::start_new().unwrap();
+    let database = server.create_database().unwrap();
+    let conn = database.connect().unwrap();
+    (server, database, conn)
+}
+
+#[test]
+fn names_that_are_taken_are_found_before_anything_is_changed() {
+    for (sql, obstacle) in [
+        ("ALTER TABLE api_keys ADD COLUMN revision integer", "!! column api_keys.revision"),
+        ("ALTER TABLE api_keys ADD COLUMN revision bigint NOT NULL DEFAULT 0", "!! column api_keys.revision"),
+        (
+            "CREATE FUNCTION api_keys_number() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
+            "!! function api_keys_number",
+        ),
+        (
+            "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+             CREATE TRIGGER \"~api_keys_number\" BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION touch()",
+            "!! trigger ~api_keys_number on api_keys",
+        ),
+        ("CREATE TABLE api_key_events (id bigint)", "!! column api_key_events.actor"),
+        ("CREATE INDEX ix_api_keys_tenant_newest_first ON users (email)", "!! index ix_api_keys_tenant_newest_first"),
+        (
+            "ALTER TABLE proxy_calls ADD CONSTRAINT proxy_calls_cost_cents_is_a_number CHECK (cost_cents > 0)",
+            "!! constraint proxy_calls_cost_cents_is_a_number on proxy_calls",
+        ),
+        ("ALTER TABLE api_keys DROP COLUMN frozen_by", "!! column api_keys.frozen_by"),
+        ("SET search_path = nowhere", "!! search_path"),
+        (
+            "CREATE SCHEMA calls; ALTER TABLE proxy_calls SET SCHEMA calls; SET search_path = public, calls",
+            "!! search_path and proxy_calls",
+        ),
+    ] {
+        let Some((_database, mut conn)) = existing_service() else { return };
+        conn.batch_execute(sql).unwrap();
+        let before = catalog(&mut conn);
+        let found = found(&mut conn);
+        assert!(found.iter().any(|line| line == obstacle), "{sql}: {found:#?}");
+        let error = migrate(&mut conn).unwrap_err();
+        assert!(matches!(error, Error::NotReady(_)), "{sql}: {error:?}");
+        assert_eq!(catalog(&mut conn), before, "{sql}");
+    }
+}
+
+#[test]
+fn what_is_made_of_the_prefix_leaves_it_as_it_is_and_stops_nothing_else() {
+    for (sql, name) in [
+        ("CREATE VIEW v AS SELECT key_prefix FROM api_keys", "view public.v"),
+        ("CREATE MATERIALIZED VIEW m AS SELECT * FROM api_keys", "materialized view public.m"),
+        ("CREATE POLICY p ON api_keys USING (key_prefix <> '')", "policy p on table public.api_keys"),
+        ("CREATE INDEX i ON api_keys (lower(key_prefix))", "index public.i"),
+        (
+            "ALTER TABLE api_keys ADD COLUMN short text GENERATED ALWAYS AS (left(key_prefix, 3)) STORED",
+            "default value for column short of table public.api_keys",
+        ),
+    ] {
+        let Some((_database, mut conn)) = existing_service() else { return };
+        conn.batch_execute(sql).unwrap();
+        let report = check(&mut conn).unwrap();
+        let obstacle = report.obstacles.iter().find(|obstacle| obstacle.name == "column api_keys.key_prefix");
+        let obstacle = obstacle.unwrap_or_else(|| panic!("{sql}: {report}"));
+        assert!(obstacle.why.contains(name), "{sql}: {obstacle}");
+        assert_eq!(obstacle.effect, Effect::Degrades);
+        let applied = migrate(&mut conn).unwrap();
+        assert_eq!(applied.len(), names().len() - 1, "{sql}");
+        assert!(migrate(&mut conn).unwrap().is_empty(), "{sql}");
+    }
+}
+
+#[test]
+fn what_the_existing_service_has_to_know_beforehand_is_said_and_blocks_nothing() {
+    let Some((_database, mut conn)) = existing_service() else { return };
+    let report = check(&mut conn).unwrap();
+    assert_eq!(report.pending, names());
+    assert_eq!(report.applied, [""; 0]);
+    assert_eq!(report.schema.as_deref(), Some("public"));
+    let names: Vec<_> = report.obstacles.iter().map(|obstacle| obstacle.name.as_str()).collect();
+    assert_eq!(names, ["prepared statements"]);
+    conn.batch_execute("CREATE PUBLICATION outside FOR TABLE api_keys").unwrap();
+    assert_eq!(check(&mut conn).unwrap().obstacles.len(), 2);
+    assert!(check(&mut conn).unwrap().to_string().contains("subscribers of outside stop"));
+}
+
+#[test]
+fn a_transaction_that_has_been_open_for_long_is_named() {
+    let (database, mut conn) = empty();
+    migrate(&mut conn).unwrap();
+    let mut old = database.connect().unwrap();
+    old.batch_execute("SET application_name = 'forgotten'; BEGIN; SELECT FROM api_keys").unwrap();
+    eventually("it is old", || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        found(&mut conn).iter().any(|line| {
+            line.starts_with("transaction pid ")
+                && line.contains("application forgotten, idle in transaction since")
+        })
+    });
+    old.batch_execute("COMMIT").unwrap();
+    assert_eq!(found(&mut conn), [""; 0]);
+}
+
+#[test]
+fn check_is_refused_in_a_transaction_and_works_under_any_timeout() {
+    let (_database, mut conn) = empty();
+    assert!(matches!(conn.transaction(check), Err(Error::AlreadyInTransaction)));
+    conn.batch_execute("SET statement_timeout = '1ms'").unwrap();
+    for _ in 0..20 {
+        assert!(!check(&mut conn).unwrap().pending.is_empty());
+    }
+    conn.batch_execute("SET statement_timeout = 0; SET quote_all_identifiers = on").unwrap();
+    migrate(&mut conn).unwrap();
+    assert_eq!(found(&mut conn), [""; 0]);
+}
+
+#[test]
+fn a_step_of_anothers_version_is_found_and_done() {
+    let (_database, mut conn) = empty();
+    // As if the application had a migration of the same version in the same table.
+    let step = names().into_iter().find(|name| name.ends_with("_api_keys_changes")).unwrap();
+    let version = step.split_once('_').unwrap().0.replace('-', "");
+    migrate(&mut conn).unwrap();
+    Migrator::new().revert(&mut conn).unwrap();
+    conn.batch_execute(&format!("INSERT INTO __diesel_schema_migrations (version) VALUES ('{version}')"))
+        .unwrap();
+    let found = found(&mut conn);
+    assert!(found.contains(&"pending api_keys_changes".into()), "{found:?}");
+    assert_eq!(migrate(&mut conn).unwrap(), names());
+    assert!(check(&mut conn).unwrap().is_clean());
+}
