@@ -165,7 +165,6 @@ impl<'r> Migrator<'r> {
         if run.verdict.pending.is_empty() {
             return Ok(Vec::new());
         }
-        run.refuse_obstacles(Vec::new())?;
         run.session.lock(&mut run.watch)?;
         run.look_again()?;
         let rows = run.look_at_rows(&run.verdict.pending.clone())?;

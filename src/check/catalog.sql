@@ -1,6 +1,7 @@
 -- What the schema $1 holds under the names that the migrations give: tables $2 with their columns,
 -- constraints, indexes and triggers, indexes $3, functions $4. A line each; `flaw` says what is wrong with
--- the object itself. The search path is pg_catalog alone.
+-- the object itself. The search path is pg_catalog alone. The functions that define an object answer NULL
+-- for one that another session drops meanwhile.
 WITH home AS (
     SELECT oid, nspname FROM pg_namespace WHERE nspname = $1
 ), tables AS (
@@ -9,6 +10,8 @@ WITH home AS (
     WHERE relnamespace = (SELECT oid FROM home) AND relname = ANY ($2)
         AND relkind IN ('r', 'p', 'v', 'm', 'f')
 )
+SELECT kind, "table", name, coalesce(definition, '') AS definition, coalesce(flaw, '') AS flaw
+FROM (
 SELECT 'table' AS kind, relname::text AS "table", relname::text AS name, relkind::text AS definition, '' AS flaw
 FROM tables
 
@@ -98,4 +101,5 @@ FROM home
 JOIN pg_proc ON pronamespace = home.oid
 JOIN pg_language ON pg_language.oid = prolang
 WHERE proname = ANY ($4)
+) AS objects
 ORDER BY 1, 2, 3, 4

@@ -68,7 +68,10 @@ impl View<'_> {
     }
 
     fn has_table(&self, name: &str) -> bool {
-        self.home.objects.iter().any(|object| object.kind == "table" && object.name == name)
+        self.home
+            .objects
+            .iter()
+            .any(|object| object.kind == "table" && object.name == name && is_table(object))
     }
 }
 
@@ -136,19 +139,28 @@ fn pending(facts: &Facts, home: &Home) -> Vec<&'static Step> {
 /// one that exists as it is.
 fn can_be_mended(expected: &Expected, facts: &Facts, home: &Home) -> bool {
     let its_table = facts.expected.iter().find(|table| table.kind == "table" && table.name == expected.table);
-    its_table.is_none_or(|table| {
-        table.made_by != expected.shaped_by || !home.objects.iter().any(|object| is_named(table, object))
+    its_table.is_none_or(|table| match home.objects.iter().find(|object| is_named(table, object)) {
+        Some(object) => is_table(object) && table.made_by != expected.shaped_by,
+        None => true,
     })
 }
 
 /// Whether the object is there as the migrations leave it. Flaws that `migrate` does not mend are none.
 fn is_there(expected: &Expected, home: &Home) -> bool {
     home.objects.iter().filter(|object| is_named(expected, object)).any(|object| match expected.kind {
-        "table" => matches!(object.definition.as_str(), "r" | "p"),
+        "table" => is_table(object),
         "column" => column::fits(expected.definition, &object.definition),
-        "index" => object.definition == expected.definition && object.flaw.is_empty(),
+        "index" => {
+            object.definition == expected.definition
+                && object.table == expected.table
+                && object.flaw.is_empty()
+        }
         _ => object.definition == expected.definition,
     })
+}
+
+fn is_table(object: &Object) -> bool {
+    matches!(object.definition.as_str(), "r" | "p")
 }
 
 fn is_named(expected: &Expected, object: &Object) -> bool {
