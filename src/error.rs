@@ -11,7 +11,7 @@ use crate::{KeyId, ParseEventPositionError, ParseKeyCursorError, TenantId};
 
 pub use self::connect::ConnectFailure;
 pub(crate) use self::connect::connect_error;
-pub(crate) use self::violation::is_constraint;
+pub(crate) use self::violation::{is_constraint, violated_constraint};
 
 /// A `Result` whose error is this crate's, unless another is named.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -78,9 +78,18 @@ pub enum Error {
     #[error("there is a key {0}: insert the new one with another id")]
     KeyExists(KeyId),
 
-    /// A key was to be inserted whose hash a key has, of whichever tenant. Nothing was inserted.
-    #[error("there is a key with this hash: make another secret")]
-    KeyHashExists,
+    /// A key was to be inserted whose hash another key has, of whichever tenant. Nothing was inserted. The id
+    /// is that of the new key.
+    #[error("another key has the hash of the new key {0}: make another secret")]
+    KeyHashExists(KeyId),
+
+    /// A key was to be inserted for a tenant that the database does not know. Nothing was inserted.
+    #[error("there is no tenant {0}: make the tenant first")]
+    UnknownTenant(TenantId),
+
+    /// A key was to be inserted for a user that the database does not know. Nothing was inserted.
+    #[error("there is no user {0}: make the user first, or leave the user out")]
+    UnknownUser(String),
 
     /// A text does not fit its column. Nothing was sent to the server.
     #[error("{column} holds {limit} characters at most: shorten the text")]
@@ -89,6 +98,36 @@ pub enum Error {
         column: &'static str,
         /// The most characters that it holds.
         limit: usize,
+    },
+
+    /// A text holds a NUL byte, which no text of PostgreSQL can. Nothing was sent to the server.
+    #[error("{column} holds a NUL byte: leave it out")]
+    NulByte {
+        /// The column.
+        column: &'static str,
+    },
+
+    /// A limit of a key is below zero. Nothing was sent to the server.
+    #[error("{column} is negative: pass zero or more, or no limit")]
+    Negative {
+        /// The column.
+        column: &'static str,
+    },
+
+    /// An amount has more digits than its column holds. Nothing was sent to the server.
+    #[error("{column} holds six digits before the decimal point and four behind it: round the amount first")]
+    NotExact {
+        /// The column.
+        column: &'static str,
+    },
+
+    /// One element of a batch is refused, and with it the batch. Nothing was sent to the server.
+    #[error("element {nth} of the batch, counted from 0, is refused: correct it, or leave it out")]
+    InBatch {
+        /// Which element, counted from 0.
+        nth: usize,
+        /// Why it is refused.
+        source: Box<Error>,
     },
 
     /// A usage series would have had so many buckets. Nothing was sent to the server.
@@ -301,8 +340,14 @@ impl Error {
             | Self::LockedElsewhere(_)
             | Self::LockLost(_)
             | Self::KeyExists(_)
-            | Self::KeyHashExists
+            | Self::KeyHashExists(_)
+            | Self::UnknownTenant(_)
+            | Self::UnknownUser(_)
             | Self::TooLong { .. }
+            | Self::NulByte { .. }
+            | Self::Negative { .. }
+            | Self::NotExact { .. }
+            | Self::InBatch { .. }
             | Self::TooManyBuckets(_)
             | Self::BoundariesNotAscending
             | Self::CostNotANumber { .. }
@@ -364,10 +409,6 @@ fn known_advice_on(error: &(dyn std::error::Error + 'static)) -> Option<Advice> 
         let ours = error.downcast_ref().map(Error::advice);
         ours.or_else(|| error.downcast_ref().map(|error| Kind::of(error).advice()))
     })
-}
-
-pub(crate) fn require_at_most(limit: usize, column: &'static str, text: &str) -> Result<()> {
-    if text.chars().count() > limit { Err(Error::TooLong { column, limit }) } else { Ok(()) }
 }
 
 fn key_or_tenant(tenant_id: &TenantId, key_id: Option<&KeyId>) -> String {

@@ -5,6 +5,8 @@
 #![deny(clippy::disallowed_methods)]
 
 mod auth;
+mod calls;
+mod changes;
 mod counts;
 mod event_position;
 mod events;
@@ -17,6 +19,8 @@ mod listed_key;
 mod locked_key;
 mod locked_tenant;
 mod new_key;
+mod new_keys;
+mod refusal;
 mod revocation;
 mod successor;
 mod try_lock;
@@ -29,6 +33,8 @@ use std::fmt;
 use diesel::prelude::*;
 
 pub use self::auth::KeyAuthSnapshot;
+pub use self::calls::NewCall;
+pub use self::changes::KeyChanges;
 pub use self::event_position::{EventPosition, ParseEventPositionError};
 pub use self::events::KeyEventSnapshot;
 pub use self::freeze::{Freeze, KeyFreezeSnapshot};

@@ -62,6 +62,7 @@ mod migrate;
 mod page;
 mod pool;
 mod prepared;
+mod require;
 /// The tables, for an engine's own statements.
 #[allow(missing_docs, reason = "printed by Diesel")]
 pub mod schema;
@@ -70,15 +71,16 @@ mod session;
 mod time;
 mod timeouts;
 mod transaction;
+mod unnest;
 mod vocabulary;
 
 pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
-    Bucket, EventPosition, Freeze, KeyAuthSnapshot, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash,
-    KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, LockedTenant, NewKey,
-    ParseEventPositionError, TryLock, UsageBucket, UsageDrift, UsageRecount, UsageRollUp, get_keys_driver,
-    get_keys_read_driver, get_keys_write_driver,
+    Bucket, EventPosition, Freeze, KeyAuthSnapshot, KeyChanges, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash,
+    KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, LockedTenant, NewCall,
+    NewKey, ParseEventPositionError, TryLock, UsageBucket, UsageDrift, UsageRecount, UsageRollUp,
+    get_keys_driver, get_keys_read_driver, get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};

@@ -48,6 +48,25 @@ pub(crate) trait RunStatement: RunQueryDsl<PgConnection> + Sized {
         change(conn, |conn| self.get_result(conn).optional())
     }
 
+    fn change_all<'q, Row>(self, conn: &mut PgConnection) -> Result<Vec<Row>>
+    where
+        Self: LoadQuery<'q, PgConnection, Row>,
+    {
+        change(conn, |conn| self.load(conn))
+    }
+
+    /// Returns the inserted rows. `named` may name an error from what the server said of a row, which is not kept.
+    fn insert<'q, Row>(
+        self,
+        conn: &mut PgConnection,
+        named: impl FnOnce(&DieselError) -> Option<Error>,
+    ) -> Result<Vec<Row>>
+    where
+        Self: LoadQuery<'q, PgConnection, Row>,
+    {
+        change_or(conn, |conn| self.load(conn), named)
+    }
+
     /// Returns how many rows were changed.
     fn change(self, conn: &mut PgConnection) -> Result<usize>
     where
@@ -74,12 +93,20 @@ pub(crate) fn read<T: Default>(
 /// Runs a change. Outside a transaction it commits by itself, so a connection that is lost after the
 /// statement was sent leaves open whether it happened.
 fn change<T>(conn: &mut PgConnection, send: impl FnOnce(&mut PgConnection) -> QueryResult<T>) -> Result<T> {
+    change_or(conn, send, |_| None)
+}
+
+fn change_or<T>(
+    conn: &mut PgConnection,
+    send: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
+    named: impl FnOnce(&DieselError) -> Option<Error>,
+) -> Result<T> {
     let commits_by_itself = !is_in_transaction(conn);
     send(conn).map_err(|error| {
         let was_sent = !matches!(error, DieselError::DatabaseError(UnableToSendCommand, _));
         condemning(
             conn,
-            match Error::from(error) {
+            match named(&error).unwrap_or_else(|| error.into()) {
                 Error::ConnectionLost(source) if commits_by_itself && was_sent => {
                     Error::CommitUnknown(source)
                 }

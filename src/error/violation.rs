@@ -69,7 +69,7 @@ impl DatabaseErrorInformation for Said {
 
 /// Returns the constraint that refused a row. A Citus coordinator passes on the words of a shard's server, but
 /// not its fields.
-fn violated_constraint(said: &(dyn DatabaseErrorInformation + Send + Sync)) -> Option<&str> {
+pub(crate) fn violated_constraint(said: &(dyn DatabaseErrorInformation + Send + Sync)) -> Option<&str> {
     let in_words = || said.message().split_once(" constraint \"")?.1.strip_suffix('"');
     said.constraint_name().or_else(in_words)
 }

@@ -5,7 +5,7 @@ use diesel::pg::Pg;
 use diesel::prelude::*;
 
 use super::{KeySnapshot, KeysDriver, LockedKey};
-use crate::error::require_at_most;
+use crate::require;
 use crate::schema::api_keys;
 use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
@@ -73,10 +73,11 @@ impl<'c> KeysDriver<'c> {
     ///
     /// # Errors
     ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen), and [`Error::TooLong`] before anything is
-    /// sent, when `by` has more than 100 characters.
+    /// As for [`update_key_frozen`](Self::update_key_frozen), and before anything is sent
+    /// [`Error::TooLong`] when `by` has more than 100 characters, and [`Error::NulByte`].
     pub fn update_key_frozen_by(&mut self, key: LockedKey<'c>, freeze: &Freeze<'_>) -> Result<KeySnapshot> {
-        require_at_most(100, "frozen_by", freeze.by)?;
+        require::fits("frozen_by", 100, freeze.by)?;
+        require::is_text_if_any("freeze_reason", freeze.reason)?;
         self.update_key_freeze(key, Some(freeze.at), Some(freeze.by), freeze.reason)
     }
 

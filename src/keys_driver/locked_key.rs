@@ -179,6 +179,7 @@ impl<'c> KeysDriver<'c> {
     /// Changes the row of a locked key, and returns the key as it is afterwards. Every change of one key passes here.
     ///
     /// `Statement` is a type of the caller's own: see [`Prepared`].
+    #[expect(clippy::needless_pass_by_value, reason = "a lock is spent on its change")]
     pub(super) fn update_locked<Statement, Changes>(
         &mut self,
         key: LockedKey<'c>,
@@ -188,23 +189,31 @@ impl<'c> KeysDriver<'c> {
         Statement: Any,
         Changes: AsChangeset<Target = api_keys::table, Changeset: QueryFragment<Pg>> + Clone,
     {
-        self.require_lock(&key)?;
-        let update = |conn: &mut PgConnection, revision: i64, changes: Changes| {
+        self.run_locked(&key, |conn, revision| {
             let update = diesel::update(api_keys::table)
                 .filter(api_keys::tenant_id.eq(&key.tenant_id))
                 .filter(api_keys::id.eq(&key.id))
                 .filter(api_keys::revision.eq(revision))
-                .set(changes)
+                .set(changes.clone())
                 .returning(KeySnapshot::as_returning());
             Prepared::<Statement, _>::new(update).change_optional(conn)
-        };
-        if let Some(updated) = update(self.conn, key.revision, changes.clone())? {
-            return Ok(updated);
+        })
+    }
+
+    /// Runs a statement on the row of a locked key, which it names by its revision.
+    pub(super) fn run_locked<T>(
+        &mut self,
+        key: &LockedKey<'c>,
+        mut statement: impl FnMut(&mut PgConnection, i64) -> Result<Option<T>>,
+    ) -> Result<T> {
+        self.require_lock(key)?;
+        if let Some(answer) = statement(self.conn, key.revision)? {
+            return Ok(answer);
         }
         // The row changed since it was locked: this transaction did that, or the lock was lost.
-        let own = self.fetch_own_revision(&key)?;
-        let updated = own.map(|revision| update(self.conn, revision, changes)).transpose()?.flatten();
-        updated.ok_or_else(|| Error::LockLost(key.into_snapshot().id))
+        let own = self.fetch_own_revision(key)?;
+        let answer = own.map(|revision| statement(self.conn, revision)).transpose()?.flatten();
+        answer.ok_or_else(|| Error::LockLost(key.id.clone()))
     }
 
     /// Fetches the revision of a row that this transaction wrote: no other row that it sees is in progress.
@@ -223,7 +232,7 @@ impl<'c> KeysDriver<'c> {
         Prepared::<FetchOwnRevision, _>::new(revision).read_optional(self.conn)
     }
 
-    pub(super) fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
+    fn require_lock(&mut self, key: &LockedKey<'c>) -> Result<()> {
         if key.holder != SessionId::of(self.conn) {
             return Err(Error::LockedElsewhere(key.id.clone()));
         }

@@ -1,10 +1,12 @@
-//! Inserting a key.
+//! Inserting a key. Many keys at once are in `new_keys.rs`.
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use diesel::result::Error::NotFound;
 
+use super::refusal::{Candidate, refusal};
 use super::{KeyHash, KeySnapshot, KeysDriver};
-use crate::error::is_constraint;
+use crate::require;
 use crate::schema::api_keys;
 use crate::send::RunStatement;
 use crate::time::Time;
@@ -47,7 +49,7 @@ pub struct NewKey {
     pub tenant_id: TenantId,
     /// The key's own id, at most 36 characters. No other key of any tenant has it.
     pub id: KeyId,
-    /// The user who asked for the key, if the engine knows.
+    /// The user who asked for the key, if the engine knows: at most 36 characters.
     pub user_id: Option<String>,
     /// What people call the key, at most 100 characters.
     pub name: String,
@@ -59,11 +61,11 @@ pub struct NewKey {
     pub permissions_json: Option<String>,
     /// Which workers the key may run. The text is stored as it is.
     pub allowed_workers_json: Option<String>,
-    /// The most requests a minute, if limited.
+    /// The most requests a minute, if limited. Not negative.
     pub rate_limit_rpm: Option<i32>,
-    /// The most runs at a time, if limited.
+    /// The most runs at a time, if limited. Not negative.
     pub max_concurrent_runs: Option<i32>,
-    /// The status to begin with.
+    /// The status to begin with: at most 50 characters.
     pub status: KeyStatus,
     /// When the key expires, if it ever does.
     pub expires_at: Option<DateTime<Utc>>,
@@ -105,18 +107,53 @@ impl NewKey {
     }
 }
 
+impl NewKey {
+    /// Refuses what no row can hold, before anything is sent.
+    pub(super) fn require_storable(&self) -> Result<()> {
+        require::fits("tenant_id", 36, self.tenant_id.as_str())?;
+        require::fits("id", 36, self.id.as_str())?;
+        require::fits_if_any("user_id", 36, self.user_id.as_deref())?;
+        require::fits("name", 100, &self.name)?;
+        require::fits("key_prefix", 12, &self.key_prefix)?;
+        require::fits("key_hash", 128, self.key_hash.as_str())?;
+        require::is_text_if_any("permissions_json", self.permissions_json.as_deref())?;
+        require::is_text_if_any("allowed_workers_json", self.allowed_workers_json.as_deref())?;
+        require::is_not_negative("rate_limit_rpm", self.rate_limit_rpm)?;
+        require::is_not_negative("max_concurrent_runs", self.max_concurrent_runs)?;
+        require::fits("status", 50, self.status.as_str())?;
+        require::is_text_if_any("synthetic_scenario_id", self.synthetic_scenario_id.as_deref())
+    }
+
+    pub(super) fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            tenant_id: &self.tenant_id,
+            id: &self.id,
+            user_id: self.user_id.as_deref(),
+            key_hash: &self.key_hash,
+        }
+    }
+}
+
 impl KeysDriver<'_> {
     /// Inserts a key and returns it as it is stored.
     ///
-    /// It is not frozen and was never used. Nothing is shortened to fit: a text that is too long for
-    /// its column is [`Error::Query`].
+    /// It is not frozen and was never used. Nothing is shortened or rounded to fit; a time keeps its
+    /// microseconds.
     ///
     /// # Errors
     ///
-    /// [`Error::KeyExists`] when a key has the id, [`Error::KeyHashExists`] when one has the hash,
-    /// whichever tenant it belongs to. As after any error, the server takes no more statements of the
-    /// transaction: to go on in it, insert inside a nested one.
+    /// Before anything is sent: [`Error::TooLong`] with the column for a text that has more characters than its
+    /// column holds, spaces at its end included, [`Error::NulByte`], and [`Error::Negative`] for a limit below
+    /// zero.
+    ///
+    /// From the server: [`Error::KeyExists`] when a key has the id and [`Error::KeyHashExists`] when one has the
+    /// hash, whichever tenant it belongs to. On the database of the existing service, which refers to its
+    /// tenants and users, also [`Error::UnknownTenant`] and [`Error::UnknownUser`].
+    ///
+    /// As after any error of the server, it takes no more statements of the transaction: to go on in it,
+    /// insert inside a nested one.
     pub fn insert_key(&mut self, key: &NewKey) -> Result<KeySnapshot> {
+        key.require_storable()?;
         diesel::insert_into(api_keys::table)
             .values((
                 api_keys::tenant_id.eq(&key.tenant_id),
@@ -136,19 +173,8 @@ impl KeysDriver<'_> {
                 api_keys::synthetic_scenario_id.eq(&key.synthetic_scenario_id),
             ))
             .returning(KeySnapshot::as_returning())
-            .change_one(self.conn)
-            .map_err(|error| name_taken(error, &key.id))
-    }
-}
-
-pub(super) fn name_taken(error: Error, id: &KeyId) -> Error {
-    match error {
-        Error::UniqueViolation { constraint, .. } if is_constraint(&constraint, "api_keys_pkey") => {
-            Error::KeyExists(id.clone())
-        }
-        Error::UniqueViolation { constraint, .. } if is_constraint(&constraint, "uq_api_keys_key_hash") => {
-            Error::KeyHashExists
-        }
-        error => error,
+            .insert(self.conn, |error| refusal(error, &[key.candidate()]))?
+            .pop()
+            .ok_or(Error::Query(NotFound))
     }
 }

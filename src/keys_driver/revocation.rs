@@ -8,7 +8,7 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{Nullable, Text, Timestamptz};
 
 use super::{KeySnapshot, KeysDriver, LockedKey, row_count};
-use crate::error::require_at_most;
+use crate::require;
 use crate::schema::api_keys;
 use crate::send::RunStatement;
 use crate::time::Time;
@@ -22,8 +22,8 @@ impl<'c> KeysDriver<'c> {
     ///
     /// # Errors
     ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen), and [`Error::TooLong`] before anything is
-    /// sent, when the reason has more than 255 characters.
+    /// As for [`update_key_frozen`](Self::update_key_frozen), and before anything is sent
+    /// [`Error::TooLong`] when the reason has more than 255 characters, and [`Error::NulByte`].
     pub fn update_key_revoked(
         &mut self,
         key: LockedKey<'c>,
@@ -53,7 +53,8 @@ impl<'c> KeysDriver<'c> {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLong`] before anything is sent, when the reason has more than 255 characters.
+    /// Before anything is sent, [`Error::TooLong`] when the reason has more than 255 characters, and
+    /// [`Error::NulByte`].
     pub fn update_all_keys_revoked(
         &mut self,
         tenant_id: &TenantId,
@@ -68,7 +69,7 @@ impl<'c> KeysDriver<'c> {
 }
 
 fn require_reason_fits(reason: Option<&str>) -> Result<()> {
-    require_at_most(255, "revoked_reason", reason.unwrap_or_default())
+    require::fits_if_any("revoked_reason", 255, reason)
 }
 
 /// By hand: Diesel has no `WITH`, and no other `UPDATE` locks its rows in a chosen order.

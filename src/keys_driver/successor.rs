@@ -5,15 +5,15 @@ use diesel::dsl::case_when;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text, Timestamptz};
 
-use super::new_key::name_taken;
+use super::refusal::{Candidate, refusal};
 use super::{KeyHash, KeySnapshot, KeysDriver, LockedKey};
 use crate::change::Change;
-use crate::error::require_at_most;
 use crate::prepared::Prepared;
+use crate::require;
 use crate::schema::api_keys;
 use crate::send::RunStatement;
 use crate::time::Time;
-use crate::{Error, KeyId, Result};
+use crate::{KeyId, Result};
 
 /// What a key that takes another's place has of its own. Everything else it has from the old key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,44 +114,49 @@ impl<'c> KeysDriver<'c> {
     ///
     /// # Errors
     ///
-    /// [`Error::KeyExists`], [`Error::KeyHashExists`] and [`Error::TooLong`] as for
+    /// [`Error::KeyExists`](crate::Error::KeyExists), [`Error::KeyHashExists`](crate::Error::KeyHashExists) and
+    /// [`Error::TooLong`](crate::Error::TooLong) as for
     /// [`insert_key`](Self::insert_key); those that refuse a lock as for
     /// [`update_key_frozen`](Self::update_key_frozen).
     pub fn insert_key_successor(&mut self, old: &LockedKey<'c>, new: &KeySuccessor) -> Result<KeySnapshot> {
         struct InsertKeySuccessor;
 
-        require_at_most(36, "id", new.id.as_str())?;
-        require_at_most(12, "key_prefix", &new.key_prefix)?;
-        require_at_most(128, "key_hash", new.key_hash.as_str())?;
-        self.require_lock(old)?;
+        require::fits("id", 36, new.id.as_str())?;
+        require::fits("key_prefix", 12, &new.key_prefix)?;
+        require::fits("key_hash", 128, new.key_hash.as_str())?;
         let expires_at = new.expires_at.value().flatten().map(Time::from);
-        let insert = api_keys::table
-            .filter(api_keys::tenant_id.eq(&old.tenant_id))
-            .filter(api_keys::id.eq(&old.id))
-            .select((
-                api_keys::tenant_id,
-                new.id.as_str().into_sql::<Text>(),
-                new.key_prefix.as_str().into_sql::<Text>(),
-                (&new.key_hash).into_sql::<Text>(),
-                Time::from(new.created_at).into_sql::<Timestamptz>(),
-                case_when(new.expires_at.is_set().into_sql::<Bool>(), expires_at)
-                    .otherwise(api_keys::expires_at),
-                copied(),
-            ))
-            .insert_into(api_keys::table)
-            .into_columns((
-                api_keys::tenant_id,
-                api_keys::id,
-                api_keys::key_prefix,
-                api_keys::key_hash,
-                api_keys::created_at,
-                api_keys::expires_at,
-                copied(),
-            ))
-            .returning(KeySnapshot::as_returning());
-        let inserted = Prepared::<InsertKeySuccessor, _>::new(insert).change_optional(self.conn);
-        let inserted = inserted.map_err(|error| name_taken(error, &new.id))?;
-        inserted.ok_or_else(|| Error::LockLost(old.id.clone()))
+        let (tenant_id, id, key_hash) = (&old.tenant_id, &new.id, &new.key_hash);
+        let candidate = Candidate { tenant_id, id, user_id: None, key_hash };
+        self.run_locked(old, |conn, revision| {
+            let insert = api_keys::table
+                .filter(api_keys::tenant_id.eq(&old.tenant_id))
+                .filter(api_keys::id.eq(&old.id))
+                .filter(api_keys::revision.eq(revision))
+                .select((
+                    api_keys::tenant_id,
+                    new.id.as_str().into_sql::<Text>(),
+                    new.key_prefix.as_str().into_sql::<Text>(),
+                    (&new.key_hash).into_sql::<Text>(),
+                    Time::from(new.created_at).into_sql::<Timestamptz>(),
+                    case_when(new.expires_at.is_set().into_sql::<Bool>(), expires_at)
+                        .otherwise(api_keys::expires_at),
+                    copied(),
+                ))
+                .insert_into(api_keys::table)
+                .into_columns((
+                    api_keys::tenant_id,
+                    api_keys::id,
+                    api_keys::key_prefix,
+                    api_keys::key_hash,
+                    api_keys::created_at,
+                    api_keys::expires_at,
+                    copied(),
+                ))
+                .returning(KeySnapshot::as_returning());
+            let inserted = Prepared::<InsertKeySuccessor, _>::new(insert)
+                .insert(conn, |error| refusal(error, std::slice::from_ref(&candidate)))?;
+            Ok(inserted.into_iter().next())
+        })
     }
 }
 

@@ -337,7 +337,7 @@ fn a_taken_id_or_hash_a_deadlock_and_a_timeout_are_told_on_a_shard() {
         let taken = insert(&mut conn, "a", "new");
         assert!(matches!(&taken, Error::KeyExists(id) if *id == key("a")), "{way:?}: {taken:?}");
         let taken = insert(&mut conn, "new", "a");
-        assert!(matches!(taken, Error::KeyHashExists), "{way:?}: {taken:?}");
+        assert!(matches!(taken, Error::KeyHashExists(_)), "{way:?}: {taken:?}");
 
         let lock = |conn: &mut PgConnection, id: &str| {
             KeysDriver::new(conn)

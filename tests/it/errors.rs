@@ -272,7 +272,7 @@ fn a_taken_id_and_a_taken_hash_are_named_on_a_shard_too() {
     .unwrap();
     for [id, hash] in [on_the_shard, refusals(&mut conn)] {
         assert!(matches!(id, Error::KeyExists(id) if id == key("key")));
-        assert!(matches!(hash, Error::KeyHashExists), "{hash:?}");
+        assert!(matches!(hash, Error::KeyHashExists(_)), "{hash:?}");
     }
 }
 

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Bucket, EventPosition, Freeze, KeyCursor, KeyHash, KeyId, KeyStatus, KeySuccessor,
-    KeyUse, KeysDriver, LockedKey, NewKey, Page, Result, TenantId,
+    ApiKeysFacadeDriver, Bucket, Change, EventPosition, Freeze, KeyChanges, KeyCursor, KeyHash, KeyId,
+    KeyStatus, KeySuccessor, KeyUse, KeysDriver, LockedKey, NewCall, NewKey, Page, Result, TenantId,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
@@ -128,6 +128,38 @@ pub(crate) const METHODS: &[Method] = &[
     read("fetch_key_by_hash", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_by_hash(&KeyHash::from(with.key_id.as_str())))
     }),
+    read("insert_keys", |conn, with| {
+        let key = NewKey {
+            permissions_json: Some(with.text.clone()),
+            ..NewKey::new(
+                with.tenant_id.clone(),
+                unused().into(),
+                &with.text,
+                "sk",
+                unused().into(),
+                with.time,
+            )
+        };
+        debug(KeysDriver::new(conn).insert_keys(&[key]))
+    }),
+    read("insert_calls", |conn, with| {
+        let call = NewCall {
+            user_id: Some(with.text.clone()),
+            ..NewCall::new(with.tenant_id.clone(), unused(), with.key_id.clone(), with.time)
+        };
+        debug(KeysDriver::new(conn).insert_calls(&[call]))
+    }),
+    change("update_key", |conn, with| {
+        let changes = KeyChanges {
+            name: Change::Set(&with.text),
+            permissions_json: Change::Set(Some(&with.text)),
+            allowed_workers_json: Change::Set(None),
+            rate_limit_rpm: Change::Set(Some(60)),
+            expires_at: Change::Set(Some(with.time)),
+            ..KeyChanges::default()
+        };
+        on_locked(conn, with, |keys, key| keys.update_key(key, &changes))
+    }),
     read("fetch_key_auth_by_id", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_auth_by_id(&with.tenant_id, &with.key_id))
     }),
@@ -138,6 +170,19 @@ pub(crate) const METHODS: &[Method] = &[
     read("record_key_uses", |conn, with| {
         let (tenant_id, key_id) = (with.tenant_id.clone(), with.key_id.clone());
         debug(KeysDriver::new(conn).record_key_uses(&[KeyUse { tenant_id, key_id, count: 1, at: with.time }]))
+    }),
+    read("try_record_key_uses", |conn, with| {
+        let (tenant_id, key_id) = (with.tenant_id.clone(), with.key_id.clone());
+        debug(KeysDriver::new(conn).try_record_key_uses(&[KeyUse {
+            tenant_id,
+            key_id,
+            count: 1,
+            at: with.time,
+        }]))
+    }),
+    read("try_record_key_uses.two_tenants", |conn, with| {
+        let of = |tenant_id| KeyUse { tenant_id, key_id: with.key_id.clone(), count: 1, at: with.time };
+        debug(KeysDriver::new(conn).try_record_key_uses(&[of(with.tenant_id.clone()), of("nobody".into())]))
     }),
     read("record_key_uses.two_tenants", |conn, with| {
         let of = |tenant_id| KeyUse { tenant_id, key_id: with.key_id.clone(), count: 1, at: with.time };
@@ -237,8 +282,11 @@ fn later(time: DateTime<Utc>, by: TimeDelta) -> DateTime<Utc> {
 /// How a method's statements say which tenant they are for.
 pub(crate) fn confinement(method: &str) -> &'static str {
     match method {
-        "record_key_uses.two_tenants" => "\"api_keys\".\"tenant_id\" = \"uses\".\"tenant_id\"",
-        "insert_key" => "INSERT INTO \"api_keys\" (\"tenant_id\"",
+        "record_key_uses.two_tenants" | "try_record_key_uses.two_tenants" => {
+            "\"api_keys\".\"tenant_id\" = \"uses\".\"tenant_id\""
+        }
+        "insert_key" | "insert_keys" => "INSERT INTO \"api_keys\" (\"tenant_id\"",
+        "insert_calls" => "INSERT INTO \"proxy_calls\" (\"tenant_id\"",
         _ => "\"tenant_id\" = $",
     }
 }

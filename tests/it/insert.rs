@@ -18,7 +18,7 @@ fn a_new_key_is_stored_with_every_column_and_recognised_by_its_hash() {
         permissions_json: Some("[\"chat\", not json".into()),
         allowed_workers_json: Some(String::new()),
         rate_limit_rpm: Some(60),
-        max_concurrent_runs: Some(-1),
+        max_concurrent_runs: Some(0),
         status: "expired".into(),
         expires_at: Some(at("2026-04-01T00:00:00.000001Z")),
         is_synthetic: true,
@@ -55,7 +55,7 @@ fn a_new_key_is_stored_with_every_column_and_recognised_by_its_hash() {
             permissions_json: Some("[\"chat\", not json".into()),
             allowed_workers_json: Some(String::new()),
             rate_limit_rpm: Some(60),
-            max_concurrent_runs: Some(-1),
+            max_concurrent_runs: Some(0),
             is_synthetic: true,
             revision: 1,
     );
@@ -87,7 +87,7 @@ fn an_id_and_a_hash_that_exist_are_named_whichever_tenant_has_them() {
     let by_id = keys.insert_key(&NewKey { id: key("taken"), ..new_key("key") }).unwrap_err();
     assert!(matches!(&by_id, Error::KeyExists(id) if *id == key("taken")), "{by_id:?}");
     let by_hash = keys.insert_key(&NewKey { key_hash: "5ec2e7".into(), ..new_key("key") }).unwrap_err();
-    assert!(matches!(by_hash, Error::KeyHashExists), "{by_hash:?}");
+    assert!(matches!(by_hash, Error::KeyHashExists(_)), "{by_hash:?}");
     assert!(by_hash.source().is_none(), "what the server said holds the hash");
     assert_eq!(keys.count_keys(&tenant()).unwrap(), 0);
 }
@@ -99,19 +99,10 @@ fn a_taken_hash_in_a_nested_transaction_leaves_the_outer_one_usable() {
     let stored = conn.transaction(|conn| {
         let taken = NewKey { key_hash: "taken".into(), ..new_key("key") };
         let tried = conn.transaction(|conn| KeysDriver::new(conn).insert_key(&taken));
-        assert!(matches!(tried, Err(Error::KeyHashExists)), "{tried:?}");
+        assert!(matches!(tried, Err(Error::KeyHashExists(_))), "{tried:?}");
         KeysDriver::new(conn).insert_key(&new_key("key"))
     });
     assert_eq!(stored.unwrap().id, key("key"));
-}
-
-#[test]
-fn a_prefix_that_is_too_long_is_refused_and_not_cut() {
-    let (_database, mut conn) = migrated();
-    let mut keys = KeysDriver::new(&mut conn);
-    let refused = keys.insert_key(&NewKey { key_prefix: "sk-live-abcde".into(), ..new_key("key") });
-    assert!(matches!(refused, Err(Error::Query(_))), "{refused:?}");
-    assert_eq!(keys.fetch_key_by_hash(&KeyHash::from("key")).unwrap(), None);
 }
 
 #[test]
@@ -128,7 +119,7 @@ fn neither_a_new_key_nor_a_statement_nor_an_error_shows_the_hash() {
         let refused = keys.insert_key(&NewKey { name: "x".repeat(101), ..secret.clone() }).unwrap_err();
         [taken, refused]
     });
-    assert_eq!(statements.len(), 4);
+    assert_eq!(statements.len(), 3, "the last one is refused before it is sent");
     assert!(!format!("{statements:?} {errors:?}").contains("5ec2e7"));
 }
 

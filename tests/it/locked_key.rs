@@ -3,7 +3,7 @@
 use std::thread;
 
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{Error, Freeze, KeySnapshot, KeysDriver, LockedKey, Result};
+use api_keys_driver::{Error, Freeze, KeyChanges, KeySnapshot, KeySuccessor, KeysDriver, LockedKey, Result};
 use chrono::{DateTime, Utc};
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
@@ -15,12 +15,16 @@ use crate::support::{
 type Change = for<'c> fn(&mut KeysDriver<'c>, LockedKey<'c>) -> Result<KeySnapshot>;
 
 /// Every way to change a locked key.
-const CHANGES: [Change; 5] = [
+const CHANGES: [Change; 7] = [
     |keys, key| keys.update_key_frozen(key, now()),
     |keys, key| keys.update_key_frozen_by(key, &Freeze { at: now(), by: "ops", reason: None }),
     |keys, key| keys.update_key_unfrozen(key),
     |keys, key| keys.update_key_revoked(key, now(), None),
     |keys, key| keys.update_key_expires_at(key, None),
+    |keys, key| keys.update_key(key, &KeyChanges::default()),
+    |keys, key| {
+        keys.insert_key_successor(&key, &KeySuccessor::new("new".into(), "sk-live", "new".into(), now()))
+    },
 ];
 
 fn now() -> DateTime<Utc> {

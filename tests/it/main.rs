@@ -2,6 +2,8 @@
 
 mod api_keys_facade_driver;
 mod auth;
+mod calls;
+mod changes;
 mod check;
 mod citus;
 mod contention;
@@ -19,6 +21,7 @@ mod failover;
 mod freeze;
 mod hostile;
 mod insert;
+mod insert_keys;
 mod key;
 mod list;
 mod lock_proof;

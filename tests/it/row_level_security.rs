@@ -84,7 +84,7 @@ fn answer(conn: &mut PgConnection, sent: &Prepared, commit: bool) -> String {
     let ended = Transaction::attempts(1).run_for(conn, &tenant(), |conn| {
         conn.batch_execute(&format!("PREPARE sent ({}) AS {}", sent.types, without_tenant(&sent.sql)))?;
         let execute = format!("EXECUTE sent ({})", sent.arguments);
-        answer = if sent.sql.contains(" SET ") {
+        answer = if sent.sql.contains(" SET ") || sent.sql.contains("DELETE FROM") {
             diesel::sql_query(execute).execute(conn)?.to_string()
         } else {
             conn.batch_execute(&format!("CREATE TEMP TABLE answer ON COMMIT DROP AS {execute}"))?;
@@ -116,7 +116,7 @@ fn no_statement_without_its_tenant_reaches_a_foreign_row() {
         assert_eq!(checksum(&mut owner), before, "{method}");
     }
     // The same statements do reach the rows where the wall is not.
-    let show_no_row = ["lock_tenant"];
+    let show_no_row = ["lock_tenant", "try_record_key_uses", "try_record_key_uses.two_tenants"];
     for (method, sent) in statements.iter().filter(|(method, _)| !show_no_row.contains(method)) {
         assert_ne!(
             answer(&mut owner, sent, false),

@@ -31,8 +31,8 @@ fn script(name: &str, prepared: &Prepared) -> String {
     let sql = sqlformat::format(sql, &QueryParams::None, &options);
     // The number behind an id that no row holds yet is another in each run.
     let parts =
-        arguments.split("'unused ").map(|part| part.trim_start_matches(|digit: char| digit.is_ascii_digit()));
-    let arguments = parts.collect::<Vec<_>>().join("'unused");
+        arguments.split("unused ").map(|part| part.trim_start_matches(|digit: char| digit.is_ascii_digit()));
+    let arguments = parts.collect::<Vec<_>>().join("unused");
     format!("PREPARE {name} ({types}) AS\n{sql};\n\nEXPLAIN EXECUTE {name} ({arguments});\n")
 }
 

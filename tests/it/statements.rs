@@ -6,7 +6,7 @@ use crate::every_method::{Input, METHODS, WITHOUT_TENANT, confinement};
 use crate::support::{CallRow, KeyRow, TENANT, migrated, statements_of};
 
 /// The methods whose statements name the column of the hash. None shows its value in a log.
-const NAMING_THE_HASH: &[&str] = &["insert_key", "insert_key_successor", "fetch_key_by_hash"];
+const NAMING_THE_HASH: &[&str] = &["insert_key", "insert_keys", "insert_key_successor", "fetch_key_by_hash"];
 
 #[test]
 fn each_method_is_one_statement_confined_to_the_tenant_without_the_hash() {

@@ -159,7 +159,7 @@ fn a_taken_id_and_a_taken_hash_of_a_successor_are_named() {
     assert!(matches!(&by_id, Error::KeyExists(id) if *id == key("beside")), "{by_id:?}");
     let by_hash = KeySuccessor { key_hash: "beside".into(), ..successor("new") };
     let by_hash = insert_successor(&mut conn, &by_hash).unwrap_err();
-    assert!(matches!(by_hash, Error::KeyHashExists), "{by_hash:?}");
+    assert!(matches!(by_hash, Error::KeyHashExists(_)), "{by_hash:?}");
     assert_eq!(count(&mut conn), 2);
 }
 
@@ -209,7 +209,7 @@ fn a_rotation_makes_the_successor_and_lets_the_old_key_expire_or_neither() {
 
     let taken = KeySuccessor { key_hash: "beside".into(), ..successor("new") };
     let failed = rotate(&mut conn, &seen, &taken, at(GRACE_ENDS));
-    assert!(matches!(failed, Err(Error::KeyHashExists)), "{failed:?}");
+    assert!(matches!(failed, Err(Error::KeyHashExists(_))), "{failed:?}");
     assert_eq!(fetch(&mut conn, "key"), seen);
 
     let new = rotate(&mut conn, &seen, &successor("new"), at(GRACE_ENDS)).unwrap().expect("a successor");

@@ -160,6 +160,183 @@ fn sixteen_threads_with_overlapping_shuffled_batches_neither_deadlock_nor_lose_a
     }
 }
 
+fn try_record(conn: &mut PgConnection, uses: &[KeyUse]) -> Vec<KeyUse> {
+    KeysDriver::new(conn).try_record_key_uses(uses).unwrap()
+}
+
+fn total(conn: &mut PgConnection, id: &str) -> i64 {
+    fetch(conn, id).total_requests
+}
+
+#[test]
+fn a_busy_key_is_handed_back_at_once_and_the_others_are_recorded() {
+    let (database, mut conn) = migrated();
+    let noon = at("2026-06-01T12:00:00Z");
+    for id in ["busy", "free", "too"] {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    KeyRow { id: "foreign", tenant_id: OTHER, ..KeyRow::default() }.insert(&mut conn);
+    let batch = [
+        used("busy", u32::MAX, noon),
+        used("free", 1, noon),
+        used("missing", 1, noon),
+        used("busy", u32::MAX, noon - TimeDelta::hours(1)),
+        used("foreign", 1, noon),
+        used("too", 2, noon),
+        used("bu\0sy", 2, noon),
+    ];
+    let mut holder = database.connect().unwrap();
+    for hold in [
+        "SELECT FROM api_keys WHERE id = 'busy' FOR UPDATE",
+        "UPDATE api_keys SET name = 'x' WHERE id = 'busy'",
+    ] {
+        holder.batch_execute(&format!("BEGIN; {hold}")).unwrap();
+        conn.batch_execute("SET lock_timeout = '1ms'").unwrap();
+        let busy = conn.transaction::<_, api_keys_driver::Error, _>(|conn| {
+            let busy = try_record(conn, &batch);
+            // The transaction goes on, and its own rows are not busy to it.
+            assert_eq!(try_record(conn, &batch[1..2]), []);
+            Ok(busy)
+        });
+        assert_eq!(busy.unwrap(), [batch[0].clone(), batch[3].clone()], "{hold}");
+        holder.batch_execute("ROLLBACK").unwrap();
+    }
+    assert_eq!((total(&mut conn, "busy"), total(&mut conn, "free"), total(&mut conn, "too")), (0, 4, 4));
+    let several_tenants =
+        [batch[0].clone(), batch[3].clone(), KeyUse { tenant_id: other(), ..batch[4].clone() }];
+    assert_eq!(try_record(&mut conn, &several_tenants), []);
+    let key = fetch(&mut conn, "busy");
+    assert_eq!((key.total_requests, key.last_used_at), (2 * i64::from(u32::MAX), Some(noon)));
+    let foreign = KeysDriver::new(&mut conn).fetch_key_by_id(&other(), &"foreign".into()).unwrap().unwrap();
+    assert_eq!(foreign.total_requests, 1);
+}
+
+#[test]
+fn a_key_of_several_tenants_is_handed_back_to_its_own_only() {
+    let (database, mut conn) = migrated();
+    let noon = at("2026-06-01T12:00:00Z");
+    KeyRow::default().insert(&mut conn);
+    let mut holder = database.connect().unwrap();
+    holder.batch_execute("BEGIN; SELECT FROM api_keys FOR NO KEY UPDATE").unwrap();
+    let batch = [used("key", 1, noon), KeyUse { tenant_id: other(), ..used("key", 2, noon) }];
+    assert_eq!(try_record(&mut conn, &batch), [batch[0].clone()]);
+}
+
+#[test]
+fn a_key_that_is_deleted_meanwhile_is_handed_back_once_and_then_dropped() {
+    let (database, mut conn) = migrated();
+    let noon = at("2026-06-01T12:00:00Z");
+    for leaving in ["DELETE FROM api_keys", "UPDATE api_keys SET tenant_id = 'another'"] {
+        KeyRow::default().insert(&mut conn);
+        let mut holder = database.connect().unwrap();
+        holder.batch_execute(&format!("BEGIN; {leaving}")).unwrap();
+        let handed_back = try_record(&mut conn, &[used("key", 1, noon)]);
+        assert_eq!(handed_back, [used("key", 1, noon)], "{leaving}");
+        holder.batch_execute("COMMIT").unwrap();
+        assert_eq!(try_record(&mut conn, &handed_back), [], "{leaving}");
+        conn.batch_execute("DELETE FROM api_keys").unwrap();
+    }
+}
+
+#[test]
+fn flushers_beside_holders_lose_no_use_and_count_none_twice() {
+    const FLUSHERS: usize = 6;
+    const ROUNDS: usize = 150;
+    const KEYS: usize = 8;
+    let (database, mut conn) = migrated();
+    let ids: Vec<String> = (0..KEYS).map(|n| format!("key-{n}")).collect();
+    for id in &ids {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let noon = at("2026-06-01T12:00:00Z");
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let over = || is_over.load(std::sync::atomic::Ordering::Relaxed);
+    let handed_back: usize = thread::scope(|scope| {
+        let holders: Vec<_> = (0..2)
+            .map(|seed| {
+                let (mut conn, ids) = (database.connect().unwrap(), &ids);
+                scope.spawn(move || {
+                    for round in 0.. {
+                        if over() {
+                            break;
+                        }
+                        let id = &ids[shuffled(KEYS, seed + 7 * round)[0]];
+                        // Holds the row while it does something else, and changes its counter too.
+                        conn.batch_execute(&format!(
+                            "BEGIN; UPDATE api_keys SET total_requests = total_requests + 1000000000 WHERE id = '{id}';
+                             SELECT pg_sleep(0.002); ROLLBACK"
+                        ))
+                        .unwrap();
+                    }
+                })
+            })
+            .collect();
+        let flushers: Vec<_> = (0..FLUSHERS)
+            .map(|flusher| {
+                let (mut conn, ids) = (database.connect().unwrap(), &ids);
+                scope.spawn(move || {
+                    let (mut queue, mut handed_back) = (Vec::new(), 0);
+                    for round in 0..ROUNDS {
+                        let order = shuffled(KEYS, flusher * ROUNDS + round);
+                        queue.extend(order.into_iter().map(|n| used(&ids[n], 1, noon)));
+                        queue = KeysDriver::new(&mut conn).try_record_key_uses(&queue).unwrap();
+                        handed_back += queue.len();
+                    }
+                    KeysDriver::new(&mut conn).record_key_uses(&queue).unwrap();
+                    handed_back
+                })
+            })
+            .collect();
+        let handed_back = flushers.into_iter().map(|flusher| flusher.join().unwrap()).sum();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        for holder in holders {
+            holder.join().unwrap();
+        }
+        handed_back
+    });
+    assert!(handed_back > 0, "nobody was ever busy");
+    for id in &ids {
+        assert_eq!(total(&mut conn, id), i64::try_from(FLUSHERS * ROUNDS).unwrap(), "{id}");
+    }
+}
+
+#[test]
+fn a_counter_stays_at_its_end_and_a_time_at_the_end_of_its_range() {
+    let (_database, mut conn) = migrated();
+    KeyRow { id: "end", total_requests: i64::MAX - 1, ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "other", ..KeyRow::default() }.insert(&mut conn);
+    let batch = [
+        used("end", 2, DateTime::<Utc>::MAX_UTC),
+        used("other", 1, DateTime::<Utc>::MIN_UTC),
+        used("\0", 1, DateTime::<Utc>::MIN_UTC),
+    ];
+    assert_eq!(KeysDriver::new(&mut conn).record_key_uses(&batch).unwrap(), 2);
+    assert_eq!(try_record(&mut conn, &batch), []);
+    let end = fetch(&mut conn, "end");
+    assert_eq!((end.total_requests, end.last_used_at), (i64::MAX, Some(DateTime::<Utc>::MAX_UTC)));
+    assert_eq!((total(&mut conn, "other"), total(&mut conn, "end")), (2, i64::MAX));
+}
+
+#[test]
+fn a_batch_without_a_possible_key_sends_nothing() {
+    let (_database, mut conn) = migrated();
+    let batch = [used("\0", 1, at("2026-06-01T12:00:00Z"))];
+    let (answers, sent) = statements_of(&mut conn, |conn| {
+        let mut keys = KeysDriver::new(conn);
+        (keys.record_key_uses(&batch).unwrap(), keys.try_record_key_uses(&batch).unwrap())
+    });
+    assert_eq!((answers, sent.len()), ((0, vec![]), 0));
+}
+
+#[test]
+fn uses_that_do_not_wait_probe_the_primary_key() {
+    let scans = ["LockRows", "Index Scan using api_keys_pkey on api_keys", "NOT (hashed SubPlan"];
+    let by_id = ["Sort Key: api_keys_1.id"];
+    plans_of("try_record_key_uses").of_large_tenants().read_in_vain().sort_by(&by_id).read(&scans);
+    let by_tenant = ["Sort Key: api_keys_1.tenant_id, api_keys_1.id"];
+    plans_of("try_record_key_uses.two_tenants").read_in_vain().sort_by(&by_tenant).read(&scans);
+}
+
 #[test]
 fn uses_probe_the_primary_key_and_lock_in_the_order_of_tenant_and_key() {
     const BATCH: Method = read("record_key_uses of 1,000", |conn, with| {

@@ -96,7 +96,11 @@ struct Ids {
 
 fn is_too_long(error: &Error) -> bool {
     let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    matches!(error, Error::TooLong { .. }) || why.starts_with("value too long")
+    let named = match error {
+        Error::InBatch { source, .. } => matches!(**source, Error::TooLong { .. }),
+        error => matches!(error, Error::TooLong { .. }),
+    };
+    named || why.starts_with("value too long")
 }
 
 #[test]

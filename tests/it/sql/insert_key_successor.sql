@@ -1,4 +1,4 @@
-PREPARE insert_key_successor (text, text, text, timestamp with time zone, boolean, timestamp with time zone, text, text) AS
+PREPARE insert_key_successor (text, text, text, timestamp with time zone, boolean, timestamp with time zone, text, text, bigint) AS
 INSERT INTO
   "api_keys" (
     "tenant_id",
@@ -46,7 +46,9 @@ SELECT
   "api_keys"."is_synthetic",
   "api_keys"."synthetic_scenario_id"
 FROM "api_keys"
-WHERE (("api_keys"."tenant_id" = $7) AND ("api_keys"."id" = $8))
+WHERE (
+  (("api_keys"."tenant_id" = $7) AND ("api_keys"."id" = $8)) AND ("api_keys"."revision" = $9)
+)
 RETURNING
   "api_keys"."id",
   "api_keys"."tenant_id",
@@ -62,4 +64,4 @@ RETURNING
   "api_keys"."is_synthetic",
   "api_keys"."revision";
 
-EXPLAIN EXECUTE insert_key_successor ('unused', 'sk-live-abcd', 'new', '2026-01-01T00:00:00Z', 'false', NULL, '11111111-1111-1111-1111-111111111111', 'key');
+EXPLAIN EXECUTE insert_key_successor ('unused', 'sk-live-abcd', 'new', '2026-01-01T00:00:00Z', 'false', NULL, '11111111-1111-1111-1111-111111111111', 'key', '1');

@@ -1,0 +1,54 @@
+//! Why the server refused a new key, and which one of a batch. What can be told before anything is sent is in
+//! `require.rs`.
+
+use diesel::result::DatabaseErrorKind::{CheckViolation, ForeignKeyViolation, UniqueViolation};
+use diesel::result::Error as DieselError;
+
+use super::KeyHash;
+use crate::error::{is_constraint, violated_constraint};
+use crate::{Error, KeyId, TenantId};
+
+/// What the server may refuse a new key for.
+pub(super) struct Candidate<'a> {
+    pub(super) tenant_id: &'a TenantId,
+    pub(super) id: &'a KeyId,
+    pub(super) user_id: Option<&'a str>,
+    pub(super) key_hash: &'a KeyHash,
+}
+
+/// Names the candidate that the server refused, if it was refused for what it is.
+pub(super) fn refusal(error: &DieselError, candidates: &[Candidate<'_>]) -> Option<Error> {
+    let DieselError::DatabaseError(kind, said) = error else { return None };
+    let constraint = violated_constraint(&**said)?;
+    let details = said.details().unwrap_or_default();
+    // The values stand in the details in this form in every language.
+    let refused = |is_named: &dyn Fn(&Candidate<'_>) -> bool| match candidates {
+        [only] => Some(only),
+        several => several.iter().find(|candidate| is_named(candidate)),
+    };
+    let with = |column: &str, value: &str| details.contains(&format!("({column})=({value})"));
+
+    match kind {
+        UniqueViolation if is_constraint(constraint, "api_keys_pkey") => {
+            refused(&|key| with("id", key.id.as_str())).map(|key| Error::KeyExists(key.id.clone()))
+        }
+        UniqueViolation if is_constraint(constraint, "uq_api_keys_key_hash") => {
+            refused(&|key| with("key_hash", key.key_hash.as_str()))
+                .map(|key| Error::KeyHashExists(key.id.clone()))
+        }
+        ForeignKeyViolation if constraint.contains("user_id") => {
+            let key = refused(&|key| key.user_id.is_some_and(|user_id| with("user_id", user_id)))?;
+            key.user_id.map(|user_id| Error::UnknownUser(user_id.into()))
+        }
+        ForeignKeyViolation if constraint.contains("tenant_id") => {
+            refused(&|key| with("tenant_id", key.tenant_id.as_str()))
+                .map(|key| Error::UnknownTenant(key.tenant_id.clone()))
+        }
+        // The existing service checks the form of a tenant's id: one of another form belongs to no tenant.
+        CheckViolation if constraint.contains("tenant_id") => {
+            refused(&|key| details.contains(&format!("({}, {}, ", key.id, key.tenant_id)))
+                .map(|key| Error::UnknownTenant(key.tenant_id.clone()))
+        }
+        _ => None,
+    }
+}
