@@ -34,6 +34,7 @@ mod paging;
 mod pgbouncer;
 mod plans;
 mod pool;
+mod privileges;
 mod reconnect;
 mod revocation;
 mod row_level_security;
