@@ -1,6 +1,6 @@
 //! What each role of `docs/privileges.md` may do: what it is for, and nothing else.
 
-use api_keys_driver::{KeysDriver, migrate};
+use api_keys_driver::{KeysDriver, Page, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -11,8 +11,10 @@ use crate::support::{CallRow, KeyRow, TENANT, existing_service, key, migrated_ap
 
 const DOCUMENT: &str = include_str!("../../docs/privileges.md");
 
-/// A role, and which methods it is for.
-const ROLES: [(&str, fn(&str) -> bool); 4] = [
+/// Whether a role is for a method.
+type IsFor = fn(&str) -> bool;
+
+const ROLES: [(&str, IsFor); 4] = [
     ("api_keys_worker", |name| !is_of_the_facade(name)),
     ("api_keys_gateway", |name| {
         name == "fetch_key_by_hash" || name == "fetch_key_auth_by_id" || name.contains("record_key_uses")
@@ -151,10 +153,9 @@ fn the_existing_service_writes_keys_without_a_right_on_their_events() {
     .unwrap();
     let mut as_service = as_role(&database, &service);
     as_service.batch_execute("UPDATE api_keys SET status = 'revoked'").unwrap();
-    let events =
-        KeysDriver::new(&mut as_service).fetch_key_events(&tenant(), &key("key"), Default::default());
+    let events = KeysDriver::new(&mut as_service).fetch_key_events(&tenant(), &key("key"), Page::default());
     assert!(events.is_err(), "it has no right to read them");
-    let events = KeysDriver::new(&mut conn).fetch_key_events(&TENANT.into(), &key("key"), Default::default());
+    let events = KeysDriver::new(&mut conn).fetch_key_events(&TENANT.into(), &key("key"), Page::default());
     assert_eq!(events.unwrap().len(), 2);
     drop(as_service);
     conn.batch_execute(&format!("DROP OWNED BY {service}; DROP ROLE {service}")).unwrap();

@@ -1,0 +1,95 @@
+//! How an engine sees slow statements, transactions and retries: Diesel's instrumentation and `Transaction::on_retry`,
+//! written to `tracing`.
+//!
+//! ```text
+//! cargo run --example tracing
+//! ```
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use api_keys_driver::{
+    ConnectFailure, KeyHash, KeyId, KeysDriver, NewKey, PoolConfig, TenantId, Transaction,
+};
+use chrono::Utc;
+use diesel::PgConnection;
+use diesel::connection::{Connection, Instrumentation, InstrumentationEvent, SimpleConnection};
+use diesel::r2d2::CustomizeConnection;
+use tracing::{debug, warn};
+
+/// Reports each statement that takes longer, and each that fails.
+#[derive(Clone, Copy, Debug)]
+struct Trace {
+    slow: Duration,
+    started: Option<Instant>,
+}
+
+impl Instrumentation for Trace {
+    fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        match event {
+            InstrumentationEvent::StartQuery { .. } => self.started = Some(Instant::now()),
+            InstrumentationEvent::FinishQuery { query, error, .. } => {
+                let took = self.started.take().map_or(Duration::ZERO, |started| started.elapsed());
+                if took < self.slow && error.is_none() {
+                    return;
+                }
+                // What follows is the values: tenants, keys, times. A hash is shown as `KeyHash(..)`.
+                let text = query.to_string();
+                let sql = text.split(" -- binds:").next().unwrap_or_default();
+                warn!(?took, error = error.map(tracing::field::display), sql, "statement");
+            }
+            InstrumentationEvent::BeginTransaction { depth, .. } => debug!(depth, "begin"),
+            InstrumentationEvent::CommitTransaction { depth, .. } => debug!(depth, "commit"),
+            InstrumentationEvent::RollbackTransaction { depth, .. } => debug!(depth, "roll back"),
+            // The events of connecting hold the connection string with its password: never log them.
+            _ => {}
+        }
+    }
+}
+
+/// Gives each connection of a pool its own trace.
+impl CustomizeConnection<PgConnection, ConnectFailure> for Trace {
+    fn on_acquire(&self, conn: &mut PgConnection) -> Result<(), ConnectFailure> {
+        conn.set_instrumentation(*self);
+        Ok(())
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
+    let database = throwaway_postgres::empty()?.prepare(api_keys_driver::migrate)?;
+
+    let config = PoolConfig::new(database.url()).size(3);
+    let trace = Trace { slow: Duration::from_millis(100), started: None };
+    let pool = config.builder().connection_customizer(Box::new(trace)).build_unchecked(config.manager());
+    let transaction = Transaction::attempts(3)
+        .on_retry(|retry| warn!(attempt = retry.attempt, reason = %retry.reason, "transaction runs again"));
+
+    let (tenant_id, key_id) = (TenantId::from("tenant"), KeyId::from("key"));
+    let hash = KeyHash::from("hash of the secret");
+    let new = NewKey::new(tenant_id.clone(), key_id.clone(), "Production", "sk-live-4f2a", hash, Utc::now());
+    let conn = &mut pool.get()?;
+    transaction.run(conn, |conn| KeysDriver::new(conn).insert_key(&new))?;
+
+    // A statement that is slow, and one that is refused.
+    conn.batch_execute("SELECT pg_sleep(0.2)")?;
+    let refused = transaction.run(conn, |conn| KeysDriver::new(conn).insert_key(&new));
+    println!("{}", refused.unwrap_err());
+
+    // Two transactions that wait for each other's key: the server gives one up, and it runs again.
+    let second = NewKey { id: "second".into(), key_hash: KeyHash::from("another"), ..new };
+    KeysDriver::new(conn).insert_key(&second)?;
+    let lock_both = |first: &KeyId, then: &KeyId| -> api_keys_driver::Result<()> {
+        transaction.run(&mut *pool.get()?, |conn| {
+            let mut keys = KeysDriver::new(conn);
+            let _first = keys.fetch_key_for_update(&tenant_id, first)?;
+            std::thread::sleep(Duration::from_millis(300));
+            keys.fetch_key_for_update(&tenant_id, then).map(drop)
+        })
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| lock_both(&second.id, &key_id));
+        lock_both(&key_id, &second.id).and(other.join().expect("no panic"))
+    })?;
+    Ok(())
+}
