@@ -51,5 +51,6 @@ mod unused;
 mod usage;
 mod usage_plans;
 mod usage_roll_up;
+mod usage_soak;
 mod uses;
 mod values;

@@ -1,0 +1,20 @@
+//! Usage under fire, shortly: `cargo run --release --example usage_soak` is the long one.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+#[path = "../soak/usage.rs"]
+mod usage;
+
+#[test]
+fn every_method_answers_the_plain_sum_under_fire() {
+    let counts = usage::fire(Duration::from_secs(20));
+    eprint!("{counts}");
+    assert_eq!(counts.differences.load(Relaxed), 0, "\n{counts}");
+    assert!(counts.compared.load(Relaxed) >= 10_000, "\n{counts}");
+    for done in
+        [&counts.commits, &counts.counted, &counts.merged, &counts.deleted, &counts.rounded, &counts.crashes]
+    {
+        assert!(done.load(Relaxed) > 0, "\n{counts}");
+    }
+}
