@@ -403,7 +403,7 @@ fn row(random: &mut Random, id: &str) -> String {
 }
 
 /// What the calls of a snapshot add up to.
-#[derive(Debug, QueryableByName)]
+#[derive(Debug, Default, QueryableByName)]
 struct Plain {
     #[diesel(sql_type = Nullable<Text>)]
     api_key_id: Option<String>,
@@ -490,7 +490,7 @@ impl<'a> Snapshot<'a> {
             1 => {
                 let answer = KeysDriver::new(self.conn).fetch_tenant_usage(&tenant_id, since);
                 let plain = self.plain(tenant, "NULL", since, None)?;
-                let none = Plain { api_key_id: None, calls: 0, spend: None, nan: 0 };
+                let none = Plain::default();
                 self.judge(
                     answer,
                     plain.first().unwrap_or(&none),
@@ -534,7 +534,7 @@ impl<'a> Snapshot<'a> {
                     Ok(page) => {
                         assert_eq!(page.len() as u64, KEYS - 1);
                         for (key, usage) in page {
-                            let none = Plain { api_key_id: None, calls: 0, spend: None, nan: 0 };
+                            let none = Plain::default();
                             let plain = own(key.id.as_str()).unwrap_or(&none);
                             self.judge(
                                 Ok(usage),
@@ -548,35 +548,31 @@ impl<'a> Snapshot<'a> {
                     Err(error) => self.judge_refusal(error, plain.iter().any(|row| row.nan > 0)),
                 }
             }
-            _ => {
-                let to = since.max(random.moment());
-                let answer = KeysDriver::new(self.conn).fetch_tenant_usage_by_key(&tenant_id, since..to, 100);
-                let plain = self.plain(tenant, "api_key_id", since, Some(to))?;
-                let plain: Vec<_> = plain.into_iter().filter(|row| row.api_key_id.is_some()).collect();
-                let is_rounded = self.is_rounded(since) || self.is_rounded(to);
-                match answer {
-                    Ok(keys) => {
-                        let told = format!("keys of {tenant} in {since}..{to}");
-                        let in_order = keys.is_sorted_by(|one, next| one.1.spend_cents >= next.1.spend_cents);
-                        if keys.len() != plain.len() || !in_order {
-                            self.differ(&format!("{told}: {keys:?}, plain {plain:?}"));
-                        }
-                        for (key, usage) in keys {
-                            let own =
-                                plain.iter().find(|row| row.api_key_id.as_deref() == Some(key.as_str()));
-                            let none = Plain { api_key_id: None, calls: 0, spend: None, nan: 0 };
-                            self.judge(
-                                Ok(usage),
-                                own.unwrap_or(&none),
-                                is_rounded,
-                                &format!("{told}: {key}"),
-                            )?;
-                        }
-                        Ok(())
-                    }
-                    Err(error) => self.judge_refusal(error, plain.iter().any(|row| row.nan > 0)),
+            _ => self.compare_keys(tenant, since, since.max(random.moment())),
+        }
+    }
+
+    fn compare_keys(&mut self, tenant: &str, since: DateTime<Utc>, to: DateTime<Utc>) -> Result<()> {
+        let answer =
+            KeysDriver::new(self.conn).fetch_tenant_usage_by_key(&TenantId::from(tenant), since..to, 100);
+        let plain = self.plain(tenant, "api_key_id", since, Some(to))?;
+        let plain: Vec<_> = plain.into_iter().filter(|row| row.api_key_id.is_some()).collect();
+        let is_rounded = self.is_rounded(since) || self.is_rounded(to);
+        match answer {
+            Ok(keys) => {
+                let told = format!("keys of {tenant} in {since}..{to}");
+                let in_order = keys.is_sorted_by(|one, next| one.1.spend_cents >= next.1.spend_cents);
+                if keys.len() != plain.len() || !in_order {
+                    self.differ(&format!("{told}: {keys:?}, plain {plain:?}"));
                 }
+                for (key, usage) in keys {
+                    let own = plain.iter().find(|row| row.api_key_id.as_deref() == Some(key.as_str()));
+                    let none = Plain::default();
+                    self.judge(Ok(usage), own.unwrap_or(&none), is_rounded, &format!("{told}: {key}"))?;
+                }
+                Ok(())
             }
+            Err(error) => self.judge_refusal(error, plain.iter().any(|row| row.nan > 0)),
         }
     }
 
