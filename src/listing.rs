@@ -3,19 +3,27 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod form;
 mod scope;
 mod start;
 mod statement;
 
+use diesel::connection::DefaultLoadingMode;
+use diesel::deserialize::FromSqlRow;
+use diesel::dsl::SqlTypeOf;
+use diesel::expression::QueryMetadata;
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_dsl::methods::LoadQuery;
+use diesel::query_builder::QueryFragment;
+use diesel::query_dsl::CompatibleType;
 
+use self::form::{Nth, by_scope, by_start};
 use self::scope::Scope;
 pub(crate) use self::scope::shown;
 use self::start::Start;
 pub(crate) use self::statement::SelectKeys;
 use self::statement::{CountKeys, CountKeysUpTo, Unseen};
+use crate::prepared::Prepared;
 use crate::send::{self, RunStatement};
 use crate::{KeyCursor, KeyStatus, Page, Result, TenantId};
 
@@ -65,27 +73,49 @@ impl<'a> Listing<'a> {
     #[expect(clippy::disallowed_methods, reason = "it is within `send::read`")]
     pub(crate) fn load<Row, Key>(self, conn: &mut PgConnection, read: impl Fn(Row) -> Key) -> Result<Vec<Key>>
     where
-        Row: Selectable<Pg>,
-        SelectKeys<'a, Row::SelectExpression>: LoadQuery<'a, PgConnection, Row>,
+        Row: Selectable<Pg, SelectExpression: QueryFragment<Pg>> + FromSqlRow<SqlTypes<Row>, Pg> + 'static,
+        SqlTypes<Row>: CompatibleType<Row, Pg, SqlType = SqlTypes<Row>> + 'static,
+        Pg: QueryMetadata<SqlTypes<Row>>,
     {
         send::read(conn, |conn| {
-            let rows = self.select::<Row>().load_iter(conn)?;
-            // In one allocation, unlike Diesel's `load`, which does not look at how many rows there are.
-            let mut keys = Vec::with_capacity(rows.size_hint().0);
-            for row in rows {
-                keys.push(read(row?));
-            }
-            Ok(keys)
+            by_scope!(self.scope, OfScope => by_start!(self.start, FromStart => {
+                let keys = Prepared::<(Row, OfScope, FromStart), _>::new(self.select::<Row>());
+                collect(keys.load_iter::<Row, DefaultLoadingMode>(conn)?, read)
+            }))
         })
     }
 
     /// Counts the keys of the scope.
     pub(crate) fn count(self, conn: &mut PgConnection) -> Result<i64> {
-        CountKeys(self.scope).read_one(conn)
+        struct Count<Scope>(Scope);
+
+        by_scope!(self.scope, OfScope => {
+            Prepared::<Count<OfScope>, _>::new(CountKeys(self.scope)).read_one(conn)
+        })
     }
 
     /// Counts the keys of the scope, but no further than a bound.
     pub(crate) fn count_up_to(self, bound: u32, conn: &mut PgConnection) -> Result<i64> {
-        CountKeysUpTo { scope: self.scope, bound: Unseen::rows(bound) }.read_one(conn)
+        struct CountUpTo<Scope>(Scope);
+
+        let bound = Unseen::rows(bound);
+        by_scope!(self.scope, OfScope => {
+            Prepared::<CountUpTo<OfScope>, _>::new(CountKeysUpTo { scope: self.scope, bound }).read_one(conn)
+        })
     }
+}
+
+/// The SQL types of the columns of a row.
+type SqlTypes<Row> = SqlTypeOf<<Row as Selectable<Pg>>::SelectExpression>;
+
+/// Collects keys in one allocation, unlike Diesel's `load`, which does not look at how many rows there are.
+fn collect<Row, Key>(
+    rows: impl Iterator<Item = QueryResult<Row>>,
+    read: impl Fn(Row) -> Key,
+) -> QueryResult<Vec<Key>> {
+    let mut keys = Vec::with_capacity(rows.size_hint().0);
+    for row in rows {
+        keys.push(read(row?));
+    }
+    Ok(keys)
 }

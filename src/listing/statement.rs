@@ -1,8 +1,5 @@
 //! The statements of a list: its page and its counts. They are written by hand, because Diesel neither
 //! compares rows nor takes a subselect as a limit; conditions and columns are Diesel's, and checked.
-//!
-//! They have no static id, so Diesel finds the prepared one by its SQL. That costs less than a
-//! microsecond a call, and a scope or a start is a value instead of a type.
 
 use diesel::dsl::SqlTypeOf;
 use diesel::pg::Pg;
@@ -108,19 +105,8 @@ impl Query for CountKeysUpTo<'_> {
     type SqlType = BigInt;
 }
 
-macro_rules! found_by_its_sql {
-    ($($statement:ty $(, $parameter:ident)?;)*) => {$(
-        impl<$($parameter)?> QueryId for $statement {
-            type QueryId = ();
-            const HAS_STATIC_QUERY_ID: bool = false;
-        }
-
-        impl<$($parameter)?> RunQueryDsl<PgConnection> for $statement {}
-    )*};
-}
-
-found_by_its_sql! {
-    SelectKeys<'_, Columns>, Columns;
-    CountKeys<'_>;
-    CountKeysUpTo<'_>;
+/// Found by its SQL, unless it is sent by [`Listing::load`].
+impl<Columns> QueryId for SelectKeys<'_, Columns> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
 }
