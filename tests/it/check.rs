@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use api_keys_driver::{Effect, Error, MIGRATIONS, Migrator, check, migrate};
+use api_keys_driver::{Effect, Error, MIGRATIONS, Migrator, Obstacle, check, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Text};
@@ -96,7 +96,11 @@ fn the_list_of_what_is_expected_is_what_the_migrations_leave() {
 fn found(conn: &mut PgConnection) -> Vec<String> {
     let report = check(conn).unwrap();
     let pending = report.pending.iter().map(|step| format!("pending {}", step.split_once('_').unwrap().1));
-    let obstacles = report.obstacles.iter().map(|obstacle| match obstacle.effect {
+    // The tables of one owner stand for one another.
+    let one_owner = |obstacle: &&Obstacle| {
+        !obstacle.name.starts_with("ownership of ") || obstacle.name == "ownership of api_keys"
+    };
+    let obstacles = report.obstacles.iter().filter(one_owner).map(|obstacle| match obstacle.effect {
         Effect::BlocksMigration => format!("!! {}", obstacle.name),
         Effect::BlocksMethods => format!("! {}", obstacle.name),
         _ => obstacle.name.clone(),
@@ -270,9 +274,7 @@ const BREAKS: &[Break] = &[
         &[
             "pending api_keys_tenant_newest_first",
             "!! CREATE on schema public",
-            "!! ownership of api_key_events",
             "!! ownership of api_keys",
-            "!! ownership of proxy_calls",
             "index ix_api_keys_tenant_newest_first",
         ],
         "RESET ROLE; DROP OWNED BY reader_of_keys; DROP ROLE reader_of_keys",

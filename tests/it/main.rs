@@ -27,6 +27,7 @@ mod list;
 mod lock_proof;
 mod locked_key;
 mod locked_tenant;
+mod migration_kills;
 mod migrations;
 mod migrator;
 mod oracle;

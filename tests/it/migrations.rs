@@ -68,6 +68,38 @@ pub(crate) fn catalog(conn: &mut PgConnection) -> Vec<String> {
     )
 }
 
+/// The whole schema, a line each: what two databases are compared by.
+pub(crate) fn dump(conn: &mut PgConnection) -> Vec<String> {
+    lines(
+        conn,
+        "WITH relations AS (
+             SELECT oid, relname, relkind, relacl FROM pg_class
+             WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'S')
+         )
+         SELECT format('%s %s %s %s', relkind, relname, relacl, obj_description(oid, 'pg_class')) AS line FROM relations
+         UNION ALL
+         SELECT format('%s.%s %s not null: %s identity: %s default: %s', relname, attname,
+             format_type(atttypid, atttypmod), attnotnull, attidentity, pg_get_expr(adbin, adrelid))
+         FROM relations JOIN pg_attribute ON attrelid = relations.oid AND attnum > 0 AND NOT attisdropped
+         LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+         UNION ALL
+         SELECT format('%s %s: %s validated: %s', relname, conname, pg_get_constraintdef(pg_constraint.oid), convalidated)
+         FROM relations JOIN pg_constraint ON conrelid = relations.oid AND contype <> 'n'
+         UNION ALL
+         SELECT format('%s valid: %s ready: %s attached to: %s', pg_get_indexdef(indexrelid), indisvalid, indisready,
+             (SELECT inhparent::regclass FROM pg_inherits WHERE inhrelid = indexrelid))
+         FROM relations JOIN pg_index ON indrelid = relations.oid
+         UNION ALL
+         SELECT format('%s enabled: %s', pg_get_triggerdef(pg_trigger.oid), tgenabled)
+         FROM relations JOIN pg_trigger ON tgrelid = relations.oid AND NOT tgisinternal
+         UNION ALL
+         SELECT pg_get_functiondef(oid) || proacl::text FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+         UNION ALL
+         SELECT version FROM __diesel_schema_migrations
+         ORDER BY 1",
+    )
+}
+
 pub(crate) fn count(conn: &mut PgConnection, table: &str) -> i64 {
     #[derive(QueryableByName)]
     struct Count {

@@ -35,7 +35,7 @@ pub(crate) fn migrate_in_a_process(url: &str) -> Child {
         .unwrap()
 }
 
-const BUILDS: &str = "SELECT FROM pg_stat_activity WHERE datname = current_database()
+pub(crate) const BUILDS: &str = "SELECT FROM pg_stat_activity WHERE datname = current_database()
      AND query LIKE 'CREATE%INDEX CONCURRENTLY%' AND state = 'active'";
 
 /// Holds a snapshot that a build waits for. It is young when the build begins, and stays from then on.
