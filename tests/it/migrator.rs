@@ -254,7 +254,7 @@ fn a_build_by_another_hand_is_waited_for_instead_of_being_dropped() {
     migrate(&mut conn).unwrap();
     conn.batch_execute(
         "DROP INDEX uq_api_keys_key_hash;
-         DELETE FROM __diesel_schema_migrations WHERE version LIKE '%000011'",
+         DELETE FROM __diesel_schema_migrations WHERE version LIKE '%driver010'",
     )
     .unwrap();
     thread::scope(|scope| {
@@ -327,6 +327,10 @@ fn migrations_of_an_application_in_the_same_bookkeeping_stay_when_ours_are_rever
         "INSERT INTO __diesel_schema_migrations (version) VALUES ('00000000000000'), ('20990101000000')",
     )
     .unwrap();
+    let ours =
+        "SELECT version AS line FROM __diesel_schema_migrations WHERE version LIKE '0000apikeysdriver%'
+         AND version COLLATE \"C\" < '1'";
+    assert_eq!(lines(&mut conn, ours).len(), names().len(), "they sort before the application's");
     let mut reverted = Migrator::new().revert(&mut conn).unwrap();
     reverted.reverse();
     assert_eq!(reverted, names());

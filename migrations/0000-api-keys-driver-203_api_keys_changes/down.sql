@@ -1,4 +1,4 @@
--- Changes are no longer recorded. Events that were recorded stay: see 000201.
+-- Changes are no longer recorded. Events that were recorded stay: see create_api_key_events.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
