@@ -23,11 +23,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// holds values of rows, hashes among them, so it is not kept: of a refused row, the source has the
 /// table, the column and the constraint.
 ///
-/// Diesel does not pass the server's error codes on, so some kinds are known by the server's message
-/// only: deadlock, both timeouts, an aborted transaction, a lost prepared statement and a schema
-/// mismatch. The text must be the English one. On a server whose `lc_messages` is another language
-/// these arrive as [`Error::Query`], which nobody retries; `ALTER DATABASE .. SET lc_messages = 'C'`
-/// mends that.
+/// Diesel (2.3.14, the newest at this writing) does not pass the server's error codes on, and a client
+/// cannot ask for untranslated messages, so some kinds are known by the server's message only: deadlock,
+/// both timeouts, an aborted transaction, a lost prepared statement and a schema mismatch. The text must be
+/// the English one. On a server whose `lc_messages` is another language these arrive as [`Error::Query`],
+/// which nobody retries; `ALTER DATABASE .. SET lc_messages = 'C'` mends that.
 ///
 /// ```
 /// use api_keys_driver::{Advice, KeysDriver, PoolConfig, Result, TenantId};
@@ -304,11 +304,22 @@ pub enum Advice {
     /// succeed. [`Transaction`](crate::Transaction) does this.
     RetryTransaction,
     /// Drop the connection, take another after a pause, and begin again there.
+    ///
+    /// A driver's call and [`Transaction`](crate::Transaction) mark a connection on which this is the advice, so a
+    /// pool that it is given back to drops it, although it may look healthy. An engine's own statement is
+    /// only seen within [`Transaction`](crate::Transaction).
     Reconnect,
     /// Take another connection and read what is there. Only that tells whether the transaction happened.
     CheckOutcome,
     /// Give up: to do the same again would fail the same way.
     Fail,
+}
+
+impl Advice {
+    /// Whether nothing more is to be sent on the connection.
+    pub(crate) fn condemns_the_connection(self) -> bool {
+        matches!(self, Self::Reconnect | Self::CheckOutcome)
+    }
 }
 
 impl Error {

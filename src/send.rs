@@ -2,13 +2,12 @@
 //! (`.clippy.toml` forbids them). Only here is a connection marked that an error condemns, a change whose
 //! outcome is open told from one that is undone, and a text that no row can hold answered with nothing.
 
-use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::prelude::*;
 use diesel::query_dsl::methods::{ExecuteDsl, LoadQuery};
 use diesel::result::DatabaseErrorKind::UnableToSendCommand;
 use diesel::result::Error as DieselError;
 
-use crate::{Advice, Error, Result, session};
+use crate::{Error, Result, session};
 
 /// Sends a statement, once. `read_` is for what changes nothing, or only within a transaction.
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
@@ -101,7 +100,7 @@ fn change_or<T>(
     send: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
     named: impl FnOnce(&DieselError) -> Option<Error>,
 ) -> Result<T> {
-    let commits_by_itself = !is_in_transaction(conn);
+    let commits_by_itself = !session::is_in_transaction(conn);
     send(conn).map_err(|error| {
         let was_sent = !matches!(error, DieselError::DatabaseError(UnableToSendCommand, _));
         condemning(
@@ -116,20 +115,10 @@ fn change_or<T>(
     })
 }
 
-/// Marks the connection if the error's advice is to take another. A pool of this crate's drops it by the
-/// note; any other r2d2 pool by the state of Diesel's transaction manager, which is left alone within a
-/// transaction so that it can still be rolled back.
+/// Marks the connection if the error's advice is to take another.
 fn condemning(conn: &mut PgConnection, error: Error) -> Error {
-    if matches!(error.advice(), Advice::Reconnect | Advice::CheckOutcome) {
+    if error.advice().condemns_the_connection() {
         session::condemn(conn);
-        if !is_in_transaction(conn) {
-            AnsiTransactionManager::transaction_manager_status_mut(conn).set_in_error();
-        }
     }
     error
-}
-
-fn is_in_transaction(conn: &mut PgConnection) -> bool {
-    let depth = AnsiTransactionManager::transaction_manager_status_mut(conn).transaction_depth();
-    depth.is_ok_and(|depth| depth.is_some())
 }

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::pg::{GetPgMetadataCache, PgMetadataCacheKey};
 use diesel::prelude::*;
 
@@ -30,8 +31,19 @@ impl SessionId {
 }
 
 /// Notes that the connection is of no further use, although it may look healthy.
+///
+/// A pool of this crate's drops it by the note; any other r2d2 pool by the state of Diesel's transaction
+/// manager, which is left alone within a transaction so that it can still be rolled back.
 pub(crate) fn condemn(conn: &mut PgConnection) {
     note(conn, "condemned", 1);
+    if !is_in_transaction(conn) {
+        AnsiTransactionManager::transaction_manager_status_mut(conn).set_in_error();
+    }
+}
+
+pub(crate) fn is_in_transaction(conn: &mut PgConnection) -> bool {
+    let depth = AnsiTransactionManager::transaction_manager_status_mut(conn).transaction_depth();
+    depth.is_ok_and(|depth| depth.is_some())
 }
 
 pub(crate) fn is_condemned(conn: &mut PgConnection) -> bool {

@@ -16,7 +16,7 @@ use diesel::prelude::*;
 pub use self::error::TransactionError;
 
 use crate::error::advice_on;
-use crate::{Advice, Error, Result, TenantId, Timeouts};
+use crate::{Advice, Error, Result, TenantId, Timeouts, session};
 
 type Transactions = AnsiTransactionManager;
 
@@ -302,8 +302,8 @@ where
     });
     if let Err(error) = &done {
         roll_back(conn);
-        if advice_on(error.as_error()) == Advice::Reconnect {
-            Transactions::transaction_manager_status_mut(conn).set_in_error();
+        if advice_on(error.as_error()).condemns_the_connection() {
+            session::condemn(conn);
         }
     }
     done

@@ -11,6 +11,7 @@ use api_keys_driver::{Advice, Error, EventPosition, KeysDriver, Pool, PoolConfig
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::r2d2::event::{CheckoutEvent, HandleEvent};
+use proptest::test_runner::{Config, TestRunner};
 use throwaway_postgres::PrivateServer;
 
 use crate::support::{KeyRow, eventually, key, migrated, tenant};
@@ -434,4 +435,52 @@ fn a_password_with_odd_characters_does_not_get_in_the_way_of_the_settings() {
         let pool = PoolConfig::new(&string).build().unwrap_or_else(|error| panic!("{string}: {error:?}"));
         assert_eq!(setting(&pool, "lock_timeout"), "5s");
     }
+}
+
+/// A text as a value of libpq's key-value pairs.
+fn as_value(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+/// A text as a part of a URL: what must be is percent-encoded, and what `raw` allows stands as it is.
+fn in_url(text: &str, raw: &str) -> String {
+    let mut encoded = String::new();
+    for character in text.chars() {
+        if character.is_ascii_alphanumeric() || raw.contains(character) {
+            encoded.push(character);
+        } else {
+            character.to_string().bytes().for_each(|byte| write!(encoded, "%{byte:02X}").unwrap());
+        }
+    }
+    encoded
+}
+
+#[test]
+fn whatever_the_parts_of_a_string_are_libpq_reads_them_and_the_settings() {
+    let server = PrivateServer::start_new().unwrap();
+    let folder = server.socket_folder().display().to_string();
+    let texts = ("[^\\x00]{0,12}", "[^\\x00]{1,12}", "[!$&'()*+,;=?:#]{0,4}");
+    TestRunner::new(Config { cases: 96, failure_persistence: None, ..Config::default() })
+        .run(&texts, |(password, name, raw)| {
+            let urls = ["postgresql", "postgres"].map(|scheme| {
+                let (password, name) = (in_url(&password, &raw), in_url(&name, "!$'()*+,;:?"));
+                let address = format!("{scheme}://postgres:{password}@/postgres");
+                format!("{address}?application_name={name}&host={folder}")
+            });
+            let (password, name) = (as_value(&password), as_value(&name));
+            let pairs = format!("password={password} host={folder} application_name={name} user=postgres");
+            for string in [&urls[0], &urls[1], &pairs] {
+                let as_it_is =
+                    PgConnection::establish(string).unwrap_or_else(|error| panic!("{string}: {error}"));
+                let pool =
+                    PoolConfig::new(string.as_str()).size(1).application_name("not this").build().unwrap();
+                let named = |mut conn: PgConnection| -> String {
+                    diesel::select(current_setting("application_name")).get_result(&mut conn).unwrap()
+                };
+                assert_eq!(setting(&pool, "application_name"), named(as_it_is), "{string}");
+                assert_eq!(setting(&pool, "lock_timeout"), "5s", "{string}");
+            }
+            Ok(())
+        })
+        .unwrap();
 }

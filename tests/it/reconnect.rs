@@ -1,6 +1,7 @@
 //! An error whose advice is to take another connection condemns the one it came from: the pool does not
 //! hand it out again, whichever method met it and whatever worked on it afterwards.
 
+use anyhow::Context;
 use api_keys_driver::{Advice, Error, KeysDriver, Pool, PoolConfig, Transaction};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -174,4 +175,21 @@ fn a_change_that_commits_by_itself_leaves_its_outcome_open_when_the_connection_i
     });
     let error = error.unwrap_err();
     assert!(matches!(error, Error::ConnectionLost(_)), "a transaction is undone: {error:?}");
+}
+
+#[test]
+fn an_engines_own_statement_condemns_the_connection_within_a_transaction() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let pool = one_connection(&database);
+    let mut conn = pool.get().unwrap();
+    let before = backend(&mut conn);
+    let failed: anyhow::Result<()> = Transaction::attempts(1).run(&mut conn, |conn| {
+        conn.batch_execute("SET TRANSACTION READ ONLY; DELETE FROM api_keys").context("the engine's own")?;
+        Ok(())
+    });
+    assert!(failed.is_err());
+    conn.batch_execute("SELECT").expect("it looks healthy");
+    drop(conn);
+    assert_ne!(backend(&mut pool.get().unwrap()), before);
 }
