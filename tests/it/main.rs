@@ -50,6 +50,7 @@ mod transaction;
 mod try_lock;
 mod unused;
 mod usage;
+mod usage_partitions;
 mod usage_plans;
 mod usage_roll_up;
 mod usage_soak;
