@@ -16,7 +16,11 @@ type IsFor = fn(&str) -> bool;
 
 const ROLES: [(&str, IsFor); 5] = [
     ("api_keys_worker", |name| !is_of_the_facade(name) && !MAINTENANCE.contains(&name)),
-    ("api_keys_maintainer", |name| MAINTENANCE.contains(&name)),
+    ("api_keys_maintainer", |name| {
+        MAINTENANCE.contains(&name)
+            || name.starts_with("fetch_key_usage")
+            || name.starts_with("fetch_tenant_usage")
+    }),
     ("api_keys_gateway", |name| {
         name == "fetch_key_by_hash" || name == "fetch_key_auth_by_id" || name.contains("record_key_uses")
     }),
