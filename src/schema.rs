@@ -4,7 +4,7 @@ diesel::table! {
     api_key_events (transaction_id, id) {
         transaction_id -> Int8,
         id -> Int8,
-        tenant_id -> Text,
+        tenant_id -> Varchar,
         key_id -> Text,
         revision -> Int8,
         kind -> Text,

@@ -6,7 +6,8 @@
 -- clients can send and compare one without knowing the server's own type for it.
 --
 -- No foreign key: events outlive their key. The texts have no limit, so that no write of a key fails
--- for its event. A table that a revert left behind, because it held rows, is taken up again, but only
+-- for its event. tenant_id has the type of api_keys.tenant_id, without its limit, because Citus places the
+-- tables of a tenant together only if their types are the same. A table that a revert left behind, because it held rows, is taken up again, but only
 -- from a role that the migrator can act as: otherwise a stranger could have made it beforehand.
 DO $$
 DECLARE
@@ -23,7 +24,7 @@ BEGIN
             transaction_id pg_catalog.int8 NOT NULL
                 DEFAULT (pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8),
             id             pg_catalog.int8 GENERATED ALWAYS AS IDENTITY,
-            tenant_id      pg_catalog.text NOT NULL,
+            tenant_id      pg_catalog.varchar NOT NULL,
             key_id         pg_catalog.text NOT NULL,
             revision       pg_catalog.int8 NOT NULL,
             kind           pg_catalog.text NOT NULL,

@@ -60,7 +60,7 @@ BEGIN
         PERFORM pg_catalog.setval('usage_frontier', pg_catalog.floor(EXTRACT(epoch FROM kept_to))::pg_catalog.int8);
     ELSE
         CREATE TABLE usage_changes (
-            tenant_id      text        NOT NULL,
+            tenant_id      varchar     NOT NULL,
             transaction_id bigint      NOT NULL,
             id             bigint      GENERATED ALWAYS AS IDENTITY,
             api_key_id     text,
@@ -75,7 +75,7 @@ BEGIN
         CREATE INDEX ix_usage_changes_time ON usage_changes (created_at);
 
         CREATE TABLE usage_key_buckets (
-            tenant_id  text        NOT NULL,
+            tenant_id  varchar     NOT NULL,
             api_key_id text        NOT NULL,
             is_day     boolean     NOT NULL,
             start      timestamptz NOT NULL,
@@ -90,7 +90,7 @@ BEGIN
         CREATE INDEX ix_usage_key_buckets_start ON usage_key_buckets USING brin (start) WITH (autosummarize = on);
 
         CREATE TABLE usage_tenant_buckets (
-            tenant_id text        NOT NULL,
+            tenant_id varchar     NOT NULL,
             is_day    boolean     NOT NULL,
             start     timestamptz NOT NULL,
             calls     bigint      NOT NULL,
