@@ -8,9 +8,11 @@ mod auth;
 mod calls;
 mod changes;
 mod counts;
+mod delete;
 mod event_position;
 mod events;
 mod expiry;
+mod find;
 mod freeze;
 mod key;
 mod key_hash;
@@ -53,8 +55,10 @@ pub use self::uses::KeyUse;
 /// A driver borrows a connection for as long as it is needed and costs nothing to make. It decides
 /// nothing: no status is checked, no clock is read, nothing is retried, and no transaction is begun
 /// or ended. Each method is one statement, confined to the tenant, and sees what the caller's
-/// transaction sees; only [`fetch_key_by_hash`](Self::fetch_key_by_hash) and
-/// [`fetch_key_events_after`](Self::fetch_key_events_after) are for those who know no tenant yet.
+/// transaction sees; only [`fetch_key_by_hash`](Self::fetch_key_by_hash),
+/// [`fetch_key_events_after`](Self::fetch_key_events_after) and
+/// [`fetch_keys_of_any_tenant_by_prefix`](Self::fetch_keys_of_any_tenant_by_prefix) are for those who know no tenant
+/// yet.
 /// Synthetic keys are keys like any other here; customers look through
 /// [`ApiKeysFacadeDriver`](crate::ApiKeysFacadeDriver), which hides them.
 ///

@@ -42,6 +42,16 @@ impl<'a> Listing<'a> {
         Self::of(Scope::all(tenant_id))
     }
 
+    /// The keys of a tenant that have a name.
+    pub(crate) fn named(tenant_id: &'a TenantId, name: &'a str) -> Self {
+        Self::of(Scope::named(tenant_id, name))
+    }
+
+    /// The keys of a tenant that a user asked for.
+    pub(crate) fn of_user(tenant_id: &'a TenantId, user_id: &'a str) -> Self {
+        Self::of(Scope::of_user(tenant_id, user_id))
+    }
+
     /// The keys of a tenant that customers see, of one status if one is given.
     pub(crate) fn shown(tenant_id: &'a TenantId, status: Option<&'a KeyStatus>) -> Self {
         Self::of(match status {

@@ -7,7 +7,12 @@ use crate::{Error, Result};
 
 /// The text fits a column of so many characters. PostgreSQL itself would cut spaces at its end without a word.
 pub(crate) fn fits(column: &'static str, limit: usize, text: &str) -> Result<()> {
-    if text.chars().count() > limit { Err(Error::TooLong { column, limit }) } else { is_text(column, text) }
+    is_at_most(column, limit, text)?;
+    is_text(column, text)
+}
+
+pub(crate) fn is_at_most(column: &'static str, limit: usize, text: &str) -> Result<()> {
+    if text.chars().count() > limit { Err(Error::TooLong { column, limit }) } else { Ok(()) }
 }
 
 pub(crate) fn fits_if_any(column: &'static str, limit: usize, text: Option<&str>) -> Result<()> {

@@ -12,6 +12,8 @@ use crate::{KeyStatus, TenantId};
 pub(super) enum Scope<'a> {
     All(OfTenant<'a>),
     Shown(shown<'a>),
+    Named(And<OfTenant<'a>, Eq<api_keys::name, &'a str>>),
+    OfUser(And<OfTenant<'a>, Eq<api_keys::user_id, &'a str>>),
     ShownWithStatus(And<shown<'a>, Eq<api_keys::status, &'a str>>),
 }
 
@@ -32,6 +34,14 @@ impl<'a> Scope<'a> {
         Self::All(api_keys::tenant_id.eq(tenant_id))
     }
 
+    pub(super) fn named(tenant_id: &'a TenantId, name: &'a str) -> Self {
+        Self::Named(api_keys::tenant_id.eq(tenant_id).and(api_keys::name.eq(name)))
+    }
+
+    pub(super) fn of_user(tenant_id: &'a TenantId, user_id: &'a str) -> Self {
+        Self::OfUser(api_keys::tenant_id.eq(tenant_id).and(api_keys::user_id.eq(user_id)))
+    }
+
     pub(super) fn shown(tenant_id: &'a TenantId) -> Self {
         Self::Shown(shown(tenant_id))
     }
@@ -45,6 +55,8 @@ impl QueryFragment<Pg> for Scope<'_> {
     fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         match self {
             Self::All(condition) => condition.walk_ast(out),
+            Self::Named(condition) => condition.walk_ast(out),
+            Self::OfUser(condition) => condition.walk_ast(out),
             Self::Shown(condition) => condition.walk_ast(out),
             Self::ShownWithStatus(condition) => condition.walk_ast(out),
         }

@@ -10,6 +10,7 @@ use api_keys_driver::{
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 
+use crate::hostile::FOREIGN;
 use crate::support::{at, key, tenant};
 
 /// What a method is called with; each takes what it has a use for.
@@ -35,6 +36,13 @@ impl Default for Input {
             time: at("2026-01-01T00:00:00Z"),
             text: "text".into(),
         }
+    }
+}
+
+impl Input {
+    /// The text, or what is known to be there where no text was chosen.
+    fn text_or<'a>(&'a self, known: &'a str) -> &'a str {
+        if self.text == Self::default().text { known } else { &self.text }
     }
 }
 
@@ -127,6 +135,30 @@ pub(crate) const METHODS: &[Method] = &[
     }),
     read("fetch_key_by_hash", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_by_hash(&KeyHash::from(with.key_id.as_str())))
+    }),
+    read("fetch_keys_by_name", |conn, with| {
+        let (name, cursor, limit) = (with.text_or(FOREIGN), Some(&with.cursor), with.page.limit);
+        debug(KeysDriver::new(conn).fetch_keys_by_name(&with.tenant_id, name, cursor, limit))
+    }),
+    read("fetch_keys_by_user", |conn, with| {
+        let (user, cursor, limit) = (with.text_or("user"), Some(&with.cursor), with.page.limit);
+        debug(KeysDriver::new(conn).fetch_keys_by_user(&with.tenant_id, user, cursor, limit))
+    }),
+    read("fetch_keys_by_prefix", |conn, with| {
+        let (prefix, limit) = (with.text_or("sk-live"), with.page.limit);
+        debug(KeysDriver::new(conn).fetch_keys_by_prefix(&with.tenant_id, prefix, None, limit))
+    }),
+    read("fetch_keys_by_prefix.cursor", |conn, with| {
+        let (prefix, cursor, limit) = (with.text_or("sk-live"), Some(&with.cursor), with.page.limit);
+        debug(KeysDriver::new(conn).fetch_keys_by_prefix(&with.tenant_id, prefix, cursor, limit))
+    }),
+    read("fetch_keys_of_any_tenant_by_prefix", |conn, with| {
+        let (prefix, cursor, limit) = (with.text_or("sk-live"), Some(&with.cursor), with.page.limit);
+        debug(KeysDriver::new(conn).fetch_keys_of_any_tenant_by_prefix(prefix, cursor, limit))
+    }),
+    change("delete_key", |conn, with| on_locked(conn, with, |keys, key| keys.delete_key(key))),
+    read("delete_keys", |conn, with| {
+        debug(KeysDriver::new(conn).delete_keys(&with.tenant_id, with.page.limit))
     }),
     read("insert_keys", |conn, with| {
         let key = NewKey {
@@ -268,6 +300,7 @@ pub(crate) const MAINTENANCE: &[&str] =
 pub(crate) const WITHOUT_TENANT: &[&str] = &[
     "fetch_key_by_hash",
     "fetch_key_events_after",
+    "fetch_keys_of_any_tenant_by_prefix",
     "roll_up_usage",
     "recount_usage",
     "fetch_usage_drift",

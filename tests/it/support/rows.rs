@@ -13,6 +13,7 @@ use super::{TENANT, at};
 pub(crate) struct KeyRow<'a> {
     pub(crate) id: &'a str,
     pub(crate) tenant_id: &'a str,
+    pub(crate) user_id: Option<&'a str>,
     pub(crate) name: &'a str,
     pub(crate) key_prefix: &'a str,
     /// The id, unless a test names another.
@@ -38,6 +39,7 @@ impl Default for KeyRow<'_> {
         Self {
             id: "key",
             tenant_id: TENANT,
+            user_id: None,
             name: "Production",
             key_prefix: "sk-live-abcd",
             key_hash: None,

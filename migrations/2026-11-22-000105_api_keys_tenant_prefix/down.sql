@@ -1,0 +1,1 @@
+DROP INDEX CONCURRENTLY ix_api_keys_tenant_prefix;
