@@ -21,6 +21,14 @@ macro_rules! by_scope {
                 type $This = Nth<2>;
                 $send
             }
+            Scope::Named(_) => {
+                type $This = Nth<3>;
+                $send
+            }
+            Scope::OfUser(_) => {
+                type $This = Nth<4>;
+                $send
+            }
         }
     };
 }
