@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use api_keys_driver::{Error, KeyEventKind, KeyUse, KeysDriver, NewCall, Page};
+use api_keys_driver::{Error, KeyEventKind, KeySnapshot, KeyUse, KeysDriver, NewCall, Page, Result};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
@@ -11,13 +11,18 @@ use crate::support::{
     wait_until_one_waits, with_locked,
 };
 
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the path is not general over the borrow")]
+fn delete(conn: &mut PgConnection) -> Result<KeySnapshot> {
+    with_locked(conn, |keys, key| keys.delete_key(key))
+}
+
 #[test]
 fn a_deleted_key_is_returned_as_it_was_and_is_gone() {
     let (_database, mut conn) = migrated();
     KeyRow { is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "beside", ..KeyRow::default() }.insert(&mut conn);
     let before = fetch(&mut conn, "key");
-    let deleted = with_locked(&mut conn, |keys, key| keys.delete_key(key)).unwrap();
+    let deleted = delete(&mut conn).unwrap();
     assert_eq!(deleted, before);
     let mut keys = KeysDriver::new(&mut conn);
     assert_eq!(keys.fetch_key_by_id(&tenant(), &key("key")).unwrap(), None);
@@ -32,7 +37,7 @@ fn the_events_and_calls_of_a_deleted_key_stay() {
     KeysDriver::new(&mut conn).insert_key(&new_key("key")).unwrap();
     let call = NewCall::new(tenant(), "call", key("key"), at("2026-01-01T00:00:00Z"));
     KeysDriver::new(&mut conn).insert_calls(&[call]).unwrap();
-    with_locked(&mut conn, |keys, key| keys.delete_key(key)).unwrap();
+    delete(&mut conn).unwrap();
     let mut keys = KeysDriver::new(&mut conn);
     let events = keys.fetch_key_events(&tenant(), &key("key"), Page::default()).unwrap();
     let kinds: Vec<_> = events.into_iter().map(|event| event.kind).collect();
@@ -49,7 +54,7 @@ fn a_deletion_waits_for_an_insert_that_refers_to_the_key_and_does_what_the_forei
     let (mut watcher, mut deleter) = (database.connect().unwrap(), database.connect().unwrap());
     conn.batch_execute(&format!("BEGIN; INSERT INTO worker_runs VALUES ('run', '{TENANT}', 'key')")).unwrap();
     thread::scope(|scope| {
-        let deleting = scope.spawn(move || with_locked(&mut deleter, |keys, key| keys.delete_key(key)));
+        let deleting = scope.spawn(move || delete(&mut deleter));
         wait_until_one_waits(&mut watcher);
         conn.batch_execute("COMMIT").unwrap();
         deleting.join().unwrap().unwrap();
@@ -62,7 +67,7 @@ fn a_deletion_waits_for_an_insert_that_refers_to_the_key_and_does_what_the_forei
         "CREATE TABLE bills (api_key_id varchar(36) REFERENCES api_keys (id)); INSERT INTO bills VALUES ('key')",
     )
     .unwrap();
-    let refused = with_locked(&mut conn, |keys, key| keys.delete_key(key));
+    let refused = delete(&mut conn);
     assert!(matches!(refused, Err(Error::Query(_))), "{refused:?}");
 }
 

@@ -28,7 +28,7 @@ fn found_world() -> (throwaway_postgres::Database, PgConnection) {
     let (database, mut conn) = migrated();
     for (minutes, (id, tenant_id, name, user_id, key_prefix)) in (0..).zip(ROWS) {
         let created_at = at("2026-01-01T00:00:00Z") + TimeDelta::minutes(minutes);
-        KeyRow { id, tenant_id, name, user_id, key_prefix, created_at, ..KeyRow::default() }
+        KeyRow { id, tenant_id, user_id, name, key_prefix, created_at, ..KeyRow::default() }
             .insert(&mut conn);
     }
     (database, conn)
@@ -177,10 +177,10 @@ fn any_prefix_finds_what_begins_with_it_in_any_collation() {
         if conn.batch_execute(&set).is_err() {
             continue; // a server without ICU
         }
-        let mut conn = database.connect().unwrap();
+        let conn = database.connect().unwrap();
         let asked = stored.map(str::to_owned).into_iter().map(Just).collect::<Vec<_>>();
         let asked = prop_oneof![proptest::strategy::Union::new(asked), "[a-c%_\\\\]{0,3}", any::<String>()];
-        let conn = std::cell::RefCell::new(&mut conn);
+        let conn = std::cell::RefCell::new(conn);
         TestRunner::new(Config { cases: 64, failure_persistence: None, ..Config::default() })
             .run(&asked, |asked| {
                 let asked: String = asked.chars().filter(|c| *c != '\0').take(12).collect();
