@@ -150,6 +150,21 @@ pub enum Error {
         key_id: Option<KeyId>,
     },
 
+    /// A position of an event is from another server, from before a failover, or from before the triggers
+    /// were made anew. What was followed to it may never have happened here.
+    #[error(
+        "the position is not from this server as it is now: read the keys themselves, and follow from a new head"
+    )]
+    PositionElsewhere,
+
+    /// The tenant or the key of the next event is not UTF-8.
+    #[error("the event at {0} names a key that is not UTF-8: go on from there to step over it")]
+    UnreadableEvent(crate::EventPosition),
+
+    /// The triggers that record events are missing or disabled, so changes of keys are not told.
+    #[error("changes of keys are not recorded: run `migrate`, and enable the triggers of `api_keys`")]
+    EventsNotRecorded,
+
     /// Two transactions waited for each other, and the server gave this one up.
     #[error("the transaction was given up to end a deadlock: run it again")]
     Deadlock(#[source] diesel::result::Error),
@@ -362,6 +377,9 @@ impl Error {
             | Self::TooManyBuckets(_)
             | Self::BoundariesNotAscending
             | Self::CostNotANumber { .. }
+            | Self::PositionElsewhere
+            | Self::UnreadableEvent(_)
+            | Self::EventsNotRecorded
             | Self::ConnectionString
             | Self::UnsupportedServer { .. }
             | Self::NotReady(_)

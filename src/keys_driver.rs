@@ -9,7 +9,9 @@ mod calls;
 mod changes;
 mod counts;
 mod delete;
+mod denied;
 mod event_position;
+mod event_stream;
 mod events;
 mod expiry;
 mod find;
@@ -37,8 +39,10 @@ use diesel::prelude::*;
 pub use self::auth::KeyAuthSnapshot;
 pub use self::calls::NewCall;
 pub use self::changes::KeyChanges;
+pub use self::denied::DeniedKeySnapshot;
 pub use self::event_position::{EventPosition, ParseEventPositionError};
-pub use self::events::KeyEventSnapshot;
+pub use self::event_stream::Compaction;
+pub use self::events::{KeyEventCursor, KeyEventSnapshot};
 pub use self::freeze::{Freeze, KeyFreezeSnapshot};
 pub use self::key::KeySnapshot;
 pub use self::key_hash::KeyHash;
@@ -55,10 +59,10 @@ pub use self::uses::KeyUse;
 /// A driver borrows a connection for as long as it is needed and costs nothing to make. It decides
 /// nothing: no status is checked, no clock is read, nothing is retried, and no transaction is begun
 /// or ended. Each method is one statement, confined to the tenant, and sees what the caller's
-/// transaction sees; only [`fetch_key_by_hash`](Self::fetch_key_by_hash),
-/// [`fetch_key_events_after`](Self::fetch_key_events_after) and
-/// [`fetch_keys_of_any_tenant_by_prefix`](Self::fetch_keys_of_any_tenant_by_prefix) are for those who know no tenant
-/// yet.
+/// transaction sees; only [`fetch_key_by_hash`](Self::fetch_key_by_hash) and
+/// [`fetch_keys_of_any_tenant_by_prefix`](Self::fetch_keys_of_any_tenant_by_prefix), which find the tenant out, and
+/// what follows all keys (`fetch_key_events_after` and `_head`, `fetch_denied_keys_after`, `compact_key_events`)
+/// carry none.
 /// Synthetic keys are keys like any other here; customers look through
 /// [`ApiKeysFacadeDriver`](crate::ApiKeysFacadeDriver), which hides them.
 ///

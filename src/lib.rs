@@ -54,8 +54,10 @@ mod api_keys_facade_driver;
 mod change;
 mod check;
 mod cursor;
+mod denied_keys;
 mod error;
 mod ids;
+mod key_event_listener;
 mod keys_driver;
 mod listing;
 mod migrate;
@@ -77,10 +79,11 @@ mod vocabulary;
 pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
-    Bucket, EventPosition, Freeze, KeyAuthSnapshot, KeyChanges, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash,
-    KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, LockedTenant, NewCall,
-    NewKey, ParseEventPositionError, TryLock, UsageBucket, UsageDrift, UsageRecount, UsageRollUp,
-    get_keys_driver, get_keys_read_driver, get_keys_write_driver,
+    Bucket, Compaction, DeniedKeySnapshot, EventPosition, Freeze, KeyAuthSnapshot, KeyChanges,
+    KeyEventCursor, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash, KeySnapshot, KeySuccessor,
+    KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, LockedTenant, NewCall, NewKey, ParseEventPositionError,
+    TryLock, UsageBucket, UsageDrift, UsageRecount, UsageRollUp, get_keys_driver, get_keys_read_driver,
+    get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
@@ -88,8 +91,10 @@ pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFa
 pub use change::Change;
 pub use check::{Effect, Obstacle, Report, check};
 pub use cursor::{KeyCursor, ParseKeyCursorError};
+pub use denied_keys::{CaughtUp, DeniedKeys};
 pub use error::{Advice, ConnectFailure, Error, Result};
 pub use ids::{KeyId, TenantId};
+pub use key_event_listener::{KeyEventListener, Wake};
 pub use migrate::{Holder, Holders, MIGRATIONS, Migrator, Progress, migrate};
 pub use page::Page;
 pub use pool::{Pool, PoolConfig, PoolManager, StatementCache};

@@ -49,8 +49,7 @@ pub struct KeyAuthSnapshot {
 impl KeysDriver<'_> {
     /// Fetches the key that has a hash, of whichever tenant; `None` when no key has it.
     ///
-    /// Nothing is judged: a revoked, frozen or expired key is found like any other. This and
-    /// [`fetch_key_events_after`](Self::fetch_key_events_after) are the only statements without a
+    /// Nothing is judged: a revoked, frozen or expired key is found like any other. The statement carries no
     /// tenant, because the tenant is what the look-up finds out.
     pub fn fetch_key_by_hash(&mut self, key_hash: &KeyHash) -> Result<Option<KeyAuthSnapshot>> {
         KeyAuthSnapshot::query().filter(api_keys::key_hash.eq(key_hash)).read_optional(self.conn)

@@ -1,17 +1,24 @@
-//! The place in the order of events that a follower keeps, and its text.
+//! The place in the order of events that a follower keeps, its text, and the server that it belongs to.
 
 use std::fmt;
 use std::str::FromStr;
 
+use diesel::helper_types::AsExprOf;
 use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 
 use crate::schema::api_key_events;
 
-/// A place in the order in which events are followed. The default is the place before the first one.
+/// A place in the order in which events are followed. The default is the place before the first one, on any
+/// server.
 ///
-/// To keep it, store its text: it reads back as the same place. The text means nothing else, and
-/// nothing on another server, because it holds a transaction id of the server that wrote the event.
+/// A place belongs to one server: it holds a transaction id, and after a failover the new primary may give
+/// the same id to another transaction. So a place also holds which server, which of its timelines, and which
+/// installation of this crate's triggers it is from, and
+/// [`fetch_key_events_after`](crate::KeysDriver::fetch_key_events_after) refuses it anywhere else.
+///
+/// To keep it, store its text: it reads back as the same place. The text means nothing else.
 ///
 /// ```
 /// # use api_keys_driver::EventPosition;
@@ -23,13 +30,31 @@ use crate::schema::api_key_events;
 #[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
 #[diesel(table_name = api_key_events, check_for_backend(Pg))]
 pub struct EventPosition {
-    pub(super) transaction_id: i64,
-    pub(super) id: i64,
+    /// 0 stands for any.
+    #[diesel(select_expression = 0_i64.into_sql::<BigInt>(), select_expression_type = AsExprOf<i64, BigInt>)]
+    pub(crate) epoch: i64,
+    pub(crate) transaction_id: i64,
+    pub(crate) id: i64,
+}
+
+impl EventPosition {
+    /// Returns the same place, to be followed on whichever server and timeline.
+    ///
+    /// For a follower that knows by other means that the events up to it are the same there: after a failover
+    /// to a synchronous standby, for one.
+    #[must_use]
+    pub fn anywhere(self) -> Self {
+        Self { epoch: 0, ..self }
+    }
+
+    pub(crate) fn is_from(self, epoch: i64) -> bool {
+        self.epoch == 0 || self.epoch == epoch
+    }
 }
 
 impl fmt::Display for EventPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.transaction_id, self.id)
+        write!(f, "{:016x}.{}.{}", self.epoch, self.transaction_id, self.id)
     }
 }
 
@@ -42,10 +67,16 @@ impl FromStr for EventPosition {
     type Err = ParseEventPositionError;
 
     fn from_str(text: &str) -> Result<Self, ParseEventPositionError> {
-        let number = |digits: &str| digits.parse().map_err(|_| ParseEventPositionError);
-        let (transaction_id, id) = text.split_once('.').ok_or(ParseEventPositionError)?;
-        Ok(Self { transaction_id: number(transaction_id)?, id: number(id)? })
+        parse(text).filter(|position| position.to_string() == text).ok_or(ParseEventPositionError)
     }
+}
+
+/// Reads a little more than is displayed, such as capital letters.
+fn parse(text: &str) -> Option<EventPosition> {
+    let mut parts = text.split('.');
+    let epoch = i64::from_str_radix(parts.next()?, 16).ok()?;
+    let (transaction_id, id) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    Some(EventPosition { epoch, transaction_id, id })
 }
 
 #[cfg(feature = "serde")]
@@ -63,3 +94,28 @@ impl TryFrom<String> for EventPosition {
         text.parse()
     }
 }
+
+/// What the positions of this server, on this timeline, have in common; 0 where the triggers that record
+/// events are missing or disabled. Of a view, as over the shards of a worker, there are none to look for.
+///
+/// The timeline of a primary is in the name of its log file. A standby has only the control file, which
+/// tells the last checkpoint's timeline and the one that it recovers to.
+pub(crate) const EPOCH: &str = r#"coalesce((SELECT pg_catalog.hashtextextended(pg_catalog.concat_ws('.',
+       (SELECT "system_identifier" FROM pg_catalog.pg_control_system()),
+       CASE WHEN pg_catalog.pg_is_in_recovery()
+         THEN pg_catalog.lpad(pg_catalog.upper(pg_catalog.to_hex(greatest(
+           (SELECT "timeline_id" FROM pg_catalog.pg_control_checkpoint()),
+           (SELECT "min_recovery_end_timeline" FROM pg_catalog.pg_control_recovery())))), 8, '0')
+         ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)
+       END,
+       "triggers"), 0) & 9223372036854775807
+     FROM (
+       SELECT CASE WHEN EXISTS (
+         SELECT FROM pg_catalog.pg_class
+         WHERE "oid" = pg_catalog.to_regclass('api_keys') AND "relkind" IN ('r', 'p')
+       ) THEN (
+         SELECT "oid" FROM pg_catalog.pg_trigger
+         WHERE "tgrelid" = pg_catalog.to_regclass('api_keys') AND "tgname" = '~api_keys_tell' AND "tgenabled" <> 'D'
+       ) ELSE 0 END AS "triggers"
+     ) AS "here"
+     WHERE "triggers" IS NOT NULL), 0)"#;

@@ -251,6 +251,23 @@ pub(crate) const METHODS: &[Method] = &[
     read("fetch_key_events_after", |conn, with| {
         debug(KeysDriver::new(conn).fetch_key_events_after(EventPosition::default(), with.page.limit))
     }),
+    read("fetch_key_events_behind", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_events_behind(
+            &with.tenant_id,
+            &with.key_id,
+            None,
+            with.page.limit,
+        ))
+    }),
+    read("fetch_key_events_head", |conn, _| debug(KeysDriver::new(conn).fetch_key_events_head())),
+    read("compact_key_events", |conn, with| {
+        let (from, limit) = (EventPosition::default(), with.page.limit);
+        let done = KeysDriver::new(conn).compact_key_events(from, from, with.time, limit);
+        debug(done.map(|done| (done.deleted, done.looked_to)))
+    }),
+    read("fetch_denied_keys_after", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_denied_keys_after(None, with.page.limit))
+    }),
     read("fetch_api_keys", |conn, with| {
         debug(ApiKeysFacadeDriver::new(conn).fetch_api_keys(&with.tenant_id, None, with.page))
     }),
@@ -296,11 +313,14 @@ pub(crate) const METHODS: &[Method] = &[
 pub(crate) const MAINTENANCE: &[&str] =
     &["roll_up_usage", "recount_usage", "fetch_usage_drift", "delete_calls_before", "retire_calls_before"];
 
-/// The look-up that finds the tenant, the one that follows all tenants, and the maintenance of all tenants' usage.
+/// The look-up that finds the tenant, those that follow all tenants, and the maintenance of all tenants' usage.
 pub(crate) const WITHOUT_TENANT: &[&str] = &[
     "fetch_key_by_hash",
     "fetch_key_events_after",
     "fetch_keys_of_any_tenant_by_prefix",
+    "fetch_key_events_head",
+    "compact_key_events",
+    "fetch_denied_keys_after",
     "roll_up_usage",
     "recount_usage",
     "fetch_usage_drift",
@@ -369,7 +389,7 @@ fn on_locked<T: Debug>(
 }
 
 /// The methods of the drivers that take the connection's part or make the driver, and send nothing.
-const SILENT: &[&str] = &["new", "connection", "into_snapshot"];
+const SILENT: &[&str] = &["new", "connection", "into_snapshot", "cursor", "anywhere"];
 
 #[test]
 fn the_list_names_every_public_method_of_the_drivers() {

@@ -9,6 +9,7 @@ mod citus;
 mod contention;
 mod counts;
 mod delete;
+mod denied_keys;
 mod encodings;
 mod errors;
 mod events;

@@ -41,11 +41,11 @@ fn a_page_comes_from_a_request() {
 
 #[test]
 fn a_position_is_its_text() {
-    let position: EventPosition = "742.13".parse().unwrap();
+    let position: EventPosition = "00000000000002e6.742.13".parse().unwrap();
     let value = serde_json::to_value(position).unwrap();
-    assert_eq!(value, json!("742.13"));
+    assert_eq!(value, json!("00000000000002e6.742.13"));
     assert_eq!(serde_json::from_value::<EventPosition>(value).unwrap(), position);
-    let error = serde_json::from_value::<EventPosition>(json!("742")).unwrap_err();
+    let error = serde_json::from_value::<EventPosition>(json!("742.13")).unwrap_err();
     assert!(error.to_string().starts_with("not a position"), "{error}");
 }
 

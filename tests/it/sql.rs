@@ -33,6 +33,9 @@ fn script(name: &str, prepared: &Prepared) -> String {
     let parts =
         arguments.split("unused ").map(|part| part.trim_start_matches(|digit: char| digit.is_ascii_digit()));
     let arguments = parts.collect::<Vec<_>>().join("unused");
+    if types.is_empty() {
+        return format!("PREPARE {name} AS\n{sql};\n\nEXPLAIN EXECUTE {name};\n");
+    }
     format!("PREPARE {name} ({types}) AS\n{sql};\n\nEXPLAIN EXECUTE {name} ({arguments});\n")
 }
 

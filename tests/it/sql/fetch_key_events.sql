@@ -1,5 +1,6 @@
-PREPARE fetch_key_events (text, text, bigint, bigint) AS
+PREPARE fetch_key_events (bigint, text, text, bigint, bigint) AS
 SELECT
+  $1,
   "api_key_events"."transaction_id",
   "api_key_events"."id",
   "api_key_events"."tenant_id",
@@ -7,14 +8,15 @@ SELECT
   "api_key_events"."revision",
   "api_key_events"."kind",
   "api_key_events"."at",
+  "api_key_events"."recorded_at",
   "api_key_events"."actor",
   "api_key_events"."reason",
   "api_key_events"."status",
   "api_key_events"."is_frozen",
   "api_key_events"."expires_at"
 FROM "api_key_events"
-WHERE (("api_key_events"."tenant_id" = $1) AND ("api_key_events"."key_id" = $2))
+WHERE (("api_key_events"."tenant_id" = $2) AND ("api_key_events"."key_id" = $3))
 ORDER BY "api_key_events"."revision", "api_key_events"."id"
-LIMIT $3 OFFSET $4;
+LIMIT $4 OFFSET $5;
 
-EXPLAIN EXECUTE fetch_key_events ('11111111-1111-1111-1111-111111111111', 'key', '50', '0');
+EXPLAIN EXECUTE fetch_key_events ('0', '11111111-1111-1111-1111-111111111111', 'key', '50', '0');

@@ -1,25 +1,145 @@
 PREPARE fetch_key_events_after (bigint, bigint, bigint) AS
 SELECT
-  "api_key_events"."transaction_id",
-  "api_key_events"."id",
-  "api_key_events"."tenant_id",
-  "api_key_events"."key_id",
-  "api_key_events"."revision",
-  "api_key_events"."kind",
-  "api_key_events"."at",
-  "api_key_events"."actor",
-  "api_key_events"."reason",
-  "api_key_events"."status",
-  "api_key_events"."is_frozen",
-  "api_key_events"."expires_at"
-FROM "api_key_events"
-WHERE (
-  (ROW ("api_key_events"."transaction_id", "api_key_events"."id") > ROW ($1, $2))
-  AND (
-    "api_key_events"."transaction_id" < CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS int8)
-  )
-)
-ORDER BY "api_key_events"."transaction_id", "api_key_events"."id"
-LIMIT $3;
+  coalesce(
+    (
+      SELECT
+        pg_catalog.hashtextextended(
+          pg_catalog.concat_ws(
+            '.',
+            (SELECT "system_identifier" FROM pg_catalog.pg_control_system()),
+            CASE
+              WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.lpad(
+                pg_catalog.upper(
+                  pg_catalog.to_hex(
+                    greatest(
+                      (SELECT "timeline_id" FROM pg_catalog.pg_control_checkpoint()),
+                      (SELECT "min_recovery_end_timeline" FROM pg_catalog.pg_control_recovery())
+                    )
+                  )
+                ),
+                8,
+                '0'
+              )
+              ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)
+            END,
+            "triggers"
+          ),
+          0
+        ) & 9223372036854775807
+      FROM (
+        SELECT CASE
+          WHEN EXISTS (
+            SELECT
+            FROM pg_catalog.pg_class
+            WHERE "oid" = pg_catalog.to_regclass('api_keys')
+              AND "relkind" IN ('r', 'p')
+          ) THEN (
+            SELECT "oid"
+            FROM pg_catalog.pg_trigger
+            WHERE
+              "tgrelid" = pg_catalog.to_regclass('api_keys')
+              AND "tgname" = '~api_keys_tell'
+              AND "tgenabled" <> 'D'
+          )
+          ELSE 0
+        END AS "triggers"
+      ) AS "here"
+      WHERE "triggers" IS NOT NULL
+    ),
+    0
+  ),
+  pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8,
+  pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8,
+  "e"."transaction_id",
+  "e"."id",
+  pg_catalog.convert_to(
+    "e"."tenant_id",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  pg_catalog.convert_to(
+    "e"."key_id",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  "e"."revision",
+  pg_catalog.convert_to(
+    "e"."kind",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  "e"."at",
+  "e"."recorded_at",
+  pg_catalog.convert_to(
+    "e"."actor",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  pg_catalog.convert_to(
+    "e"."reason",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  pg_catalog.convert_to(
+    "e"."status",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  "e"."is_frozen",
+  "e"."expires_at"
+FROM
+  (SELECT 1) AS "server"
+  LEFT JOIN LATERAL (
+    SELECT
+      "transaction_id",
+      "id",
+      "tenant_id",
+      "key_id",
+      "revision",
+      "kind",
+      "at",
+      "recorded_at",
+      "actor",
+      "reason",
+      "status",
+      "is_frozen",
+      "expires_at"
+    FROM "api_key_events"
+    WHERE
+      ("transaction_id", "id") > ($1, $2)
+      AND "transaction_id" < pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8
+    ORDER BY "transaction_id", "id"
+    LIMIT $3
+  ) AS "e" ON true;
 
 EXPLAIN EXECUTE fetch_key_events_after ('0', '0', '50');

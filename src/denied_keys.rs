@@ -1,0 +1,208 @@
+//! A cache of the keys that may not be used, kept right by the events. What the server tells is read in
+//! `keys_driver`; waiting for news is in `key_event_listener`.
+
+use std::collections::{HashMap, VecDeque};
+
+use diesel::PgConnection;
+
+use crate::{
+    Error, EventPosition, KeyEventKind, KeyEventSnapshot, KeyId, KeyStatus, KeysDriver, Result, TenantId,
+};
+
+/// The keys of all tenants that may not be used: frozen, or with a status that is not `active`, or deleted
+/// since the cache began. For engines that let requests through without asking the database.
+///
+/// It begins with what the table holds and follows the events from there, so a start costs one walk over an
+/// index of just these keys. After [`catch_up`](Self::catch_up) it equals the table as of that call,
+/// whatever was written in which order, compacted, or deleted and inserted again.
+///
+/// It lives in memory. Each process keeps its own, and builds it anew when it starts.
+///
+/// ```
+/// use api_keys_driver::{DeniedKeys, KeyEventListener, Result};
+/// use diesel::PgConnection;
+/// use std::time::Duration;
+///
+/// fn follow(conn: &mut PgConnection, mut tell: impl FnMut(&DeniedKeys) -> bool) -> Result<()> {
+///     // Listens before it reads, so that no change falls between.
+///     let mut listener = KeyEventListener::new(conn)?;
+///     let mut denied = DeniedKeys::seed(listener.connection())?;
+///     loop {
+///         denied.catch_up(listener.connection())?;
+///         if !tell(&denied) {
+///             return Ok(());
+///         }
+///         listener.wait(Duration::from_secs(1))?;
+///     }
+/// }
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+/// # follow(&mut database.connect().unwrap(), |denied| !denied.is_empty()).unwrap();
+/// ```
+///
+/// Expiry is not in it: whether a key is past its `expires_at` takes a clock, and the time is in what the
+/// engine knows of the key.
+#[derive(Clone, Debug)]
+pub struct DeniedKeys {
+    followed_to: EventPosition,
+    keys: HashMap<TenantId, HashMap<KeyId, Known>>,
+    /// Keys that may be used, and the transaction that no event with a lower revision can have.
+    settling: VecDeque<(i64, TenantId, KeyId)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    revision: i64,
+    is_denied: bool,
+}
+
+/// What [`DeniedKeys::catch_up`] met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CaughtUp {
+    /// How many events it took in.
+    pub events: u64,
+    /// How many events it stepped over because the id of their key or tenant is not UTF-8. No method of this
+    /// crate finds such a key.
+    pub unreadable: u64,
+    /// Whether it began anew from the table, because the server is another one or failed over, or because
+    /// the triggers were made anew.
+    pub is_seeded_anew: bool,
+}
+
+/// How many keys or events are fetched at a time.
+const BATCH: u32 = 1000;
+
+impl DeniedKeys {
+    /// Reads which keys may not be used. Call [`catch_up`](Self::catch_up) before the first look-up.
+    ///
+    /// Call it outside a transaction, as [`catch_up`](Self::catch_up).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EventsNotRecorded`] where the triggers are missing or disabled.
+    pub fn seed(conn: &mut PgConnection) -> Result<Self> {
+        let mut driver = KeysDriver::new(conn);
+        // First, so that what changes during the walk is followed.
+        let followed_to = driver.fetch_key_events_head()?;
+        let mut denied = Self { followed_to, keys: HashMap::new(), settling: VecDeque::new() };
+        let mut last = None;
+        loop {
+            let page = driver.fetch_denied_keys_after(last.as_ref(), BATCH)?;
+            for key in &page {
+                denied.learn(&key.tenant_id, &key.id, Known { revision: key.revision, is_denied: true });
+            }
+            last = page.into_iter().last();
+            if last.is_none() {
+                return Ok(denied);
+            }
+        }
+    }
+
+    /// Takes in what was committed since, up to the oldest transaction that is still open.
+    ///
+    /// A change whose transaction, or an older one that writes anything on the server, is still open comes
+    /// with a later call. After an error the cache is as of the last event that it took in: call it
+    /// again, on another connection where the error advises that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EventsNotRecorded`] where the triggers are missing or disabled: the cache can no longer tell,
+    /// and the engine must decide whether to let keys through.
+    pub fn catch_up(&mut self, conn: &mut PgConnection) -> Result<CaughtUp> {
+        let mut met = CaughtUp::default();
+        loop {
+            let stretch = match KeysDriver::new(conn).follow_key_events(self.followed_to, BATCH) {
+                Err(Error::PositionElsewhere) => {
+                    *self = Self::seed(conn)?;
+                    met.is_seeded_anew = true;
+                    continue;
+                }
+                stretch => stretch?,
+            };
+            let is_end = stretch.events.is_empty() && stretch.unreadable.is_none();
+            for event in stretch.events {
+                met.events += 1;
+                self.take(&event, stretch.next);
+            }
+            if let Some(position) = stretch.unreadable {
+                met.unreadable += 1;
+                self.followed_to = position;
+            }
+            if is_end {
+                self.settle(stretch.oldest_open);
+                return Ok(met);
+            }
+        }
+    }
+
+    /// Returns whether the key may not be used. A key that the cache does not know may be.
+    #[must_use]
+    pub fn contains(&self, tenant_id: &TenantId, key_id: &KeyId) -> bool {
+        self.keys.get(tenant_id).and_then(|keys| keys.get(key_id)).is_some_and(|known| known.is_denied)
+    }
+
+    /// Returns how many keys may not be used.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys.values().flat_map(HashMap::values).filter(|known| known.is_denied).count()
+    }
+
+    /// Returns whether every key may be used.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the position that was followed to, for
+    /// [`compact_key_events`](KeysDriver::compact_key_events).
+    #[must_use]
+    pub fn followed_to(&self) -> EventPosition {
+        self.followed_to
+    }
+
+    fn take(&mut self, event: &KeyEventSnapshot, next: i64) {
+        self.followed_to = event.position;
+        let is_denied =
+            event.is_frozen || event.status != KeyStatus::Active || event.kind == KeyEventKind::Deleted;
+        if self.learn(&event.tenant_id, &event.key_id, Known { revision: event.revision, is_denied })
+            && !is_denied
+        {
+            self.settling.push_back((next, event.tenant_id.clone(), event.key_id.clone()));
+        }
+    }
+
+    /// Returns whether that is news.
+    fn learn(&mut self, tenant_id: &TenantId, key_id: &KeyId, news: Known) -> bool {
+        let Some(keys) = self.keys.get_mut(tenant_id) else {
+            self.keys.insert(tenant_id.clone(), HashMap::from([(key_id.clone(), news)]));
+            return true;
+        };
+        match keys.get_mut(key_id) {
+            Some(known) if known.revision >= news.revision => false,
+            Some(known) => {
+                *known = news;
+                true
+            }
+            None => {
+                keys.insert(key_id.clone(), news);
+                true
+            }
+        }
+    }
+
+    /// Forgets keys that may be used. An event with a lower revision was committed before the one that was
+    /// taken in, so its transaction had begun then. Once all of these have ended and were followed, none can
+    /// come any more.
+    fn settle(&mut self, oldest_open: i64) {
+        while self.settling.front().is_some_and(|(next, ..)| *next <= oldest_open) {
+            let Some((_, tenant_id, key_id)) = self.settling.pop_front() else { return };
+            let Some(keys) = self.keys.get_mut(&tenant_id) else { continue };
+            if keys.get(&key_id).is_some_and(|known| !known.is_denied) {
+                keys.remove(&key_id);
+            }
+            if keys.is_empty() {
+                self.keys.remove(&tenant_id);
+            }
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Following the changes of all tenants' keys, and removing what was followed. The events themselves are in
+//! `events`.
+
+use std::string::FromUtf8Error;
+
+use chrono::{DateTime, Utc};
+use diesel::deserialize::{self, FromSql, FromSqlRow};
+use diesel::pg::{Pg, PgConnection, PgValue};
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Timestamptz};
+
+use super::event_position::EPOCH;
+use super::{EventPosition, KeyEventSnapshot, KeysDriver};
+use crate::send::RunStatement;
+use crate::time::{MaybeTime, Time};
+use crate::{Error, Result};
+
+/// The next events, and what was open on the server when they were read.
+pub(crate) struct Stretch {
+    pub(crate) events: Vec<KeyEventSnapshot>,
+    /// The event after these whose tenant or key is not UTF-8.
+    pub(crate) unreadable: Option<EventPosition>,
+    /// Every transaction below this one has ended.
+    pub(crate) oldest_open: i64,
+    /// No transaction from this one on had begun.
+    pub(crate) next: i64,
+}
+
+/// What [`KeysDriver::compact_key_events`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Compaction {
+    /// How many events were deleted.
+    pub deleted: u64,
+    /// The last event that was looked at. The next call goes on behind it. `None`: there was none left.
+    pub looked_to: Option<EventPosition>,
+}
+
+impl KeysDriver<'_> {
+    /// Fetches the position behind every event that has been committed and can be followed: no event before
+    /// it appears any more.
+    ///
+    /// A cache that starts reads this first, then the keys themselves, and then follows from here: see
+    /// [`DeniedKeys`](crate::DeniedKeys).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EventsNotRecorded`] where the triggers are missing or disabled.
+    pub fn fetch_key_events_head(&mut self) -> Result<EventPosition> {
+        let (epoch, oldest_open): (i64, i64) = FetchHead.read_one(self.conn)?;
+        if epoch == 0 {
+            return Err(Error::EventsNotRecorded);
+        }
+        Ok(EventPosition { epoch, transaction_id: oldest_open - 1, id: i64::MAX })
+    }
+
+    /// Fetches the next events of all tenants' keys after a position, for whoever follows all changes.
+    ///
+    /// Start from [`EventPosition::default`] or from
+    /// [`fetch_key_events_head`](Self::fetch_key_events_head), go on from the last event's position, and no
+    /// committed event is skipped or seen twice. An empty page is the end for now.
+    ///
+    /// The order is that of the writers' transaction ids, and a page ends before the oldest transaction
+    /// that is still open, because that one may yet commit an event of its own. So a follower waits
+    /// while a transaction that has written anything is open, in whichever database of the server, and
+    /// never skips what it leaves; one that only reads is not waited for. Call this outside a
+    /// transaction, or in one that has written nothing: it would wait for itself.
+    ///
+    /// Transaction ids do not rise with the changes of a key: a transaction that began early may change
+    /// a key late. Therefore what a follower keeps is the event with the highest revision, which never goes
+    /// back for an id. The event of a deletion ends the key; the same id may begin again above it.
+    ///
+    /// To know which keys may not be used, use [`DeniedKeys`](crate::DeniedKeys), which does all this.
+    /// `docs/events.md` tells what a follower does after a failover and after a restore. Of a sharded
+    /// server, follow each shard by itself.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::PositionElsewhere`] where the position is from another server, from before a failover, or
+    ///   from before the triggers were made anew. What was followed may never have happened here: start anew.
+    /// - [`Error::EventsNotRecorded`] where the triggers are missing or disabled.
+    /// - [`Error::UnreadableEvent`] where the next event's tenant or key is not UTF-8, as a database in
+    ///   `SQL_ASCII` allows. It says the event's position: to step over it, go on from there. Events before
+    ///   it are returned first. In the event's other texts, what is not UTF-8 is read as U+FFFD.
+    pub fn fetch_key_events_after(
+        &mut self,
+        position: EventPosition,
+        limit: u32,
+    ) -> Result<Vec<KeyEventSnapshot>> {
+        let stretch = self.follow_key_events(position, limit)?;
+        match stretch.unreadable {
+            Some(position) if stretch.events.is_empty() => Err(Error::UnreadableEvent(position)),
+            _ => Ok(stretch.events),
+        }
+    }
+
+    pub(crate) fn follow_key_events(&mut self, position: EventPosition, limit: u32) -> Result<Stretch> {
+        let lines: Vec<Line> = FollowKeyEvents { position, limit: limit.into() }.read_all(self.conn)?;
+        let first = lines.first().ok_or(diesel::result::Error::NotFound)?;
+        let mut stretch =
+            Stretch { events: vec![], unreadable: None, oldest_open: first.oldest_open, next: first.next };
+        require_epoch(first.epoch, position)?;
+        for line in lines {
+            let Some((transaction_id, id)) = line.transaction_id.zip(line.id) else { continue };
+            let place = EventPosition { epoch: line.epoch, transaction_id, id };
+            let Ok(event) = line.read(place) else {
+                stretch.unreadable = Some(place);
+                break;
+            };
+            stretch.events.push(event);
+        }
+        Ok(stretch)
+    }
+
+    /// Deletes events that every follower has passed and nobody needs, and returns how far it looked.
+    ///
+    /// It looks at the next `limit` events behind `after`, up to `passed`, the position that the slowest
+    /// follower has reached. Deleted is what was recorded before `recorded_before`, unless it is the newest
+    /// event of a key that exists. A deleted key loses its history; its id still goes on above its old
+    /// revisions. Begin at [`EventPosition::default`], and go on from
+    /// [`looked_to`](Compaction::looked_to) until that is `None`: each call is one short statement.
+    ///
+    /// ```
+    /// # use api_keys_driver::{EventPosition, KeysDriver, Result};
+    /// # use chrono::{DateTime, TimeDelta, Utc};
+    /// # use diesel::PgConnection;
+    /// /// Keeps a year of history.
+    /// fn compact(conn: &mut PgConnection, passed: EventPosition, now: DateTime<Utc>) -> Result<u64> {
+    ///     let (mut deleted, mut after) = (0, EventPosition::default());
+    ///     loop {
+    ///         let recorded_before = now - TimeDelta::days(365);
+    ///         let done = KeysDriver::new(conn).compact_key_events(after, passed, recorded_before, 1000)?;
+    ///         deleted += done.deleted;
+    ///         let Some(looked_to) = done.looked_to else { return Ok(deleted) };
+    ///         after = looked_to;
+    ///     }
+    /// }
+    /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+    /// # let mut conn = database.connect().unwrap();
+    /// # let passed = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
+    /// # assert_eq!(compact(&mut conn, passed, DateTime::UNIX_EPOCH).unwrap(), 0);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PositionElsewhere`] and [`Error::EventsNotRecorded`] as for
+    /// [`fetch_key_events_after`](Self::fetch_key_events_after). Nothing is deleted then.
+    pub fn compact_key_events(
+        &mut self,
+        after: EventPosition,
+        passed: EventPosition,
+        recorded_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<Compaction> {
+        let compact =
+            CompactKeyEvents { after, passed, recorded_before: recorded_before.into(), limit: limit.into() };
+        let (epoch, deleted, transaction_id, id): (i64, i64, Option<i64>, Option<i64>) =
+            compact.change_one(self.conn)?;
+        require_epoch(epoch, after)?;
+        require_epoch(epoch, passed)?;
+        let looked_to = transaction_id.zip(id);
+        Ok(Compaction {
+            deleted: u64::try_from(deleted).unwrap_or_default(),
+            looked_to: looked_to.map(|(transaction_id, id)| EventPosition { epoch, transaction_id, id }),
+        })
+    }
+}
+
+fn require_epoch(epoch: i64, position: EventPosition) -> Result<()> {
+    match epoch {
+        0 => Err(Error::EventsNotRecorded),
+        _ if position.is_from(epoch) => Ok(()),
+        _ => Err(Error::PositionElsewhere),
+    }
+}
+
+/// A text as its bytes, which are UTF-8 unless the database checks no encoding.
+#[derive(Debug, FromSqlRow)]
+struct Raw(Vec<u8>);
+
+impl FromSql<Binary, Pg> for Raw {
+    fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
+        Ok(Self(value.as_bytes().to_vec()))
+    }
+}
+
+/// Pushes a text as its bytes: sent as text, one bad byte would fail the statement on the server.
+fn push_bytes(column: &str, out: &mut AstPass<'_, '_, Pg>) -> QueryResult<()> {
+    out.push_sql(r#"pg_catalog.convert_to("e"."#);
+    out.push_identifier(column)?;
+    out.push_sql(
+        ", (CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)::pg_catalog.name)",
+    );
+    Ok(())
+}
+
+impl Raw {
+    fn read(self) -> Result<String, FromUtf8Error> {
+        String::from_utf8(self.0)
+    }
+
+    /// For what names no row: a byte that is not UTF-8 shows as U+FFFD.
+    fn read_lossy(self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+}
+
+/// An event, or nothing; in any case where the server stands.
+#[derive(Debug, Queryable)]
+struct Line {
+    epoch: i64,
+    oldest_open: i64,
+    next: i64,
+    transaction_id: Option<i64>,
+    id: Option<i64>,
+    tenant_id: Option<Raw>,
+    key_id: Option<Raw>,
+    revision: Option<i64>,
+    kind: Option<Raw>,
+    at: MaybeTime,
+    recorded_at: MaybeTime,
+    actor: Option<Raw>,
+    reason: Option<Raw>,
+    status: Option<Raw>,
+    is_frozen: Option<bool>,
+    expires_at: MaybeTime,
+}
+
+type LineSql = (
+    BigInt,
+    BigInt,
+    BigInt,
+    Nullable<BigInt>,
+    Nullable<BigInt>,
+    Nullable<Binary>,
+    Nullable<Binary>,
+    Nullable<BigInt>,
+    Nullable<Binary>,
+    Nullable<Timestamptz>,
+    Nullable<Timestamptz>,
+    Nullable<Binary>,
+    Nullable<Binary>,
+    Nullable<Binary>,
+    Nullable<Bool>,
+    Nullable<Timestamptz>,
+);
+
+impl Line {
+    fn read(self, position: EventPosition) -> Result<KeyEventSnapshot, FromUtf8Error> {
+        let id = |raw: Option<Raw>| raw.map_or_else(|| Ok(String::new()), Raw::read);
+        let text = |raw: Option<Raw>| raw.map(Raw::read_lossy).unwrap_or_default();
+        let moment = |time: MaybeTime| Option::<DateTime<Utc>>::from(time).unwrap_or_default();
+        Ok(KeyEventSnapshot {
+            position,
+            tenant_id: id(self.tenant_id)?.into(),
+            key_id: id(self.key_id)?.into(),
+            revision: self.revision.unwrap_or_default(),
+            kind: text(self.kind).into(),
+            at: moment(self.at),
+            recorded_at: moment(self.recorded_at),
+            actor: self.actor.map(Raw::read_lossy),
+            reason: self.reason.map(Raw::read_lossy),
+            status: text(self.status).into(),
+            is_frozen: self.is_frozen.unwrap_or_default(),
+            expires_at: self.expires_at.into(),
+        })
+    }
+}
+
+/// Below it, every transaction has ended; from `xmax` on, none has begun.
+const OLDEST_OPEN: &str =
+    "pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8";
+const NEXT: &str =
+    "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8";
+
+/// By hand, as the next ones: Diesel cannot say where the server stands beside the rows, in one statement.
+#[derive(QueryId)]
+struct FetchHead;
+
+impl Query for FetchHead {
+    type SqlType = (BigInt, BigInt);
+}
+
+impl RunQueryDsl<PgConnection> for FetchHead {}
+
+impl QueryFragment<Pg> for FetchHead {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        for part in ["SELECT ", EPOCH, ", ", OLDEST_OPEN] {
+            out.push_sql(part);
+        }
+        Ok(())
+    }
+}
+
+#[derive(QueryId)]
+struct FollowKeyEvents {
+    position: EventPosition,
+    limit: i64,
+}
+
+impl Query for FollowKeyEvents {
+    type SqlType = LineSql;
+}
+
+impl RunQueryDsl<PgConnection> for FollowKeyEvents {}
+
+impl QueryFragment<Pg> for FollowKeyEvents {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        for part in ["SELECT ", EPOCH, ", ", OLDEST_OPEN, ", ", NEXT] {
+            out.push_sql(part);
+        }
+        for column in [
+            "transaction_id",
+            "id",
+            "tenant_id",
+            "key_id",
+            "revision",
+            "kind",
+            "at",
+            "recorded_at",
+            "actor",
+            "reason",
+            "status",
+            "is_frozen",
+            "expires_at",
+        ] {
+            out.push_sql(", ");
+            if ["tenant_id", "key_id", "kind", "actor", "reason", "status"].contains(&column) {
+                push_bytes(column, &mut out)?;
+            } else {
+                out.push_sql(r#""e"."#);
+                out.push_identifier(column)?;
+            }
+        }
+        out.push_sql(
+            r#" FROM (SELECT 1) AS "server" LEFT JOIN LATERAL (
+                 SELECT "transaction_id", "id", "tenant_id", "key_id", "revision", "kind", "at", "recorded_at",
+                   "actor", "reason", "status", "is_frozen", "expires_at"
+                 FROM "api_key_events"
+                 WHERE ("transaction_id", "id") > ("#,
+        );
+        out.push_bind_param::<BigInt, _>(&self.position.transaction_id)?;
+        out.push_sql(", ");
+        out.push_bind_param::<BigInt, _>(&self.position.id)?;
+        for part in
+            [r#") AND "transaction_id" < "#, OLDEST_OPEN, r#" ORDER BY "transaction_id", "id" LIMIT "#]
+        {
+            out.push_sql(part);
+        }
+        out.push_bind_param::<BigInt, _>(&self.limit)?;
+        out.push_sql(r#") AS "e" ON true"#);
+        Ok(())
+    }
+}
+
+#[derive(QueryId)]
+struct CompactKeyEvents {
+    after: EventPosition,
+    passed: EventPosition,
+    recorded_before: Time,
+    limit: i64,
+}
+
+impl Query for CompactKeyEvents {
+    type SqlType = (BigInt, BigInt, Nullable<BigInt>, Nullable<BigInt>);
+}
+
+impl RunQueryDsl<PgConnection> for CompactKeyEvents {}
+
+impl QueryFragment<Pg> for CompactKeyEvents {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        for part in [r#"WITH "server" AS (SELECT "#, EPOCH] {
+            out.push_sql(part);
+        }
+        out.push_sql(
+            r#" AS "epoch"), "looked_at" AS (
+                 SELECT "transaction_id", "id",
+                   NOT EXISTS (
+                     SELECT FROM "api_keys"
+                     WHERE "api_keys"."tenant_id" = "api_key_events"."tenant_id" AND "api_keys"."id" = "api_key_events"."key_id"
+                   ) AS "is_gone"
+                 FROM "api_key_events"
+                 WHERE ("transaction_id", "id") > ("#,
+        );
+        out.push_bind_param::<BigInt, _>(&self.after.transaction_id)?;
+        out.push_sql(", ");
+        out.push_bind_param::<BigInt, _>(&self.after.id)?;
+        out.push_sql(r#") AND ("transaction_id", "id") <= ("#);
+        out.push_bind_param::<BigInt, _>(&self.passed.transaction_id)?;
+        out.push_sql(", ");
+        out.push_bind_param::<BigInt, _>(&self.passed.id)?;
+        for part in
+            [r#") AND "transaction_id" < "#, OLDEST_OPEN, r#" ORDER BY "transaction_id", "id" LIMIT "#]
+        {
+            out.push_sql(part);
+        }
+        out.push_bind_param::<BigInt, _>(&self.limit)?;
+        out.push_sql(
+            r#"), "deleted" AS (
+                 DELETE FROM "api_key_events" AS "e" USING "looked_at" AS "l"
+                 WHERE "e"."transaction_id" = "l"."transaction_id" AND "e"."id" = "l"."id" AND "e"."recorded_at" < "#,
+        );
+        out.push_bind_param::<Timestamptz, _>(&self.recorded_before)?;
+        for position in [&self.after, &self.passed] {
+            out.push_sql(r#" AND (SELECT "epoch" FROM "server") IN (nullif("#);
+            out.push_bind_param::<BigInt, _>(&position.epoch)?;
+            out.push_sql(", 0), CASE ");
+            out.push_bind_param::<BigInt, _>(&position.epoch)?;
+            out.push_sql(r#" WHEN 0 THEN (SELECT nullif("epoch", 0) FROM "server") END)"#);
+        }
+        out.push_sql(
+            r#" AND ("l"."is_gone" OR EXISTS (
+                   SELECT FROM "api_key_events" AS "newer"
+                   WHERE "newer"."tenant_id" = "e"."tenant_id" AND "newer"."key_id" = "e"."key_id"
+                     AND ("newer"."revision", "newer"."id") > ("e"."revision", "e"."id")
+                 ))
+                 RETURNING "e"."revision", "l"."is_gone"
+               ), "past" AS (
+                 UPDATE "api_key_events_compacted" SET "revision" = "gone"."revision"
+                 FROM (SELECT max("revision") AS "revision" FROM "deleted" WHERE "is_gone") AS "gone"
+                 WHERE "api_key_events_compacted"."revision" < "gone"."revision"
+               )
+               SELECT "epoch", (SELECT count(*) FROM "deleted"), "last"."transaction_id", "last"."id"
+               FROM "server" LEFT JOIN LATERAL (
+                 SELECT "transaction_id", "id" FROM "looked_at" ORDER BY "transaction_id" DESC, "id" DESC LIMIT 1
+               ) AS "last" ON true"#,
+        );
+        Ok(())
+    }
+}

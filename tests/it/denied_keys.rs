@@ -1,0 +1,436 @@
+//! The cache of keys that may not be used equals the table, whatever is written, and hears of it in time.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use api_keys_driver::schema::{api_key_events, api_keys};
+use api_keys_driver::{
+    DeniedKeys, Error, EventPosition, KeyEventListener, KeyId, KeysDriver, TenantId, Wake, migrate,
+};
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use throwaway_postgres::{Pair, Replication};
+
+use crate::support::{KeyRow, OTHER, TENANT, eventually, key, migrated_apart, other, tenant};
+
+const KEYS: usize = 12;
+
+fn ids() -> Vec<(TenantId, KeyId)> {
+    (0..KEYS).map(|n| (TenantId::from([TENANT, OTHER][n % 2]), KeyId::from(format!("key {n}")))).collect()
+}
+
+/// What the table says: the keys of [`ids`] that are there, and which of them may not be used.
+fn stored(conn: &mut PgConnection) -> (BTreeSet<String>, BTreeSet<String>) {
+    let rows: Vec<(String, String, bool)> =
+        api_keys::table.select((api_keys::id, api_keys::status, api_keys::is_frozen)).load(conn).unwrap();
+    let all = rows.iter().map(|(id, ..)| id.clone()).collect();
+    let denied = rows.into_iter().filter(|(_, status, frozen)| *frozen || status != "active");
+    (all, denied.map(|(id, ..)| id).collect())
+}
+
+/// Catches up until nothing is open, and compares: a key that is there is denied if the table says so.
+fn assert_equal(cache: &mut DeniedKeys, conn: &mut PgConnection) {
+    let horizon = api_key_events::table.count().get_result::<i64>(conn).unwrap();
+    eventually("the cache equals the table", || {
+        cache.catch_up(conn).unwrap();
+        let (all, denied) = stored(conn);
+        let known = ids().into_iter().filter(|(tenant_id, key_id)| cache.contains(tenant_id, key_id));
+        let known: BTreeSet<_> =
+            known.map(|(_, id)| String::from(id)).filter(|id| all.contains(id)).collect();
+        known == denied
+    });
+    assert_eq!(api_key_events::table.count().get_result::<i64>(conn), Ok(horizon), "somebody still writes");
+}
+
+/// One statement on one of the keys, as somebody beside the crate might send it.
+fn statement(what: u8, n: usize) -> String {
+    let (tenant_id, id) = ids().remove(n % KEYS);
+    let of = format!("WHERE id = '{id}'");
+    match what % 10 {
+        0 | 1 => format!("UPDATE api_keys SET is_frozen = true {of}"),
+        2 => format!("UPDATE api_keys SET is_frozen = false {of}"),
+        3 => format!("UPDATE api_keys SET status = 'revoked', total_requests = total_requests + 1 {of}"),
+        4 => format!("UPDATE api_keys SET status = 'active' {of}"),
+        5 => format!("DELETE FROM api_keys {of}"),
+        6 | 7 => format!(
+            "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, created_at, is_frozen)
+             VALUES ('{id}', '{tenant_id}', 'Key', 'sk', '{id}', now(), {}) ON CONFLICT DO NOTHING",
+            n % 3 == 0
+        ),
+        8 => format!("UPDATE api_keys SET last_used_at = clock_timestamp() {of}"),
+        _ => format!("UPDATE api_keys SET name = 'n' || total_requests, is_frozen = NOT is_frozen {of}"),
+    }
+}
+
+#[test]
+fn the_cache_equals_the_table_after_whatever_was_written_before_and_after_its_start() {
+    let (database, mut conn) = migrated_apart();
+    let mut writer = database.connect().unwrap();
+    let runs = prop::collection::vec((any::<u8>(), any::<usize>(), any::<bool>()), 0..60);
+    let (conn, writer) = (std::cell::RefCell::new(&mut conn), std::cell::RefCell::new(&mut writer));
+    TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() })
+        .run(&(runs, 0..60_usize), |(statements, start)| {
+            let (mut conn, mut writer) = (conn.borrow_mut(), writer.borrow_mut());
+            let mut cache = None;
+            for (nth, (what, n, compacts)) in statements.iter().enumerate() {
+                if nth == start {
+                    cache = Some(DeniedKeys::seed(&mut conn).unwrap());
+                }
+                writer.batch_execute(&statement(*what, *n)).unwrap();
+                if *compacts && nth % 5 == 0 {
+                    let passed = cache.as_mut().map(|cache: &mut DeniedKeys| {
+                        cache.catch_up(&mut conn).unwrap();
+                        cache.followed_to()
+                    });
+                    compact(&mut conn, passed);
+                }
+            }
+            assert_equal(&mut cache.unwrap_or_else(|| DeniedKeys::seed(&mut conn).unwrap()), &mut conn);
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// Compacts all that may be, in small batches.
+fn compact(conn: &mut PgConnection, passed: Option<EventPosition>) -> u64 {
+    let passed = passed.unwrap_or_else(|| KeysDriver::new(conn).fetch_key_events_head().unwrap());
+    let (mut deleted, mut after) = (0, EventPosition::default());
+    loop {
+        let done =
+            KeysDriver::new(conn).compact_key_events(after, passed, DateTime::<Utc>::MAX_UTC, 7).unwrap();
+        deleted += done.deleted;
+        let Some(looked_to) = done.looked_to else { return deleted };
+        assert!(looked_to > after, "no way forward");
+        after = looked_to;
+    }
+}
+
+#[test]
+fn caches_of_any_age_equal_the_table_among_concurrent_writers_and_a_compactor() {
+    const WRITERS: usize = 6;
+    const ROUNDS: usize = 120;
+    let (database, mut conn) = migrated_apart();
+    let writing = AtomicBool::new(true);
+    let mut caches = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let mut conn = database.connect().unwrap();
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        let seed = (writer * ROUNDS + round).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 7;
+                        let sql = statement(u8::try_from(seed % 251).unwrap(), seed / 251);
+                        // A transaction that began early changes a key late; a third of them is undone.
+                        let end = if seed % 3 == 0 { "ROLLBACK" } else { "COMMIT" };
+                        conn.batch_execute("BEGIN; SELECT pg_current_xact_id()").unwrap();
+                        thread::yield_now();
+                        conn.batch_execute(&format!("{sql}; {end}")).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let followers: Vec<_> = (0..3)
+            .map(|_| {
+                let (mut conn, writing) = (database.connect().unwrap(), &writing);
+                scope.spawn(move || {
+                    let mut caches = Vec::new();
+                    while writing.load(Ordering::Relaxed) {
+                        // Restarts again and again; keeps some to be compared in the end.
+                        let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+                        for _ in 0..20 {
+                            cache.catch_up(&mut conn).unwrap();
+                        }
+                        caches.push(cache);
+                        caches.truncate(4);
+                        for cache in &mut caches {
+                            cache.catch_up(&mut conn).unwrap();
+                        }
+                    }
+                    caches
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        writing.store(false, Ordering::Relaxed);
+        followers.into_iter().flat_map(|follower| follower.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(!caches.is_empty());
+    for cache in &mut caches {
+        assert_equal(cache, &mut conn);
+    }
+    let before = api_key_events::table.count().get_result::<i64>(&mut conn).unwrap();
+    assert!(compact(&mut conn, None) > 0);
+    let (all, _) = stored(&mut conn);
+    let after = api_key_events::table.count().get_result::<i64>(&mut conn).unwrap();
+    assert_eq!(after, i64::try_from(all.len()).unwrap(), "of {before}, the newest of each key stays");
+    caches.push(DeniedKeys::seed(&mut conn).unwrap());
+    for cache in &mut caches {
+        assert_equal(cache, &mut conn);
+    }
+}
+
+#[test]
+fn a_key_deleted_and_inserted_again_after_its_history_was_compacted_is_news() {
+    let (_database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET is_frozen = true").unwrap();
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+    assert!(cache.contains(&tenant(), &key("key")));
+
+    conn.batch_execute("DELETE FROM api_keys").unwrap();
+    cache.catch_up(&mut conn).unwrap();
+    assert!(cache.contains(&tenant(), &key("key")), "a deleted key may not be used");
+    assert_eq!(compact(&mut conn, Some(cache.followed_to())), 4);
+
+    KeyRow::default().insert(&mut conn);
+    cache.catch_up(&mut conn).unwrap();
+    assert!(!cache.contains(&tenant(), &key("key")));
+    let revision: i64 = api_keys::table.select(api_keys::revision).get_result(&mut conn).unwrap();
+    assert_eq!(revision, 5, "above what the compacted events had");
+    conn.batch_execute("UPDATE api_keys SET is_frozen = true").unwrap();
+    cache.catch_up(&mut conn).unwrap();
+    assert!(cache.contains(&tenant(), &key("key")));
+}
+
+#[test]
+fn keys_that_were_frozen_before_the_migration_are_denied_and_a_moved_key_under_its_new_name() {
+    let (_database, mut conn) = migrated_apart();
+    conn.batch_execute("ALTER TABLE api_keys DISABLE TRIGGER USER").unwrap();
+    KeyRow { id: "ice", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "", tenant_id: "", status: "on hold", ..KeyRow::default() }.insert(&mut conn);
+    conn.batch_execute("ALTER TABLE api_keys ENABLE TRIGGER USER").unwrap();
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+    assert!(cache.contains(&tenant(), &key("ice")));
+    assert!(cache.contains(&"".into(), &"".into()));
+    assert_eq!(cache.len(), 2);
+
+    conn.batch_execute(&format!("UPDATE api_keys SET tenant_id = '{OTHER}' WHERE id = 'ice'")).unwrap();
+    cache.catch_up(&mut conn).unwrap();
+    assert!(cache.contains(&other(), &key("ice")));
+}
+
+#[test]
+fn keys_that_may_be_used_are_forgotten_once_no_older_event_can_come() {
+    let (database, mut conn) = migrated_apart();
+    let mut open = database.connect().unwrap();
+    KeyRow::default().insert(&mut conn);
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+    conn.batch_execute("UPDATE api_keys SET name = 'x'").unwrap();
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").unwrap();
+    cache.catch_up(&mut conn).unwrap();
+    assert!(format!("{cache:?}").contains("key"), "another transaction that began by then may come yet");
+    open.batch_execute("COMMIT").unwrap();
+    eventually("forgotten", || {
+        cache.catch_up(&mut conn).unwrap();
+        !format!("{cache:?}").contains("\"key\"")
+    });
+    assert!(cache.is_empty());
+}
+
+#[test]
+fn without_the_triggers_nobody_follows_and_made_anew_they_make_the_cache_begin_anew() {
+    let (_database, mut conn) = migrated_apart();
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+    let position = cache.followed_to();
+    for (off, on) in [
+        (
+            "ALTER TABLE api_keys DISABLE TRIGGER \"~api_keys_tell\"",
+            "ALTER TABLE api_keys ENABLE TRIGGER \"~api_keys_tell\"",
+        ),
+        (
+            "DROP TRIGGER \"~api_keys_tell\" ON api_keys",
+            "CREATE TRIGGER \"~api_keys_tell\" AFTER INSERT OR DELETE ON api_keys FOR EACH ROW
+                 EXECUTE FUNCTION api_keys_tell()",
+        ),
+    ] {
+        conn.batch_execute(off).unwrap();
+        KeyRow { id: off, is_frozen: true, ..KeyRow::default() }.insert_short(&mut conn);
+        assert!(matches!(cache.catch_up(&mut conn), Err(Error::EventsNotRecorded)));
+        assert!(matches!(DeniedKeys::seed(&mut conn), Err(Error::EventsNotRecorded)));
+        conn.batch_execute(on).unwrap();
+    }
+    let mut keys = KeysDriver::new(&mut conn);
+    assert!(matches!(keys.fetch_key_events_after(position, 1), Err(Error::PositionElsewhere)));
+    let compacted = keys.compact_key_events(EventPosition::default(), position, Utc::now(), 100);
+    assert!(matches!(compacted, Err(Error::PositionElsewhere)), "{compacted:?}");
+    assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+    assert_eq!(cache.len(), 2);
+}
+
+impl KeyRow<'_> {
+    /// The id is whatever; it is cut to what its column takes.
+    fn insert_short(&self, conn: &mut PgConnection) {
+        let id: String = self.id.chars().filter(char::is_ascii_alphabetic).take(30).collect();
+        KeyRow { id: &id, ..self.clone() }.insert(conn);
+    }
+}
+
+#[test]
+fn an_event_that_names_no_text_is_stepped_over_and_the_rest_is_read() {
+    let (database, mut conn) = migrated_apart();
+    let name: String =
+        diesel::dsl::select(diesel::dsl::sql::<diesel::sql_types::Text>("current_database()::text"))
+            .get_result(&mut conn)
+            .unwrap();
+    conn.batch_execute(&format!(
+        "CREATE DATABASE ascii_{name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+    ))
+    .unwrap();
+    let url = database.url().replace(&name, &format!("ascii_{name}"));
+    let mut conn = PgConnection::establish(&url).unwrap();
+    migrate(&mut conn).unwrap();
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+    conn.batch_execute(&format!(
+        "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, is_frozen, freeze_reason)
+         SELECT id, '{TENANT}', 'Key', 'sk', id, true, E'caf\\351'
+         FROM (VALUES ('a'), (E'\\351'), (E'\\352'), ('b')) AS ids (id);
+         UPDATE api_keys SET freeze_reason = E'\\351' WHERE id IN ('a', 'b')"
+    ))
+    .unwrap();
+    let mut position = EventPosition::default();
+    let (mut read, mut stepped_over) = (Vec::new(), 0);
+    eventually("all are followed", || {
+        match KeysDriver::new(&mut conn).fetch_key_events_after(position, 100) {
+            Ok(events) => {
+                position = events.last().map_or(position, |event| event.position);
+                read.extend(events.into_iter().map(|event| (String::from(event.key_id), event.reason)));
+            }
+            Err(Error::UnreadableEvent(unreadable)) => {
+                (position, stepped_over) = (unreadable, stepped_over + 1);
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+        read.len() == 4 && stepped_over == 2
+    });
+    let reason = Some("\u{fffd}".to_owned());
+    let expected = [("a", None), ("b", None), ("a", reason.clone()), ("b", reason)];
+    assert_eq!(read, expected.map(|(id, reason)| (id.to_owned(), reason)));
+    assert_eq!(cache.catch_up(&mut conn).unwrap().unreadable, 2);
+    assert!(cache.contains(&tenant(), &key("a")) && cache.contains(&tenant(), &key("b")));
+}
+
+#[test]
+fn after_an_asynchronous_failover_a_follower_notices_and_the_cache_begins_anew() {
+    let mut pair = Pair::start_new(Replication::Asynchronous).unwrap();
+    let mut conn = PgConnection::establish(&pair.url()).unwrap();
+    migrate(&mut conn).unwrap();
+    KeyRow { id: "kept", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    pair.wait_for_standby().unwrap();
+    let mut standby = PgConnection::establish(&pair.standby.url()).unwrap();
+    let mut cache = DeniedKeys::seed(&mut standby).unwrap();
+    assert!(cache.contains(&tenant(), &key("kept")), "a standby answers too");
+    drop(standby);
+
+    // What the standby never gets.
+    pair.standby.stop().unwrap();
+    KeyRow { id: "lost", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    let mut position = cache.followed_to();
+    eventually("the lost key is followed", || {
+        assert!(!cache.catch_up(&mut conn).unwrap().is_seeded_anew, "the primary is the same place");
+        position = cache.followed_to();
+        cache.contains(&tenant(), &key("lost"))
+    });
+    pair.primary.kill().unwrap();
+    pair.standby.start().unwrap();
+    pair.promote().unwrap();
+
+    let mut conn = PgConnection::establish(&pair.url()).unwrap();
+    KeyRow { id: "new", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    let refused = KeysDriver::new(&mut conn).fetch_key_events_after(position, 100);
+    assert!(matches!(refused, Err(Error::PositionElsewhere)), "{refused:?}");
+    assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+    assert!(!cache.contains(&tenant(), &key("lost")), "it never happened here");
+    assert!(cache.contains(&tenant(), &key("kept")) && cache.contains(&tenant(), &key("new")));
+}
+
+#[test]
+fn a_frozen_key_is_denied_within_50_milliseconds_and_waiting_sends_nothing() {
+    const ROUNDS: usize = 20;
+    let (database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute("ALTER TABLE api_key_events ENABLE TRIGGER api_key_events_notify").unwrap();
+    let mut follower = database.connect().unwrap();
+    let mut listener = KeyEventListener::new(&mut follower).unwrap();
+    let mut cache = DeniedKeys::seed(listener.connection()).unwrap();
+    let mut delays = Vec::new();
+    for round in 0..ROUNDS {
+        let denied = round % 2 == 0;
+        let (conn, delay) = thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                thread::sleep(Duration::from_millis(30));
+                conn.batch_execute(&format!("UPDATE api_keys SET is_frozen = {denied}")).unwrap();
+                Instant::now()
+            });
+            while cache.contains(&tenant(), &key("key")) != denied {
+                // Ten seconds: a poll would be seen.
+                listener.wait(Duration::from_secs(10)).unwrap();
+                cache.catch_up(listener.connection()).unwrap();
+            }
+            ((), writer.join().unwrap().elapsed())
+        });
+        let () = conn;
+        delays.push(delay);
+    }
+    delays.sort();
+    // The median: the machine may be busy.
+    assert!(delays[ROUNDS / 2] < Duration::from_millis(50), "{delays:?}");
+
+    let waited = Instant::now();
+    assert_eq!(listener.wait(Duration::from_millis(80)).unwrap(), Wake::TimedOut);
+    assert!(waited.elapsed() >= Duration::from_millis(80));
+    assert!(waited.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_use_and_a_change_that_is_undone_notify_nobody_and_a_lost_session_is_an_error() {
+    let (database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute("ALTER TABLE api_key_events ENABLE TRIGGER api_key_events_notify").unwrap();
+    let mut follower = database.connect().unwrap();
+    let mut listener = KeyEventListener::new(&mut follower).unwrap();
+    conn.batch_execute(
+        "UPDATE api_keys SET total_requests = 1; BEGIN; UPDATE api_keys SET name = 'x'; ROLLBACK",
+    )
+    .unwrap();
+    assert_eq!(listener.wait(Duration::from_millis(100)).unwrap(), Wake::TimedOut);
+    conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET name = 'y'").unwrap();
+    assert_eq!(listener.wait(Duration::from_secs(10)).unwrap(), Wake::Notified);
+
+    conn.batch_execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    .unwrap();
+    let mut lost = Ok(Wake::Notified);
+    eventually("the loss is seen", || {
+        lost = listener.wait(Duration::from_millis(10));
+        lost.is_err()
+    });
+    assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
+}
+
+#[test]
+fn what_is_younger_than_the_age_or_not_passed_stays() {
+    let (_database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET name = 'y'").unwrap();
+    let head = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
+    conn.batch_execute("UPDATE api_keys SET name = 'z'").unwrap();
+    let count = |conn: &mut PgConnection| api_key_events::table.count().get_result::<i64>(conn).unwrap();
+    let mut keys = KeysDriver::new(&mut conn);
+    let young = keys
+        .compact_key_events(EventPosition::default(), head, Utc::now() - TimeDelta::hours(1), 100)
+        .unwrap();
+    assert_eq!(young.deleted, 0);
+    let one = keys.compact_key_events(EventPosition::default(), head, DateTime::<Utc>::MAX_UTC, 1).unwrap();
+    assert_eq!(one.deleted, 1);
+    let rest = keys.compact_key_events(one.looked_to.unwrap(), head, DateTime::<Utc>::MAX_UTC, 100).unwrap();
+    // The fourth one is the newest, and behind the head.
+    assert_eq!((rest.deleted, count(&mut conn)), (2, 1));
+}

@@ -1,0 +1,53 @@
+PREPARE fetch_key_events_head AS
+SELECT
+  coalesce(
+    (
+      SELECT
+        pg_catalog.hashtextextended(
+          pg_catalog.concat_ws(
+            '.',
+            (SELECT "system_identifier" FROM pg_catalog.pg_control_system()),
+            CASE
+              WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.lpad(
+                pg_catalog.upper(
+                  pg_catalog.to_hex(
+                    greatest(
+                      (SELECT "timeline_id" FROM pg_catalog.pg_control_checkpoint()),
+                      (SELECT "min_recovery_end_timeline" FROM pg_catalog.pg_control_recovery())
+                    )
+                  )
+                ),
+                8,
+                '0'
+              )
+              ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)
+            END,
+            "triggers"
+          ),
+          0
+        ) & 9223372036854775807
+      FROM (
+        SELECT CASE
+          WHEN EXISTS (
+            SELECT
+            FROM pg_catalog.pg_class
+            WHERE "oid" = pg_catalog.to_regclass('api_keys')
+              AND "relkind" IN ('r', 'p')
+          ) THEN (
+            SELECT "oid"
+            FROM pg_catalog.pg_trigger
+            WHERE
+              "tgrelid" = pg_catalog.to_regclass('api_keys')
+              AND "tgname" = '~api_keys_tell'
+              AND "tgenabled" <> 'D'
+          )
+          ELSE 0
+        END AS "triggers"
+      ) AS "here"
+      WHERE "triggers" IS NOT NULL
+    ),
+    0
+  ),
+  pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8;
+
+EXPLAIN EXECUTE fetch_key_events_head;
