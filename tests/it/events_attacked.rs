@@ -313,7 +313,15 @@ fn unqualified(body: &str) -> Vec<String> {
             let is_assignment = operator == "=" && before.ends_with(':');
             let is_star = operator == "*" && (before.trim_end().ends_with('(') || before.ends_with('.'));
             let is_format = operator == "%";
-            if !before.ends_with("OPERATOR(pg_catalog.") && !is_assignment && !is_star && !is_format {
+            // The target of `UPDATE .. SET target = value`.
+            let is_target = operator == "="
+                && before.trim_end().rsplit(' ').nth(1).is_some_and(|word| word.eq_ignore_ascii_case("set"));
+            if !before.ends_with("OPERATOR(pg_catalog.")
+                && !is_assignment
+                && !is_star
+                && !is_format
+                && !is_target
+            {
                 found.push(format!("{operator} after {:?}", &before[before.len().saturating_sub(30)..]));
             }
         } else if symbols[nth].is_alphabetic() || symbols[nth] == '_' {
