@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) changes: AtomicU64,
+    pub(crate) uses: AtomicU64,
     pub(crate) calls: AtomicU64,
     pub(crate) reads: AtomicU64,
     pub(crate) events: AtomicU64,
@@ -37,7 +38,7 @@ impl Counts {
     pub(crate) fn is_good(&self) -> bool {
         let broken =
             [&self.lost, &self.doubled, &self.unacknowledged, &self.skipped, &self.leaked, &self.unexpected];
-        let done = [&self.changes, &self.calls, &self.reads, &self.events, &self.reconnects];
+        let done = [&self.changes, &self.uses, &self.calls, &self.reads, &self.events, &self.reconnects];
         let faults = self.crashes.load(Relaxed) + self.failovers.load(Relaxed);
         broken.iter().all(|count| count.load(Relaxed) == 0)
             && done.iter().all(|count| count.load(Relaxed) > 0)
@@ -49,6 +50,7 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, count) in [
             ("changes acknowledged", &self.changes),
+            ("uses without a transaction", &self.uses),
             ("calls acknowledged", &self.calls),
             ("reads answered", &self.reads),
             ("events followed", &self.events),

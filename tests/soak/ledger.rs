@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use super::{KEYS, POOL, Soak, TENANT, add};
+use super::{COUNTED, KEYS, POOL, Soak, TENANT, add};
 
 diesel::table! {
     /// What the changers committed, written in the same transactions as the changes.
@@ -31,6 +31,8 @@ pub(crate) fn set_up(conn: &mut PgConnection) {
                               frozen_at timestamptz);
          INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash)
          SELECT n, '{TENANT}', n, '', n FROM generate_series(0, {KEYS} - 1) AS n;
+         INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash)
+         VALUES ('{COUNTED}', '{COUNTED}', '', '', '{COUNTED}');
          DO $$ BEGIN
              EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = 20', current_database());
          END $$"
@@ -42,6 +44,7 @@ impl Soak {
     /// Compares the database with what the workers were told.
     pub(crate) fn check(&self, conn: &mut PgConnection) {
         self.check_changes(conn);
+        self.check_uses(conn);
         self.check_calls(conn);
         self.check_events(conn);
         self.check_sessions(conn);
@@ -55,6 +58,7 @@ impl Soak {
             .expect("the ledger");
         let keys: Vec<(String, Option<DateTime<Utc>>, i64)> = api_keys::table
             .select((api_keys::id, api_keys::frozen_at, api_keys::total_requests))
+            .filter(api_keys::tenant_id.eq(TENANT))
             .load(conn)
             .expect("the keys");
 
@@ -83,6 +87,14 @@ impl Soak {
                 (false, _) => add(&self.counts.unacknowledged),
             }
         }
+    }
+
+    fn check_uses(&self, conn: &mut PgConnection) {
+        let counted: i64 =
+            api_keys::table.find(COUNTED).select(api_keys::total_requests).get_result(conn).expect("the key");
+        let (counted, uses) = (counted.unsigned_abs(), self.counts.uses.load(Relaxed));
+        self.counts.lost.fetch_add(uses.saturating_sub(counted), Relaxed);
+        self.counts.doubled.fetch_add(counted.saturating_sub(uses), Relaxed);
     }
 
     fn check_calls(&self, conn: &mut PgConnection) {

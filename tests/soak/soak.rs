@@ -30,6 +30,8 @@ use self::counts::{Counts, add};
 
 const TENANT: &str = "11111111-1111-1111-1111-111111111111";
 const KEYS: u64 = 6;
+/// A key, and a tenant of its own, whose uses are recorded without a transaction.
+const COUNTED: &str = "counted";
 const CHANGERS: u64 = 4;
 const METERS: u64 = 2;
 const POOL: u32 = 8;
@@ -96,6 +98,7 @@ impl Soak {
             for _ in 0..METERS {
                 scope.spawn(|| self.until_over(Self::meter));
             }
+            scope.spawn(|| self.until_over(Self::use_once));
             scope.spawn(|| self.until_over(Self::read));
             scope.spawn(|| self.until_over(Self::follow));
             faults(self);

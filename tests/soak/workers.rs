@@ -10,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 
 use super::ledger::ledger;
-use super::{KEYS, Soak, TENANT, add};
+use super::{COUNTED, KEYS, Soak, TENANT, add};
 
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -79,17 +79,47 @@ impl Soak {
         }
     }
 
-    /// Looks until it is known whether a change was committed: also after the end, so as to know.
     fn happened(&self, n: u64, change: i64) -> Result<bool> {
+        self.find_out(n, |conn| {
+            let there = ledger::table.filter(ledger::change.eq(change));
+            Ok(diesel::select(diesel::dsl::exists(there)).get_result(conn)?)
+        })
+    }
+
+    /// Looks until it is known what happened: also after the end, so as to know.
+    fn find_out<T>(&self, n: u64, look: impl Fn(&mut PgConnection) -> Result<T>) -> Result<T> {
         loop {
-            let ask = |conn: &mut PgConnection| {
-                let there = ledger::table.filter(ledger::change.eq(change));
-                Ok(diesel::select(diesel::dsl::exists(there)).get_result(conn)?)
-            };
-            match self.pool(n).get().map_err(Error::from).and_then(|mut conn| ask(&mut conn)) {
+            match self.pool(n).get().map_err(Error::from).and_then(|mut conn| look(&mut conn)) {
                 Err(error) if error.advice() == Advice::Reconnect => thread::sleep(PAUSE),
                 known => return known,
             }
+        }
+    }
+
+    /// Records a use by a statement that commits by itself. No other worker uses the key, so that its count says
+    /// whether the use happened.
+    pub(crate) fn use_once(&self, n: u64) {
+        let (tenant_id, key_id) = (TenantId::from(COUNTED), KeyId::from(COUNTED));
+        let used = KeyUse { tenant_id, key_id, count: 1, at: DateTime::UNIX_EPOCH };
+        let known =
+            self.insist(n, |conn| match KeysDriver::new(conn).record_key_uses(std::slice::from_ref(&used)) {
+                Err(error) if error.advice() == Advice::CheckOutcome => {
+                    add(&self.counts.unknown_commits);
+                    Ok(false)
+                }
+                recorded => recorded.map(|_| true),
+            });
+        let recorded = known.is_some_and(|known| {
+            known || {
+                let counted = self.find_out(n, |conn| {
+                    let key = KeysDriver::new(conn).fetch_key_by_id(&used.tenant_id, &used.key_id)?;
+                    Ok(key.expect("the key").total_requests.unsigned_abs())
+                });
+                counted.expect("the count of uses") > self.counts.uses.load(Relaxed)
+            }
+        });
+        if recorded {
+            add(&self.counts.uses);
         }
     }
 
