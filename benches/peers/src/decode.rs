@@ -1,4 +1,4 @@
-//! PostgreSQL's binary format, by hand: for libpq, and where a peer's own types are not this crate's.
+//! PostgreSQL's binary format, by hand: for libpq, and where a peer has no type for it.
 
 use bigdecimal::BigDecimal;
 use bigdecimal::num_bigint::BigInt;
@@ -16,6 +16,19 @@ pub fn time(bytes: &[u8]) -> DateTime<Utc> {
 
 pub fn time_to_bytes(time: DateTime<Utc>) -> [u8; 8] {
     (time.timestamp_micros() - MICROS_1970_TO_2000).to_be_bytes()
+}
+
+/// An array of one dimension, without NULLs.
+pub fn times_to_bytes(times: &[DateTime<Utc>]) -> Vec<u8> {
+    const TIMESTAMPTZ: i32 = 1184;
+
+    let length = i32::try_from(times.len()).unwrap();
+    let mut bytes: Vec<u8> = [1, 0, TIMESTAMPTZ, length, 1].into_iter().flat_map(i32::to_be_bytes).collect();
+    for &time in times {
+        bytes.extend(8_i32.to_be_bytes());
+        bytes.extend(time_to_bytes(time));
+    }
+    bytes
 }
 
 pub fn text(bytes: &[u8]) -> String {

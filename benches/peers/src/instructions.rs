@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::contender;
+use crate::contenders;
 use crate::data::{TENANT_KEYS, key, tenant};
 
 pub const OPERATIONS: [&str; 2] = ["one key", "page of 50"];
@@ -11,7 +11,7 @@ const MANY: usize = 1_100;
 
 /// What the counted process does: the operation, so many times.
 pub fn run(url: &str, name: &str, operation: &str, calls: usize) {
-    let mut contender = contender::connect(name, url);
+    let mut contender = contenders::connect(name, url);
     let (tenant_id, key_id) = (tenant(TENANT_KEYS), key(TENANT_KEYS, 7));
     for _ in 0..calls {
         match operation {

@@ -1,6 +1,6 @@
-//! libpq by hand: prepared once, binary parameters and results, decoded into this crate's structs.
+//! libpq by hand: prepared once, binary parameters and results, decoded into plain structs.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 
@@ -8,17 +8,21 @@ use api_keys_driver::{KeyId, KeySnapshot, KeyUsageSnapshot, TenantId, UsageBucke
 use chrono::{DateTime, Utc};
 use pq_sys::{
     ConnStatusType, ExecStatusType, PGconn, PGresult, PQclear, PQconnectdb, PQerrorMessage, PQexec,
-    PQexecPrepared, PQfinish, PQgetisnull, PQgetlength, PQgetvalue, PQntuples, PQprepare, PQresultStatus,
-    PQstatus,
+    PQexecPrepared, PQfinish, PQgetisnull, PQgetlength, PQgetvalue, PQntuples, PQresultStatus, PQstatus,
 };
 
+use crate::answer::{Answer, Key, Usage};
 use crate::contender::Contender;
+use crate::sql::Statement;
 use crate::{decode, sql};
+
+/// A value in the binary format, or NULL.
+type Value<'a> = Option<&'a [u8]>;
 
 pub struct Libpq {
     conn: *mut PGconn,
-    /// The server's names of the statements, by the address of their text.
-    statements: HashMap<*const u8, CString>,
+    /// The names of the statements that are prepared.
+    statements: HashSet<&'static str>,
 }
 
 struct Rows(*mut PGresult);
@@ -29,7 +33,7 @@ impl Libpq {
         // SAFETY: libpq copies what it keeps of the URL.
         let conn = unsafe { PQconnectdb(url.as_ptr()) };
         assert_eq!(unsafe { PQstatus(conn) }, ConnStatusType::CONNECTION_OK);
-        Self { conn, statements: HashMap::new() }
+        Self { conn, statements: HashSet::new() }
     }
 
     fn rows(&self, result: *mut PGresult) -> Rows {
@@ -45,17 +49,13 @@ impl Libpq {
         self.rows(unsafe { PQexec(self.conn, sql.as_ptr()) });
     }
 
-    fn query<const N: usize>(&mut self, sql: &'static str, values: [&[u8]; N]) -> Rows {
-        if !self.statements.contains_key(&sql.as_ptr()) {
-            let name = CString::new(format!("s{}", self.statements.len())).unwrap();
-            let text = CString::new(sql).unwrap();
-            // SAFETY: both texts end with a NUL, and libpq copies them.
-            self.rows(unsafe { PQprepare(self.conn, name.as_ptr(), text.as_ptr(), 0, ptr::null()) });
-            self.statements.insert(sql.as_ptr(), name);
+    fn query<const N: usize>(&mut self, statement: &Statement, values: [Value<'_>; N]) -> Rows {
+        if self.statements.insert(statement.name) {
+            self.simple(&CString::new(statement.prepare).unwrap());
         }
-        let name = &self.statements[&sql.as_ptr()];
-        let pointers = values.map(|value| value.as_ptr().cast::<c_char>());
-        let lengths = values.map(|value| i32::try_from(value.len()).unwrap());
+        let name = CString::new(statement.name).unwrap();
+        let pointers = values.map(|value| value.map_or(ptr::null(), |bytes| bytes.as_ptr().cast::<c_char>()));
+        let lengths = values.map(|value| i32::try_from(value.map_or(0, <[u8]>::len)).unwrap());
         let formats = [1; N];
         // SAFETY: `N` values, lengths and formats, which live until the call returns.
         let result = unsafe {
@@ -103,45 +103,55 @@ impl Rows {
         }
     }
 
-    fn key(&self, row: i32) -> KeySnapshot {
+    /// A key whose row has its tenant behind its id.
+    fn key(&self, row: i32) -> Key {
+        self.key_of(decode::text(self.get(row, 1).unwrap()), row, 2)
+    }
+
+    /// A key whose columns but for its ids begin with the `nth`.
+    fn key_of(&self, tenant_id: String, row: i32, nth: i32) -> Key {
         let text = |column| decode::text(self.get(row, column).unwrap());
         let time = |column| self.get(row, column).map(decode::time);
-        KeySnapshot {
-            id: text(0).into(),
-            tenant_id: text(1).into(),
-            name: text(2),
-            key_prefix: text(3),
-            status: text(4),
-            is_frozen: self.get(row, 5).unwrap()[0] == 1,
-            frozen_at: time(6),
-            created_at: time(7).unwrap(),
-            last_used_at: time(8),
-            expires_at: time(9),
-            total_requests: decode::int8(self.get(row, 10).unwrap()),
+        let is = |column| self.get(row, column).unwrap()[0] == 1;
+        Key {
+            id: text(0),
+            tenant_id,
+            name: text(nth),
+            key_prefix: text(nth + 1),
+            status: text(nth + 2),
+            is_frozen: is(nth + 3),
+            frozen_at: time(nth + 4),
+            created_at: time(nth + 5).unwrap(),
+            last_used_at: time(nth + 6),
+            expires_at: time(nth + 7),
+            total_requests: decode::int8(self.get(row, nth + 8).unwrap()),
+            is_synthetic: is(nth + 9),
+            revision: decode::int8(self.get(row, nth + 10).unwrap()),
         }
     }
 
-    fn usage(&self, row: i32, column: i32) -> KeyUsageSnapshot {
-        KeyUsageSnapshot {
+    fn usage(&self, row: i32, column: i32) -> Usage {
+        Usage {
             request_count: decode::int8(self.get(row, column).unwrap()),
-            spend_cents: self.get(row, column + 1).map(decode::numeric).unwrap_or_default(),
+            spend_cents: decode::numeric(self.get(row, column + 1).unwrap()),
+            is_rounded: self.get(row, column + 2).unwrap()[0] == 1,
         }
     }
 }
 
-fn bytes(id: &impl AsRef<str>) -> &[u8] {
-    id.as_ref().as_bytes()
+fn bytes(id: &impl AsRef<str>) -> Value<'_> {
+    Some(id.as_ref().as_bytes())
 }
 
 impl Contender for Libpq {
-    fn one_key(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Option<KeySnapshot> {
+    fn one_key(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Answer<Option<KeySnapshot>> {
         let rows = self.query(&sql::ONE_KEY, [bytes(tenant_id), bytes(key_id)]);
-        (rows.len() == 1).then(|| rows.key(0))
+        Answer::Peer((rows.len() == 1).then(|| rows.key(0)))
     }
 
-    fn page(&mut self, tenant_id: &TenantId, limit: u32) -> Vec<KeySnapshot> {
-        let rows = self.query(&sql::PAGE, [bytes(tenant_id), &i64::from(limit).to_be_bytes()]);
-        (0..rows.len()).map(|row| rows.key(row)).collect()
+    fn page(&mut self, tenant_id: &TenantId, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let rows = self.query(&sql::PAGE, [bytes(tenant_id), Some(&i64::from(limit).to_be_bytes())]);
+        Answer::Peer((0..rows.len()).map(|row| rows.key_of(tenant_id.to_string(), row, 1)).collect())
     }
 
     fn page_with_usage(
@@ -149,47 +159,55 @@ impl Contender for Libpq {
         tenant_id: &TenantId,
         limit: u32,
         since: DateTime<Utc>,
-    ) -> Vec<(KeySnapshot, KeyUsageSnapshot)> {
-        let limit = i64::from(limit).to_be_bytes();
-        let rows =
-            self.query(&sql::PAGE_WITH_USAGE, [bytes(tenant_id), &limit, &decode::time_to_bytes(since)]);
-        (0..rows.len()).map(|row| (rows.key(row), rows.usage(row, 11))).collect()
+    ) -> Answer<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
+        let (since, limit) = (decode::time_to_bytes(since), i64::from(limit).to_be_bytes());
+        let values = [bytes(tenant_id), Some(&since[..]), bytes(tenant_id), Some(&limit)];
+        let rows = self.query(&sql::PAGE_WITH_USAGE, values);
+        let key = |row| (rows.key_of(tenant_id.to_string(), row, 1), rows.usage(row, 12));
+        Answer::Peer((0..rows.len()).map(key).collect())
     }
 
-    fn count(&mut self, tenant_id: &TenantId) -> i64 {
-        decode::int8(self.query(&sql::COUNT, [bytes(tenant_id)]).get(0, 0).unwrap())
+    fn count(&mut self, tenant_id: &TenantId) -> Answer<i64> {
+        Answer::Peer(decode::int8(self.query(&sql::COUNT, [bytes(tenant_id)]).get(0, 0).unwrap()))
     }
 
-    fn count_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> i64 {
+    fn count_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> Answer<i64> {
         let bound = i64::from(bound).to_be_bytes();
-        decode::int8(self.query(&sql::COUNT_UP_TO, [bytes(tenant_id), &bound]).get(0, 0).unwrap())
+        let rows = self.query(&sql::COUNT_UP_TO, [bytes(tenant_id), Some(&bound)]);
+        Answer::Peer(decode::int8(rows.get(0, 0).unwrap()))
     }
 
-    fn usage(&mut self, tenant_id: &TenantId, key_id: &KeyId, since: DateTime<Utc>) -> KeyUsageSnapshot {
+    fn usage(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+        since: DateTime<Utc>,
+    ) -> Answer<KeyUsageSnapshot> {
         let since = decode::time_to_bytes(since);
-        self.query(sql::USAGE, [bytes(tenant_id), bytes(key_id), &since]).usage(0, 0)
+        Answer::Peer(self.query(&sql::USAGE, [bytes(tenant_id), bytes(key_id), Some(&since)]).usage(0, 0))
     }
 
     fn series(
         &mut self,
         tenant_id: &TenantId,
         key_id: &KeyId,
-        from: DateTime<Utc>,
-        to: DateTime<Utc>,
-    ) -> Vec<UsageBucket> {
-        let (from, to) = (decode::time_to_bytes(from), decode::time_to_bytes(to));
-        let rows = self.query(sql::SERIES, [bytes(tenant_id), bytes(key_id), &from, &to]);
-        let bucket =
-            |row| UsageBucket { start: decode::time(rows.get(row, 0).unwrap()), usage: rows.usage(row, 1) };
-        (0..rows.len()).map(bucket).collect()
+        hours: &[DateTime<Utc>],
+    ) -> Answer<Vec<UsageBucket>> {
+        let boundaries = decode::times_to_bytes(hours);
+        let rows = self.query(&sql::SERIES, [bytes(tenant_id), bytes(key_id), Some(&boundaries)]);
+        Answer::Peer(
+            (0..).zip(&hours[1..]).zip(hours).map(|((row, _), start)| (*start, rows.usage(row, 0))).collect(),
+        )
     }
 
-    fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> KeySnapshot {
+    fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Answer<KeySnapshot> {
         self.simple(c"BEGIN");
         let key = self.query(&sql::LOCK, [bytes(tenant_id), bytes(key_id)]).key(0);
-        let now = decode::time_to_bytes(now);
-        let key = self.query(&sql::FREEZE, [bytes(&key.tenant_id), bytes(&key.id), &now]).key(0);
+        let (now, revision) = (decode::time_to_bytes(now), key.revision.to_be_bytes());
+        let values =
+            [Some(&[1][..]), Some(&now), None, None, bytes(&key.tenant_id), bytes(&key.id), Some(&revision)];
+        let key = self.query(&sql::FREEZE, values).key(0);
         self.simple(c"COMMIT");
-        key
+        Answer::Peer(key)
     }
 }

@@ -4,8 +4,10 @@
 //! `--full` loads up to 1,000,000 keys of a tenant and 10,000,000 calls of a key; `--no-write` only prints;
 //! `--only <words>` times the operations whose name holds them, and prints those.
 
+mod answer;
 mod chart;
 mod contender;
+mod contenders;
 mod data;
 mod decode;
 mod instructions;
@@ -25,6 +27,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::PgConnection;
 use diesel::r2d2::{ConnectionManager, Pool};
 
+use crate::answer::{Answer, Plain};
 use crate::contender::Contender;
 use crate::data::{Sizes, TENANT_KEYS, called, key, now, tenant};
 use crate::timing::{Spinners, Timing};
@@ -75,7 +78,9 @@ fn main() {
     };
     let budget = Duration::from_millis(if has("--quick") { 400 } else { 4_000 });
 
-    let database = throwaway_postgres::empty().and_then(|empty| empty.prepare(api_keys_driver::migrate)).expect("a throwaway server");
+    let database = throwaway_postgres::empty()
+        .and_then(|empty| empty.prepare(api_keys_driver::migrate))
+        .expect("a throwaway server");
     let url = database.url();
     eprintln!("loading {:?} keys of a tenant, {:?} calls of a key", sizes.keys, sizes.calls);
     data::load(url, &sizes);
@@ -88,7 +93,7 @@ fn main() {
     eprintln!("counting instructions");
     let instructions = instructions::OPERATIONS.map(|operation| Instructions {
         operation,
-        counts: contender::NAMES.iter().map(|name| instructions::count(url, name, operation)).collect(),
+        counts: contenders::NAMES.iter().map(|name| instructions::count(url, name, operation)).collect(),
     });
     let spinners = Spinners::start();
     let rows = race_peers(url, budget, "");
@@ -119,18 +124,19 @@ type Operation<'a> = (&'static str, Box<dyn Fn(&mut dyn Contender) -> String + '
 fn operations<'a>() -> Vec<Operation<'a>> {
     let (tenant_id, one) = (tenant(TENANT_KEYS), key(TENANT_KEYS, TENANT_KEYS / 2));
     let (caller, since) = (tenant(10_000), now() - TimeDelta::days(1));
+    let hours: Vec<_> = (0..=24).map(|hour| since + TimeDelta::hours(hour)).collect();
     let cold = (tenant(TENANT_KEYS), key(TENANT_KEYS, 5));
     let ever: DateTime<Utc> = DateTime::UNIX_EPOCH;
-    fn operation<'a, T: std::fmt::Debug>(
+    fn operation<'a, T: Plain>(
         name: &'static str,
-        call: impl Fn(&mut dyn Contender) -> T + 'a,
+        call: impl Fn(&mut dyn Contender) -> Answer<T> + 'a,
     ) -> Operation<'a> {
         // The answer is told only where it is compared: writing it down takes longer than getting it.
         (
             name,
             Box::new(move |contender| {
                 let answer = std::hint::black_box(call(contender));
-                if COMPARING.get() { format!("{answer:?}") } else { String::new() }
+                if COMPARING.get() { answer.told() } else { String::new() }
             }),
         )
     }
@@ -151,9 +157,7 @@ fn operations<'a>() -> Vec<Operation<'a>> {
         operation("usage, hot key (100,000 calls)", move |contender| {
             contender.usage(&caller2, &called(100_000), ever)
         }),
-        operation("series, 24 hours", move |contender| {
-            contender.series(&caller3, &called(100_000), since, now())
-        }),
+        operation("series, 24 hours", move |contender| contender.series(&caller3, &called(100_000), &hours)),
         operation("lock + freeze + commit", move |contender| contender.freeze(&t7, &one2, now())),
     ]
 }
@@ -170,7 +174,7 @@ fn race_peers(url: &str, budget: Duration, words: &str) -> Vec<Row> {
     for heat in 1..=HEATS {
         eprintln!("heat {heat} of {HEATS}");
         let mut contenders: Vec<Box<dyn Contender>> =
-            contender::NAMES.iter().map(|name| contender::connect(name, url)).collect();
+            contenders::NAMES.iter().map(|name| contenders::connect(name, url)).collect();
         for (operation, call) in operations().into_iter().filter(|(name, _)| name.contains(words)) {
             COMPARING.set(true);
             let answers: Vec<String> =
@@ -205,7 +209,7 @@ fn race_threads(url: &str, slice: Duration) -> Vec<Threads> {
     let alone = || -> Box<dyn FnMut()> {
         let (mut libpq, tenant_id, one) =
             (libpq::Libpq::connect(url), tenant(TENANT_KEYS), key(TENANT_KEYS, 7));
-        Box::new(move || assert!(libpq.one_key(&tenant_id, &one).is_some()))
+        Box::new(move || assert!(matches!(libpq.one_key(&tenant_id, &one), Answer::Peer(Some(_)))))
     };
     let median = |mut rates: Vec<f64>| {
         rates.sort_by(f64::total_cmp);

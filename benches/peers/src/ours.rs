@@ -1,9 +1,12 @@
+//! This crate, as an engine uses it.
+
 use api_keys_driver::{
     Bucket, Error, KeyId, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page, TenantId, UsageBucket,
 };
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 
+use crate::answer::Answer;
 use crate::contender::Contender;
 
 pub struct Ours(pub PgConnection);
@@ -15,12 +18,12 @@ impl Ours {
 }
 
 impl Contender for Ours {
-    fn one_key(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Option<KeySnapshot> {
-        KeysDriver::new(&mut self.0).fetch_key_by_id(tenant_id, key_id).unwrap()
+    fn one_key(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Answer<Option<KeySnapshot>> {
+        Answer::Ours(KeysDriver::new(&mut self.0).fetch_key_by_id(tenant_id, key_id).unwrap())
     }
 
-    fn page(&mut self, tenant_id: &TenantId, limit: u32) -> Vec<KeySnapshot> {
-        KeysDriver::new(&mut self.0).fetch_keys(tenant_id, Page { limit, offset: 0 }).unwrap()
+    fn page(&mut self, tenant_id: &TenantId, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        Answer::Ours(KeysDriver::new(&mut self.0).fetch_keys(tenant_id, Page { limit, offset: 0 }).unwrap())
     }
 
     fn page_with_usage(
@@ -28,38 +31,41 @@ impl Contender for Ours {
         tenant_id: &TenantId,
         limit: u32,
         since: DateTime<Utc>,
-    ) -> Vec<(KeySnapshot, KeyUsageSnapshot)> {
-        KeysDriver::new(&mut self.0)
-            .fetch_keys_with_usage(tenant_id, Page { limit, offset: 0 }, since)
-            .unwrap()
+    ) -> Answer<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
+        let page = Page { limit, offset: 0 };
+        Answer::Ours(KeysDriver::new(&mut self.0).fetch_keys_with_usage(tenant_id, since, page).unwrap())
     }
 
-    fn count(&mut self, tenant_id: &TenantId) -> i64 {
-        KeysDriver::new(&mut self.0).count_keys(tenant_id).unwrap()
+    fn count(&mut self, tenant_id: &TenantId) -> Answer<i64> {
+        Answer::Ours(KeysDriver::new(&mut self.0).count_keys(tenant_id).unwrap())
     }
 
-    fn count_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> i64 {
-        KeysDriver::new(&mut self.0).count_keys_up_to(tenant_id, bound).unwrap()
+    fn count_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> Answer<i64> {
+        Answer::Ours(KeysDriver::new(&mut self.0).count_keys_up_to(tenant_id, bound).unwrap())
     }
 
-    fn usage(&mut self, tenant_id: &TenantId, key_id: &KeyId, since: DateTime<Utc>) -> KeyUsageSnapshot {
-        KeysDriver::new(&mut self.0).fetch_key_usage(tenant_id, key_id, since).unwrap()
+    fn usage(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+        since: DateTime<Utc>,
+    ) -> Answer<KeyUsageSnapshot> {
+        Answer::Ours(KeysDriver::new(&mut self.0).fetch_key_usage(tenant_id, key_id, since).unwrap())
     }
 
     fn series(
         &mut self,
         tenant_id: &TenantId,
         key_id: &KeyId,
-        from: DateTime<Utc>,
-        to: DateTime<Utc>,
-    ) -> Vec<UsageBucket> {
-        KeysDriver::new(&mut self.0)
-            .fetch_key_usage_series(tenant_id, key_id, from..to, Bucket::Hour)
-            .unwrap()
+        hours: &[DateTime<Utc>],
+    ) -> Answer<Vec<UsageBucket>> {
+        let range = hours[0]..hours[hours.len() - 1];
+        let mut keys = KeysDriver::new(&mut self.0);
+        Answer::Ours(keys.fetch_key_usage_series(tenant_id, key_id, range, Bucket::Hour).unwrap())
     }
 
-    fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> KeySnapshot {
-        freeze(&mut self.0, tenant_id, key_id, now)
+    fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Answer<KeySnapshot> {
+        Answer::Ours(freeze(&mut self.0, tenant_id, key_id, now))
     }
 }
 

@@ -8,6 +8,7 @@ use diesel::dsl::{count_star, sum};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Numeric, Text, Timestamptz};
 
+use crate::answer::{Answer, Key, Usage};
 use crate::contender::Contender;
 
 pub struct PlainDiesel(PgConnection);
@@ -16,6 +17,37 @@ impl PlainDiesel {
     pub fn connect(url: &str) -> Self {
         Self(PgConnection::establish(url).unwrap())
     }
+
+    fn keys(&mut self, tenant_id: &TenantId, limit: u32) -> Vec<Key> {
+        api_keys::table
+            .filter(api_keys::tenant_id.eq(tenant_id))
+            .order((api_keys::created_at.desc(), api_keys::id.desc()))
+            .limit(limit.into())
+            .offset(0)
+            .select(Key::as_select())
+            .load(&mut self.0)
+            .unwrap()
+    }
+
+    fn keys_of(&mut self, tenant_id: &TenantId) -> i64 {
+        api_keys::table.filter(api_keys::tenant_id.eq(tenant_id)).count().get_result(&mut self.0).unwrap()
+    }
+
+    fn usage_of(&mut self, tenant_id: &TenantId, key_id: &str, since: DateTime<Utc>) -> Usage {
+        let (count, sum) = proxy_calls::table
+            .filter(proxy_calls::tenant_id.eq(tenant_id))
+            .filter(proxy_calls::api_key_id.eq(key_id))
+            .filter(proxy_calls::created_at.ge(since))
+            .select((count_star(), sum(proxy_calls::cost_cents)))
+            .get_result(&mut self.0)
+            .unwrap();
+        exact(count, sum)
+    }
+}
+
+/// A plain sum rounds no end of its range.
+fn exact(request_count: i64, spend: Option<BigDecimal>) -> Usage {
+    Usage { request_count, spend_cents: spend.unwrap_or_default(), is_rounded: false }
 }
 
 #[derive(QueryableByName)]
@@ -29,25 +61,19 @@ struct Hour {
 }
 
 impl Contender for PlainDiesel {
-    fn one_key(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Option<KeySnapshot> {
-        api_keys::table
+    fn one_key(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Answer<Option<KeySnapshot>> {
+        let key = api_keys::table
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::id.eq(key_id))
-            .select(KeySnapshot::as_select())
+            .select(Key::as_select())
             .first(&mut self.0)
             .optional()
-            .unwrap()
+            .unwrap();
+        Answer::Peer(key)
     }
 
-    fn page(&mut self, tenant_id: &TenantId, limit: u32) -> Vec<KeySnapshot> {
-        api_keys::table
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .order((api_keys::created_at.desc(), api_keys::id.desc()))
-            .limit(limit.into())
-            .offset(0)
-            .select(KeySnapshot::as_select())
-            .load(&mut self.0)
-            .unwrap()
+    fn page(&mut self, tenant_id: &TenantId, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        Answer::Peer(self.keys(tenant_id, limit))
     }
 
     fn page_with_usage(
@@ -55,41 +81,39 @@ impl Contender for PlainDiesel {
         tenant_id: &TenantId,
         limit: u32,
         since: DateTime<Utc>,
-    ) -> Vec<(KeySnapshot, KeyUsageSnapshot)> {
-        let keys = self.page(tenant_id, limit).into_iter();
-        keys.map(|key| {
-            let usage = self.usage(tenant_id, &key.id, since);
+    ) -> Answer<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
+        let keys = self.keys(tenant_id, limit).into_iter();
+        let keys = keys.map(|key| {
+            let usage = self.usage_of(tenant_id, &key.id, since);
             (key, usage)
-        })
-        .collect()
+        });
+        Answer::Peer(keys.collect())
     }
 
-    fn count(&mut self, tenant_id: &TenantId) -> i64 {
-        api_keys::table.filter(api_keys::tenant_id.eq(tenant_id)).count().get_result(&mut self.0).unwrap()
+    fn count(&mut self, tenant_id: &TenantId) -> Answer<i64> {
+        Answer::Peer(self.keys_of(tenant_id))
     }
 
-    fn count_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> i64 {
-        self.count(tenant_id).min(bound.into())
+    fn count_up_to(&mut self, tenant_id: &TenantId, bound: u32) -> Answer<i64> {
+        Answer::Peer(self.keys_of(tenant_id).min(bound.into()))
     }
 
-    fn usage(&mut self, tenant_id: &TenantId, key_id: &KeyId, since: DateTime<Utc>) -> KeyUsageSnapshot {
-        let (request_count, spend_cents) = proxy_calls::table
-            .filter(proxy_calls::tenant_id.eq(tenant_id))
-            .filter(proxy_calls::api_key_id.eq(key_id))
-            .filter(proxy_calls::created_at.ge(since))
-            .select((count_star(), sum(proxy_calls::cost_cents)))
-            .get_result::<(i64, Option<BigDecimal>)>(&mut self.0)
-            .unwrap();
-        KeyUsageSnapshot { request_count, spend_cents: spend_cents.unwrap_or_default() }
+    fn usage(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+        since: DateTime<Utc>,
+    ) -> Answer<KeyUsageSnapshot> {
+        Answer::Peer(self.usage_of(tenant_id, key_id.as_str(), since))
     }
 
     fn series(
         &mut self,
         tenant_id: &TenantId,
         key_id: &KeyId,
-        from: DateTime<Utc>,
-        to: DateTime<Utc>,
-    ) -> Vec<UsageBucket> {
+        hours: &[DateTime<Utc>],
+    ) -> Answer<Vec<UsageBucket>> {
+        let (from, to) = (hours[0], hours[hours.len() - 1]);
         let hours: Vec<Hour> = diesel::sql_query(
             "SELECT start, count(id), sum(cost_cents)
              FROM generate_series($3, $4 - interval '1 microsecond', interval '1 hour') AS start
@@ -103,30 +127,29 @@ impl Contender for PlainDiesel {
         .bind::<Timestamptz, _>(to)
         .load(&mut self.0)
         .unwrap();
-        let usage = |hour: &mut Hour| KeyUsageSnapshot {
-            request_count: hour.count,
-            spend_cents: hour.sum.take().unwrap_or_default(),
-        };
-        hours.into_iter().map(|mut hour| UsageBucket { start: hour.start, usage: usage(&mut hour) }).collect()
+        let read = |hour: Hour| (hour.start, exact(hour.count, hour.sum));
+        Answer::Peer(hours.into_iter().map(read).collect())
     }
 
-    fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> KeySnapshot {
-        self.0
+    fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Answer<KeySnapshot> {
+        let frozen = self
+            .0
             .transaction(|conn| {
-                let key: KeySnapshot = api_keys::table
+                let key: Key = api_keys::table
                     .filter(api_keys::tenant_id.eq(tenant_id))
                     .filter(api_keys::id.eq(key_id))
-                    .select(KeySnapshot::as_select())
+                    .select(Key::as_select())
                     .for_no_key_update()
                     .get_result(conn)?;
                 diesel::update(api_keys::table)
                     .filter(api_keys::tenant_id.eq(&key.tenant_id))
                     .filter(api_keys::id.eq(&key.id))
                     .set((api_keys::is_frozen.eq(true), api_keys::frozen_at.eq(now)))
-                    .returning(KeySnapshot::as_returning())
+                    .returning(Key::as_returning())
                     .get_result(conn)
             })
             .map_err(|error: diesel::result::Error| error)
-            .unwrap()
+            .unwrap();
+        Answer::Peer(frozen)
     }
 }

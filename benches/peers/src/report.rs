@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use crate::chart::{self, thousands, time};
 use crate::data::Sizes;
 use crate::scaling::Line;
-use crate::{Instructions, Row, Threads, contender};
+use crate::{Instructions, Row, Threads, contenders};
 
 pub struct Report<'a> {
     pub server: String,
@@ -30,7 +30,7 @@ impl Report<'_> {
              Machine: {}, {}, over a Unix socket; one connection a contender.\n\n\
              Each operation is timed in turns of at most 24 calls, every contender in the same run, on prepared \
              statements, with every processor kept awake by a thread of idle priority. libpq is used by hand: \
-             binary parameters and results, decoded into the same structs. libpq, the postgres crate and sqlx send \
+             binary parameters and results, every column decoded into a plain struct. libpq, the postgres crate and sqlx send \
              this crate's statements, so the difference is the client; plain Diesel is the code that its guide \
              leads to, with the statements that it makes. All answers are compared before they are timed.\n\n",
             if self.full { " -- --full" } else { "" },
@@ -46,7 +46,7 @@ impl Report<'_> {
 
     fn client(&self, text: &mut String) {
         text.push_str("\n## The client's own work\n\nInstructions a call in the client's process, counted by callgrind as the difference between 1,100 and 100 calls.\n\n");
-        header(text, "operation", contender::NAMES.iter().map(|name| (*name).to_owned()));
+        header(text, "operation", contenders::NAMES.iter().map(|name| (*name).to_owned()));
         for counted in self.instructions {
             let count = |count: &Option<u64>| count.map_or("not counted".to_owned(), thousands);
             line(text, counted.operation, counted.counts.iter().map(count));
@@ -96,19 +96,19 @@ impl Report<'_> {
 pub fn peers(rows: &[Row]) -> String {
     let mut text = String::new();
     text.push_str("## Against libpq by hand\n\nRatio of medians, and in brackets of the tenth percentiles, which noise moves least; each the median of five heats on fresh connections. Below 1 is faster than libpq.\n\n");
-    header(&mut text, "operation", contender::NAMES[1..].iter().map(|name| (*name).to_owned()));
+    header(&mut text, "operation", contenders::NAMES[1..].iter().map(|name| (*name).to_owned()));
     for row in rows {
         let ratio = |nth: usize| {
             let of_medians = row.median(|heat| heat[nth].median / heat[0].median);
             let of_tenths = row.median(|heat| heat[nth].tenth / heat[0].tenth);
             format!("{of_medians:.2} ({of_tenths:.2})")
         };
-        line(&mut text, row.operation, (1..contender::NAMES.len()).map(ratio));
+        line(&mut text, row.operation, (1..contenders::NAMES.len()).map(ratio));
     }
     text.push_str("\nThe medians themselves:\n\n");
-    header(&mut text, "operation", contender::NAMES.iter().map(|name| (*name).to_owned()));
+    header(&mut text, "operation", contenders::NAMES.iter().map(|name| (*name).to_owned()));
     for row in rows {
-        let medians = (0..contender::NAMES.len()).map(|nth| row.median(|heat| heat[nth].median));
+        let medians = (0..contenders::NAMES.len()).map(|nth| row.median(|heat| heat[nth].median));
         line(&mut text, row.operation, medians.map(time));
     }
     text

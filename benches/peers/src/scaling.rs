@@ -50,7 +50,7 @@ pub fn by_keys(url: &str, sizes: &Sizes, budget: Duration) -> Vec<Line> {
             drop(keys.fetch_keys(&tenant(size), page(50, size - 50)).unwrap());
         }),
         line("page of 50 with usage", &|keys, size| {
-            drop(keys.fetch_keys_with_usage(&tenant(size), page(50, 0), since).unwrap());
+            drop(keys.fetch_keys_with_usage(&tenant(size), since, page(50, 0)).unwrap());
         }),
         line("count up to 100", &|keys, size| {
             keys.count_keys_up_to(&tenant(size), 100).unwrap();

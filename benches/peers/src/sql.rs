@@ -1,52 +1,38 @@
-//! The statements by hand: those of this crate, so that what is compared is the client.
+//! This crate's statements, from the files with which its tests compare what it sends, so that what is compared here is the
+//! client.
 
 use std::sync::LazyLock;
 
-const COLUMNS: &str = "id, tenant_id, name, key_prefix, status, is_frozen, frozen_at, created_at, last_used_at, \
-                       expires_at, total_requests";
-const AT_ANY_TIME: &str =
-    "created_at BETWEEN (SELECT timestamptz '-infinity') AND (SELECT timestamptz 'infinity')";
-const NEWEST_FIRST: &str = "ORDER BY created_at DESC, id DESC";
+pub struct Statement {
+    /// `PREPARE <name> (<types>) AS <sql>`.
+    pub prepare: &'static str,
+    pub name: &'static str,
+    pub types: Vec<&'static str>,
+    pub sql: &'static str,
+}
 
-pub static ONE_KEY: LazyLock<String> =
-    LazyLock::new(|| format!("SELECT {COLUMNS} FROM api_keys WHERE tenant_id = $1 AND id = $2"));
+fn of(file: &'static str) -> Statement {
+    let (prepare, _) = file.split_once(";\n\nEXPLAIN").expect("how to explain it");
+    let (head, sql) = prepare.split_once(" AS\n").expect("a statement");
+    let (name, types) = head.trim_start_matches("PREPARE ").split_once(" (").expect("types");
+    Statement { prepare, name, types: types.trim_end_matches(')').split(", ").collect(), sql }
+}
 
-pub static PAGE: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT {COLUMNS} FROM api_keys WHERE tenant_id = $1 AND {AT_ANY_TIME} {NEWEST_FIRST} LIMIT (SELECT $2::int8)"
-    )
-});
+macro_rules! statements {
+    ($($name:ident = $file:literal;)*) => {$(
+        pub static $name: LazyLock<Statement> =
+            LazyLock::new(|| of(include_str!(concat!("../../../tests/it/sql/", $file, ".sql"))));
+    )*};
+}
 
-pub static PAGE_WITH_USAGE: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT keys.*, calls.* FROM ({}) AS keys CROSS JOIN LATERAL (SELECT count(*), sum(cost_cents) FROM proxy_calls \
-         WHERE proxy_calls.tenant_id = $1 AND api_key_id = keys.id AND proxy_calls.created_at >= $3) AS calls \
-         {NEWEST_FIRST}",
-        *PAGE
-    )
-});
-
-pub static COUNT: LazyLock<String> =
-    LazyLock::new(|| format!("SELECT count(*) FROM api_keys WHERE tenant_id = $1 AND {AT_ANY_TIME}"));
-
-pub static COUNT_UP_TO: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT count(*) FROM (SELECT FROM api_keys WHERE tenant_id = $1 AND {AT_ANY_TIME} LIMIT (SELECT $2::int8)) AS counted"
-    )
-});
-
-pub const USAGE: &str = "SELECT count(*), sum(cost_cents) FROM proxy_calls \
-                         WHERE tenant_id = $1 AND api_key_id = $2 AND created_at >= $3";
-
-/// By the hour.
-pub const SERIES: &str = "SELECT start, calls.count, calls.sum FROM unnest(ARRAY(SELECT generate_series($3::timestamptz, $4::timestamptz - interval '1 microsecond', interval '1 hour'))) AS start \
-     CROSS JOIN LATERAL (SELECT count(*), sum(cost_cents) FROM proxy_calls WHERE tenant_id = $1 AND api_key_id = $2 \
-     AND created_at >= start AND created_at < start + interval '1 hour') AS calls ORDER BY start";
-
-pub static LOCK: LazyLock<String> = LazyLock::new(|| format!("{} FOR NO KEY UPDATE", *ONE_KEY));
-
-pub static FREEZE: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "UPDATE api_keys SET is_frozen = true, frozen_at = $3 WHERE tenant_id = $1 AND id = $2 RETURNING {COLUMNS}"
-    )
-});
+statements! {
+    ONE_KEY = "fetch_key_by_id";
+    PAGE = "fetch_keys";
+    PAGE_WITH_USAGE = "fetch_keys_with_usage";
+    COUNT = "count_keys";
+    COUNT_UP_TO = "count_keys_up_to";
+    USAGE = "fetch_key_usage";
+    SERIES = "fetch_key_usage_series";
+    LOCK = "fetch_key_for_update";
+    FREEZE = "update_key_frozen";
+}

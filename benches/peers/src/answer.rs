@@ -1,0 +1,146 @@
+//! What contenders answer with: this crate in its own structs, its peers in plain ones. Both are compared as plain ones,
+//! which costs time only where nothing is timed.
+
+use std::fmt::{self, Debug};
+
+use api_keys_driver::schema::api_keys;
+use api_keys_driver::{KeySnapshot, KeyUsageSnapshot, UsageBucket};
+use bigdecimal::BigDecimal;
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+
+/// A key: every field of a `KeySnapshot`.
+#[derive(Debug, PartialEq, Queryable, Selectable)]
+#[diesel(table_name = api_keys, check_for_backend(diesel::pg::Pg))]
+pub struct Key {
+    pub id: String,
+    pub tenant_id: String,
+    pub name: String,
+    pub key_prefix: String,
+    pub status: String,
+    pub is_frozen: bool,
+    pub frozen_at: Option<DateTime<Utc>>,
+    pub created_at: DateTime<Utc>,
+    pub last_used_at: Option<DateTime<Utc>>,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub total_requests: i64,
+    pub is_synthetic: bool,
+    pub revision: i64,
+}
+
+/// What calls add up to: every field of a `KeyUsageSnapshot`.
+pub struct Usage {
+    pub request_count: i64,
+    pub spend_cents: BigDecimal,
+    pub is_rounded: bool,
+}
+
+/// Without the zeros behind the point, of which one sum has more than another.
+impl fmt::Debug for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { request_count, spend_cents, is_rounded } = self;
+        f.debug_tuple("Usage")
+            .field(request_count)
+            .field(&spend_cents.normalized())
+            .field(is_rounded)
+            .finish()
+    }
+}
+
+/// An answer of this crate, or that of a peer.
+pub enum Answer<Ours: Plain> {
+    Ours(Ours),
+    Peer(Ours::Plain),
+}
+
+impl<Ours: Plain> Answer<Ours> {
+    /// The answer as text, the same for every contender.
+    pub fn told(self) -> String {
+        let plain = match self {
+            Self::Ours(ours) => ours.plain(),
+            Self::Peer(plain) => plain,
+        };
+        format!("{plain:?}")
+    }
+}
+
+/// What a struct of this crate is among peers.
+pub trait Plain {
+    type Plain: Debug;
+
+    fn plain(self) -> Self::Plain;
+}
+
+impl Plain for i64 {
+    type Plain = Self;
+
+    fn plain(self) -> Self {
+        self
+    }
+}
+
+impl Plain for KeySnapshot {
+    type Plain = Key;
+
+    fn plain(self) -> Key {
+        Key {
+            id: self.id.into(),
+            tenant_id: self.tenant_id.into(),
+            name: self.name,
+            key_prefix: self.key_prefix,
+            status: self.status.into(),
+            is_frozen: self.is_frozen,
+            frozen_at: self.frozen_at,
+            created_at: self.created_at,
+            last_used_at: self.last_used_at,
+            expires_at: self.expires_at,
+            total_requests: self.total_requests,
+            is_synthetic: self.is_synthetic,
+            revision: self.revision,
+        }
+    }
+}
+
+impl Plain for KeyUsageSnapshot {
+    type Plain = Usage;
+
+    fn plain(self) -> Usage {
+        Usage {
+            request_count: self.request_count,
+            spend_cents: self.spend_cents,
+            is_rounded: self.is_rounded,
+        }
+    }
+}
+
+impl Plain for UsageBucket {
+    type Plain = (DateTime<Utc>, Usage);
+
+    fn plain(self) -> Self::Plain {
+        (self.start, self.usage.plain())
+    }
+}
+
+impl<First: Plain, Second: Plain> Plain for (First, Second) {
+    type Plain = (First::Plain, Second::Plain);
+
+    fn plain(self) -> Self::Plain {
+        (self.0.plain(), self.1.plain())
+    }
+}
+
+impl<Ours: Plain> Plain for Option<Ours> {
+    type Plain = Option<Ours::Plain>;
+
+    fn plain(self) -> Self::Plain {
+        self.map(Plain::plain)
+    }
+}
+
+impl<Ours: Plain> Plain for Vec<Ours> {
+    type Plain = Vec<Ours::Plain>;
+
+    fn plain(self) -> Self::Plain {
+        self.into_iter().map(Plain::plain).collect()
+    }
+}
