@@ -105,3 +105,7 @@ pub use vocabulary::{KeyEventKind, KeyStatus};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/usage.md")]
+struct Usage;

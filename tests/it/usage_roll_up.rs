@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use api_keys_driver::{Bucket, Error, KeyUsageSnapshot, KeysDriver, Page, UsageRollUp};
+use api_keys_driver::{Bucket, Error, KeyUsageSnapshot, KeysDriver, Page, UsageRollUp, migrate};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -222,7 +222,10 @@ fn a_writer_that_began_after_the_announcement_tells_and_is_not_awaited() {
 
 #[test]
 fn one_transaction_does_not_take_its_own_announcement_for_known() {
-    let (database, mut conn) = migrated_apart();
+    // On a server of its own: any other open transaction would hold the counting up.
+    let server = throwaway_postgres::PrivateServer::start_new().unwrap();
+    let database = server.create_database().and_then(|empty| empty.prepare(migrate)).unwrap();
+    let mut conn = database.connect().unwrap();
     let mut writer = database.connect().unwrap();
     for isolation in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
         conn.batch_execute(&format!("BEGIN ISOLATION LEVEL {isolation}; SELECT 1")).unwrap();
@@ -570,6 +573,31 @@ fn writers_need_no_right_on_the_usage_tables_and_cannot_use_the_function() {
     conn.batch_execute("RESET ROLE; DROP TABLE IF EXISTS own.proxy_calls; DROP OWNED BY usage_writer")
         .unwrap();
     assert_eq!(changes(&mut conn), 4);
+}
+
+#[test]
+fn a_role_that_does_not_see_all_calls_must_not_count() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    conn.batch_execute(
+        "DO $$ BEGIN CREATE ROLE usage_half_blind; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+         GRANT ALL ON ALL TABLES IN SCHEMA public TO usage_half_blind;
+         GRANT ALL ON SEQUENCE usage_frontier TO usage_half_blind;
+         CREATE POLICY own_key ON proxy_calls TO usage_half_blind USING (api_key_id = 'key');
+         ALTER TABLE proxy_calls ENABLE ROW LEVEL SECURITY; SET ROLE usage_half_blind",
+    )
+    .unwrap();
+    let mut keys = KeysDriver::new(&mut conn);
+    for refused in [
+        keys.roll_up_usage(at("2026-03-03T00:00:00Z"), 10).map(|_| ()),
+        keys.recount_usage(at("2026-03-03T00:00:00Z")).map(|_| ()),
+    ] {
+        let why = std::error::Error::source(&refused.unwrap_err()).unwrap().to_string();
+        assert!(why.contains("row-level security hides calls"), "{why}");
+    }
+    conn.batch_execute("RESET ROLE; DROP OWNED BY usage_half_blind").unwrap();
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_exact(&mut conn);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Bool, Nullable, Numeric, Text, Timestamptz};
 
-use super::sql::start_of;
+use super::sql::{lock_progress, start_of};
 use crate::keys_driver::KeysDriver;
 use crate::send::RunStatement;
 use crate::time::Time;
@@ -167,11 +167,9 @@ impl QueryFragment<Pg> for Recount {
         out.push_bind_param::<Timestamptz, _>(&self.from)?;
         out.push_sql(concat!(
             r#"::timestamptz AS "since"
-            ), "progress" AS MATERIALIZED (
-                SELECT "generation", "counted_to" FROM "usage_progress"
-                WHERE "generation" = (SELECT "generation" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)
-                FOR UPDATE SKIP LOCKED
-            ), "start" AS MATERIALIZED (
+            ), "#,
+            lock_progress!(r#""counted_to""#),
+            r#", "start" AS MATERIALIZED (
                 SELECT "generation", "counted_to", least("counted_to", greatest("#,
             start_of!("15 minutes", r#""since""#),
             r#", (SELECT "deleted_to" FROM "usage_retention"))) AS "from"

@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Bool, Timestamptz};
 
-use super::sql::start_of;
+use super::sql::{lock_progress, start_of};
 use crate::Result;
 use crate::keys_driver::KeysDriver;
 use crate::send::RunStatement;
@@ -100,8 +100,6 @@ impl QueryFragment<Pg> for RollUp {
 
 /// In the order of a step:
 ///
-/// - The newest row of `usage_progress` is the lock. Who sees an older one than there is by now finds it gone, and
-///   does nothing.
 /// - Changes are merged as far as they are seen; those of calls that are counted in this step are dropped, because
 ///   this snapshot sees their calls as they left them.
 /// - Calls are counted up to `announced_to` when every transaction below the barrier is over: nobody is left
@@ -111,11 +109,9 @@ impl QueryFragment<Pg> for RollUp {
 /// - A sequence that was set back, as by a switch-over that leaves sequences behind, is raised again first.
 const STEP: &str = concat!(
     r#", timestamptz '4714-11-24 00:00:00+00 BC'), timestamptz '9999-12-31 00:00:00+00') AS "until"
-    ), "progress" AS MATERIALIZED (
-        SELECT "generation", "merged_below", "counted_to", "announced_to", "announced_in", "barrier" FROM "usage_progress"
-        WHERE "generation" = (SELECT "generation" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)
-        FOR UPDATE SKIP LOCKED
-    ), "seen" AS MATERIALIZED (
+    ), "#,
+    lock_progress!(r#""merged_below", "counted_to", "announced_to", "announced_in", "barrier""#),
+    r#", "seen" AS MATERIALIZED (
         SELECT "progress".*, "open", "unborn",
                CASE WHEN "merged_below" > "unborn" THEN 0 ELSE "merged_below" END AS "first",
                coalesce(to_timestamp(pg_sequence_last_value('usage_frontier')) < "announced_to", false) AS "is_set_back",

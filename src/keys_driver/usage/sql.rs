@@ -133,4 +133,27 @@ macro_rules! since_sums {
     };
 }
 
-pub(super) use {bucket_sums, call_sums, edges, progress, since_columns, since_edge, since_sums, start_of};
+/// The newest row of the progress as the lock between workers: who sees an older one than there is by now finds it
+/// gone, and does nothing.
+///
+/// Who does not see all calls must not count: the text that is no number is the server's error.
+macro_rules! lock_progress {
+    ($columns:literal) => {
+        concat!(
+            r#""progress" AS MATERIALIZED (
+                SELECT "#,
+            $columns,
+            r#", CASE WHEN row_security_active('proxy_calls')
+                        THEN concat('row-level security hides calls from this role: count as the owner of the tables, not in generation ', "generation")::bigint
+                        ELSE "generation" END AS "generation"
+                FROM "usage_progress"
+                WHERE "generation" = (SELECT "generation" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)
+                FOR UPDATE SKIP LOCKED
+            )"#
+        )
+    };
+}
+
+pub(super) use {
+    bucket_sums, call_sums, edges, lock_progress, progress, since_columns, since_edge, since_sums, start_of,
+};

@@ -2,7 +2,15 @@ PREPARE recount_usage (timestamp with time zone) AS
 WITH
 "asked" AS (SELECT $1::timestamptz AS "since"),
 "progress" AS MATERIALIZED (
-  SELECT "generation", "counted_to"
+  SELECT
+    "counted_to",
+    CASE
+      WHEN row_security_active('proxy_calls') THEN concat(
+        'row-level security hides calls from this role: count as the owner of the tables, not in generation ',
+        "generation"
+      )::bigint
+      ELSE "generation"
+    END AS "generation"
   FROM "usage_progress"
   WHERE "generation" = (SELECT "generation" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)
   FOR UPDATE SKIP LOCKED

@@ -9,7 +9,19 @@ WITH
     ) AS "until"
 ),
 "progress" AS MATERIALIZED (
-  SELECT "generation", "merged_below", "counted_to", "announced_to", "announced_in", "barrier"
+  SELECT
+    "merged_below",
+    "counted_to",
+    "announced_to",
+    "announced_in",
+    "barrier",
+    CASE
+      WHEN row_security_active('proxy_calls') THEN concat(
+        'row-level security hides calls from this role: count as the owner of the tables, not in generation ',
+        "generation"
+      )::bigint
+      ELSE "generation"
+    END AS "generation"
   FROM "usage_progress"
   WHERE "generation" = (SELECT "generation" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)
   FOR UPDATE SKIP LOCKED
