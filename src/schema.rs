@@ -102,4 +102,9 @@ diesel::table! {
     }
 }
 
-diesel::allow_tables_to_appear_in_same_query!(api_key_events, api_keys, proxy_calls,);
+diesel::allow_tables_to_appear_in_same_query!(
+    api_key_events,
+    api_key_events_compacted,
+    api_keys,
+    proxy_calls,
+);
