@@ -1,0 +1,59 @@
+//! Prints what stands between a database and the crate. It changes nothing there.
+//!
+//! ```text
+//! DATABASE_URL=postgres://.. cargo run --example check
+//! ```
+//!
+//! Without `DATABASE_URL` it shows the report on a throwaway database that lacks an index and is pending.
+
+use std::env;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use api_keys_driver::{Effect, Report, check, migrate};
+use comfy_table::{ContentArrangement, Table};
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection};
+
+fn main() -> throwaway_postgres::Result<ExitCode> {
+    let report = match env::var("DATABASE_URL") {
+        Ok(url) => {
+            let mut conn = PgConnection::establish(&url)?;
+            let started = Instant::now();
+            let report = check(&mut conn)?;
+            println!("looked for {:?}", started.elapsed());
+            report
+        }
+        Err(_) => on_a_throwaway_database()?,
+    };
+    print(&report);
+    let blocks = report.obstacles.iter().any(|obstacle| obstacle.effect != Effect::Degrades);
+    Ok(if blocks { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn on_a_throwaway_database() -> throwaway_postgres::Result<Report> {
+    let database = throwaway_postgres::empty()?.prepare(migrate)?;
+    let mut conn = database.connect()?;
+    conn.batch_execute("DROP INDEX ix_api_keys_tenant_newest_first")?;
+    Ok(check(&mut conn)?)
+}
+
+fn print(report: &Report) {
+    let schema = report.schema.as_deref().unwrap_or("none");
+    println!("PostgreSQL {}, schema {schema}", report.server_version);
+    println!("{} migrations are applied, {} are pending", report.applied.len(), report.pending.len());
+    for step in &report.pending {
+        println!("  {step}");
+    }
+    if report.obstacles.is_empty() {
+        println!("Nothing is in the way.");
+        return;
+    }
+    let mut table = Table::new();
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(120);
+    table.set_header(["what", "effect", "why", "action"]);
+    for obstacle in &report.obstacles {
+        table.add_row([&obstacle.name, &obstacle.effect.to_string(), &obstacle.why, &obstacle.action]);
+    }
+    println!("{table}");
+}
