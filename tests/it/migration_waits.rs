@@ -19,7 +19,7 @@ const WRITES: [(&str, &str); 3] = [
     ("insert a key", "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash)
          VALUES (gen_random_uuid(), '{tenant}', 'New', 'sk-live-ab', gen_random_uuid())"),
     ("record a use", "UPDATE api_keys SET total_requests = total_requests + 1, last_used_at = now()
-         WHERE id = (floor(random() * {keys}) + 1)::int::text"),
+         WHERE id = (SELECT (floor(random() * {keys}) + 1)::int::text)"),
     ("insert a call", "INSERT INTO proxy_calls (id, tenant_id, api_key_id, endpoint, model, request_hash, request_json, cost_cents)
          VALUES (gen_random_uuid(), '{tenant}', '1', '/', 'm', 'h', '{}', 0.1)"),
 ];
