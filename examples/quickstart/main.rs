@@ -54,7 +54,7 @@ fn main() -> ExitCode {
             eprintln!("quickstart: {error}");
             let mut source = error.source();
             while let Some(error) = source {
-                eprintln!("  because: {error}");
+                eprintln!("  because: {}", error.to_string().trim_end());
                 source = error.source();
             }
             ExitCode::FAILURE
@@ -105,12 +105,12 @@ fn run(arguments: &Arguments) -> Result<(), BoxError> {
 
 fn scratch_database() -> Result<Database, BoxError> {
     let Ok(url) = std::env::var("DATABASE_URL") else { return throwaway_postgres::empty() };
-    let refused = |error: BoxError| {
-        format!(
-            "no scratch database on the server of DATABASE_URL: {error}\n  check the URL and that its role may create databases, or unset it"
-        )
-    };
-    Server::at(url).and_then(|server| server.create_database()).map_err(|error| refused(error).into())
+    // An error of the crate's own quotes no password.
+    PgConnection::establish(&url).map_err(Error::from)?;
+    let database = Server::at(url)?.create_database();
+    database.map_err(|error| {
+        format!("{error}: let the role of DATABASE_URL create databases, or unset it").into()
+    })
 }
 
 fn title(text: &str) {

@@ -1,0 +1,69 @@
+//! Finding a key by what a person on call has of it, which need not include the tenant.
+
+use api_keys_driver::{KeyHash, KeySnapshot, KeysDriver};
+use clap::Subcommand;
+use comfy_table::{Table, presets};
+use diesel::PgConnection;
+
+use crate::show::moment;
+use crate::{Place, Result, printable};
+
+#[derive(Subcommand)]
+pub(crate) enum By {
+    /// By the first characters of the secret, of whichever tenant.
+    Prefix {
+        /// The characters; of more than twelve, the first twelve
+        secret: String,
+    },
+    /// By what is stored of the secret, of whichever tenant.
+    Hash {
+        /// The hash, as the engine stores it
+        hash: String,
+    },
+    /// By its id.
+    Id(Place),
+}
+
+pub(crate) fn run(conn: &mut PgConnection, by: &By) -> Result {
+    const MOST: u32 = 50;
+
+    let mut keys = KeysDriver::new(conn);
+    let found = match by {
+        By::Prefix { secret } => {
+            // No more of a pasted secret than what is stored of it leaves this process.
+            let prefix: String = secret.chars().take(12).collect();
+            keys.fetch_keys_of_any_tenant_by_prefix(&prefix, None, MOST)?
+        }
+        By::Hash { hash } => match keys.fetch_key_by_hash(&KeyHash::from(hash.as_str()))? {
+            Some(key) => keys.fetch_key_by_id(&key.tenant_id, &key.id)?.into_iter().collect(),
+            None => Vec::new(),
+        },
+        By::Id(place) => keys.fetch_key_by_id(&place.tenant_id(), &place.key_id())?.into_iter().collect(),
+    };
+    if found.is_empty() {
+        return Err("no key matches: check the text, and whether DATABASE_URL is the right database".into());
+    }
+    println!("{}", table(&found));
+    if found.len() == MOST as usize {
+        println!("these are the first {MOST}: give more characters to see fewer");
+    }
+    Ok(())
+}
+
+fn table(keys: &[KeySnapshot]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["tenant", "key", "name", "secret", "status", "frozen", "last used"]);
+    table.add_rows(keys.iter().map(|key| {
+        [
+            printable(key.tenant_id.as_str()),
+            printable(key.id.as_str()),
+            printable(&key.name),
+            printable(&key.key_prefix) + "...",
+            printable(key.status.as_str()),
+            moment(key.frozen_at),
+            moment(key.last_used_at),
+        ]
+    }));
+    table
+}
