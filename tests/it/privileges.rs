@@ -15,11 +15,9 @@ const DOCUMENT: &str = include_str!("../../docs/privileges.md");
 type IsFor = fn(&str) -> bool;
 
 const ROLES: [(&str, IsFor); 5] = [
-    ("api_keys_worker", |name| !is_of_the_facade(name) && !MAINTENANCE.contains(&name)),
+    ("api_keys_worker", |name| !is_of_the_facade(name) && !maintains(name)),
     ("api_keys_maintainer", |name| {
-        MAINTENANCE.contains(&name)
-            || name.starts_with("fetch_key_usage")
-            || name.starts_with("fetch_tenant_usage")
+        maintains(name) || name.starts_with("fetch_key_usage") || name.starts_with("fetch_tenant_usage")
     }),
     ("api_keys_gateway", |name| {
         name == "fetch_key_by_hash" || name == "fetch_key_auth_by_id" || name.contains("record_key_uses")
@@ -27,6 +25,10 @@ const ROLES: [(&str, IsFor); 5] = [
     ("api_keys_customer_view", is_of_the_facade),
     ("api_keys_follower", |name| name.starts_with("fetch_key_events")),
 ];
+
+fn maintains(name: &str) -> bool {
+    MAINTENANCE.contains(&name) || name == "compact_key_events"
+}
 
 fn is_of_the_facade(name: &str) -> bool {
     name.contains("_api_key")

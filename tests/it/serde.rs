@@ -29,7 +29,7 @@ fn ids_are_plain_strings_and_times_are_rfc_3339() {
 fn money_is_a_string_that_no_reader_rounds() {
     let usage = usage_of(1, "123456789012345678.0001");
     let text = serde_json::to_string(&usage).unwrap();
-    assert_eq!(text, r#"{"request_count":1,"spend_cents":"123456789012345678.0001"}"#);
+    assert_eq!(text, r#"{"request_count":1,"spend_cents":"123456789012345678.0001","is_rounded":false}"#);
     assert_eq!(serde_json::from_str::<KeyUsageSnapshot>(&text).unwrap(), usage);
 }
 
