@@ -109,3 +109,7 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/usage.md")]
 struct Usage;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/sharding.md")]
+struct Sharding;

@@ -20,7 +20,7 @@ BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
     PERFORM pg_catalog.set_config('search_path', pg_catalog.concat(home, ', pg_temp'), true);
 
-    CREATE FUNCTION proxy_calls_tell_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    CREATE OR REPLACE FUNCTION proxy_calls_tell_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $function$
     DECLARE
         root pg_catalog.regclass := pg_catalog.pg_partition_root(TG_RELID);
@@ -72,7 +72,7 @@ BEGIN
     END
     $function$;
 
-    CREATE FUNCTION proxy_calls_forget_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    CREATE OR REPLACE FUNCTION proxy_calls_forget_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $function$
     BEGIN
         -- DELETE and not TRUNCATE, whose lock could meet that of a reader in a deadlock.
@@ -88,10 +88,10 @@ BEGIN
 
     REVOKE ALL ON FUNCTION proxy_calls_tell_usage(), proxy_calls_forget_usage() FROM PUBLIC;
 
-    CREATE TRIGGER proxy_calls_tell_usage AFTER INSERT OR UPDATE OR DELETE ON proxy_calls FOR EACH ROW
+    CREATE OR REPLACE TRIGGER proxy_calls_tell_usage AFTER INSERT OR UPDATE OR DELETE ON proxy_calls FOR EACH ROW
     EXECUTE FUNCTION proxy_calls_tell_usage();
 
-    CREATE TRIGGER proxy_calls_forget_usage AFTER TRUNCATE ON proxy_calls FOR EACH STATEMENT
+    CREATE OR REPLACE TRIGGER proxy_calls_forget_usage AFTER TRUNCATE ON proxy_calls FOR EACH STATEMENT
     EXECUTE FUNCTION proxy_calls_forget_usage();
 
     PERFORM pg_catalog.set_config('search_path', path, true);

@@ -100,6 +100,8 @@ impl TryFrom<String> for EventPosition {
 ///
 /// The timeline of a primary is in the name of its log file. A standby has only the control file, which
 /// tells the last checkpoint's timeline and the one that it recovers to.
+///
+/// `SELECT 1`, because Citus cannot take an `EXISTS` whose select list is empty.
 pub(crate) const EPOCH: &str = r#"coalesce((SELECT pg_catalog.hashtextextended(pg_catalog.concat_ws('.',
        (SELECT "system_identifier" FROM pg_catalog.pg_control_system()),
        CASE WHEN pg_catalog.pg_is_in_recovery()
@@ -111,7 +113,7 @@ pub(crate) const EPOCH: &str = r#"coalesce((SELECT pg_catalog.hashtextextended(p
        "triggers"), 0) & 9223372036854775807
      FROM (
        SELECT CASE WHEN EXISTS (
-         SELECT FROM pg_catalog.pg_class
+         SELECT 1 FROM pg_catalog.pg_class
          WHERE "oid" = pg_catalog.to_regclass('api_keys') AND "relkind" IN ('r', 'p')
        ) THEN (
          SELECT "oid" FROM pg_catalog.pg_trigger

@@ -31,7 +31,7 @@ WITH
         FROM (
           SELECT CASE
             WHEN EXISTS (
-              SELECT
+              SELECT 1
               FROM pg_catalog.pg_class
               WHERE "oid" = pg_catalog.to_regclass('api_keys')
                 AND "relkind" IN ('r', 'p')

@@ -29,7 +29,7 @@ SELECT
       FROM (
         SELECT CASE
           WHEN EXISTS (
-            SELECT
+            SELECT 1
             FROM pg_catalog.pg_class
             WHERE "oid" = pg_catalog.to_regclass('api_keys')
               AND "relkind" IN ('r', 'p')
