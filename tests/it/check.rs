@@ -282,7 +282,7 @@ const BREAKS: &[Break] = &[
 ];
 
 #[test]
-fn a_migrated_database_has_no_obstacle_and_each_thing_that_breaks_is_found_alone() {
+fn a_migrated_database_has_no_obstacle_and_each_fault_is_found_alone() {
     let (_server, _database, mut conn) = apart();
     migrate(&mut conn).unwrap();
     for (sql, expected, mend) in BREAKS {

@@ -90,7 +90,7 @@ fn contend(
 }
 
 #[test]
-fn no_cycle_of_workers_that_read_decide_and_write_is_lost_and_readers_never_wait() {
+fn no_cycle_of_concurrent_workers_is_lost_and_readers_never_wait() {
     for cycle in [wait_and_freeze, try_and_freeze] {
         let (database, mut conn) = migrated();
         KeyRow { is_frozen: true, frozen_at: Some(start()), ..KeyRow::default() }.insert(&mut conn);
@@ -109,7 +109,7 @@ fn no_cycle_of_workers_that_read_decide_and_write_is_lost_and_readers_never_wait
 }
 
 #[test]
-fn an_insert_that_refers_to_the_key_is_never_held_up_by_workers_that_lock_it() {
+fn an_insert_that_refers_to_a_locked_key_never_waits() {
     let (database, mut conn) = migrated();
     KeyRow { is_frozen: true, frozen_at: Some(start()), ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute(

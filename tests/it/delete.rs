@@ -47,7 +47,7 @@ fn the_events_and_calls_of_a_deleted_key_stay() {
 }
 
 #[test]
-fn a_deletion_waits_for_an_insert_that_refers_to_the_key_and_does_what_the_foreign_key_says() {
+fn a_deletion_waits_for_an_insert_that_refers_to_the_key() {
     let Some((database, mut conn)) = existing_service() else { return };
     api_keys_driver::migrate(&mut conn).unwrap();
     KeyRow { key_prefix: "sk-live-ab", ..KeyRow::default() }.insert(&mut conn);

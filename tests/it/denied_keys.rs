@@ -68,7 +68,7 @@ fn statement(what: u8, n: usize) -> String {
 }
 
 #[test]
-fn the_cache_equals_the_table_after_whatever_was_written_before_and_after_its_start() {
+fn the_cache_equals_the_table_whenever_it_was_started() {
     let (database, mut conn) = migrated_apart();
     let mut writer = database.connect().unwrap();
     let runs = prop::collection::vec((any::<u8>(), any::<usize>(), any::<bool>()), 0..60);
@@ -111,7 +111,7 @@ fn compact(conn: &mut PgConnection, passed: Option<EventPosition>) -> u64 {
 }
 
 #[test]
-fn caches_of_any_age_equal_the_table_among_concurrent_writers_and_a_compactor() {
+fn caches_equal_the_table_among_concurrent_writers_and_a_compactor() {
     const WRITERS: usize = 6;
     const ROUNDS: usize = 120;
     let (database, mut conn) = migrated_apart();
@@ -199,7 +199,7 @@ fn a_key_deleted_and_inserted_again_after_its_history_was_compacted_is_news() {
 }
 
 #[test]
-fn keys_that_were_frozen_before_the_migration_are_denied_and_a_moved_key_under_its_new_name() {
+fn keys_frozen_before_the_migration_are_denied_and_moved_ones_too() {
     let (_database, mut conn) = migrated_apart();
     conn.batch_execute("ALTER TABLE api_keys DISABLE TRIGGER USER").unwrap();
     KeyRow { id: "ice", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
@@ -234,7 +234,7 @@ fn keys_that_may_be_used_are_forgotten_once_no_older_event_can_come() {
 }
 
 #[test]
-fn without_the_triggers_nobody_follows_and_made_anew_they_make_the_cache_begin_anew() {
+fn triggers_that_are_gone_stop_followers_and_new_ones_restart_the_cache() {
     let (_database, mut conn) = migrated_apart();
     let mut cache = DeniedKeys::seed(&mut conn).unwrap();
     let position = cache.followed_to();
@@ -388,7 +388,7 @@ fn a_frozen_key_is_denied_within_50_milliseconds_and_waiting_sends_nothing() {
 }
 
 #[test]
-fn a_use_and_a_change_that_is_undone_notify_nobody_and_a_lost_session_is_an_error() {
+fn uses_and_undone_changes_notify_nobody_and_a_lost_session_is_an_error() {
     let (database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute("ALTER TABLE api_key_events ENABLE TRIGGER api_key_events_notify").unwrap();

@@ -175,7 +175,7 @@ fn a_transaction_that_sits_idle_for_too_long_loses_its_connection_and_its_lock()
 }
 
 #[test]
-fn a_server_that_was_stopped_or_crashed_is_a_lost_connection_and_the_pool_finds_it_again() {
+fn a_stopped_server_is_a_lost_connection_and_the_pool_finds_it_again() {
     let mut server = PrivateServer::start_new().unwrap();
     let database = server.create_database().unwrap().prepare(migrate).unwrap();
     let pool = PoolConfig::new(database.url()).size(1).build().unwrap();

@@ -142,7 +142,7 @@ fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
 }
 
 #[test]
-fn one_statement_that_does_several_things_has_an_event_for_each_with_one_revision_and_state() {
+fn one_statement_that_does_several_things_has_an_event_for_each() {
     let (_database, mut conn) = migrated_apart();
     KeyRow { is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute(
@@ -268,7 +268,7 @@ fn a_transaction_that_only_reads_is_not_waited_for() {
 }
 
 #[test]
-fn two_interleaved_transactions_come_in_the_order_of_their_beginning_and_revisions_tell_the_newer() {
+fn interleaved_transactions_are_ordered_by_their_beginning() {
     let (database, mut first) = migrated_apart();
     let (mut second, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
     let mut position = EventPosition::default();
@@ -355,7 +355,7 @@ fn a_position_is_kept_as_text_and_no_other_text_is_one() {
 }
 
 #[test]
-fn after_a_restore_on_a_younger_server_the_events_are_followed_from_the_beginning() {
+fn after_a_restore_on_a_younger_server_followers_start_again() {
     let (_database, mut conn) = migrated_apart();
     KeyRow { id: "a", ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "b", ..KeyRow::default() }.insert(&mut conn);
@@ -395,7 +395,7 @@ impl FrozenKeys {
 }
 
 #[test]
-fn a_follower_among_concurrent_writers_sees_each_event_once_and_ends_with_what_the_table_holds() {
+fn a_follower_among_concurrent_writers_sees_each_event_once() {
     const WRITERS: usize = 8;
     const ROUNDS: usize = 40;
     const KEYS: [&str; 5] = ["a", "b", "c", "d", "e"];

@@ -144,7 +144,7 @@ struct Length {
 }
 
 #[test]
-fn a_text_is_stored_whole_or_refused_with_its_column_by_the_length_of_the_schema() {
+fn a_text_is_stored_whole_or_refused_with_the_name_of_its_column() {
     let (_database, mut conn) = migrated();
     for (column, set) in TEXTS {
         let length = "SELECT character_maximum_length::int AS length FROM information_schema.columns

@@ -184,7 +184,7 @@ fn the_existing_database_gets_the_shape_and_loses_nothing() {
 }
 
 #[test]
-fn the_services_writers_go_on_while_the_existing_database_migrates_and_afterwards() {
+fn the_services_writers_go_on_during_and_after_a_migration() {
     let Some((database, mut conn)) = existing_service() else { return };
     for id in 0..50 {
         write_like_the_service(&mut conn, &format!("before-{id}"));
@@ -332,7 +332,7 @@ fn sixteen_migrators_at_once_apply_each_migration_once() {
 }
 
 #[test]
-fn a_step_that_cannot_lock_its_table_says_who_holds_it_and_the_next_call_goes_on() {
+fn a_step_that_cannot_lock_its_table_says_who_holds_the_lock() {
     let Some((database, mut conn)) = existing_service() else { return };
     let mut reader = database.connect().unwrap();
     reader.batch_execute("SET application_name = 'forgotten'; BEGIN; SELECT FROM api_keys").unwrap();

@@ -182,7 +182,7 @@ fn nothing_to_do_returns_at_once_whatever_holds_the_lock_and_whoever_asks() {
 }
 
 #[test]
-fn a_lock_that_an_idle_session_holds_is_waited_for_with_a_bound_and_its_holder_named() {
+fn the_wait_for_an_idle_sessions_lock_is_bounded_and_names_the_holder() {
     let (database, mut conn) = empty();
     let mut idle = open(&database);
     idle.batch_execute(
@@ -320,7 +320,7 @@ fn new_objects_go_where_the_keys_are_whatever_comes_first_on_the_path() {
 }
 
 #[test]
-fn migrations_of_an_application_in_the_same_bookkeeping_stay_when_ours_are_reverted() {
+fn an_applications_own_migrations_stay_when_ours_are_reverted() {
     let (_database, mut conn) = empty();
     migrate(&mut conn).unwrap();
     conn.batch_execute(

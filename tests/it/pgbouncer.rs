@@ -282,7 +282,7 @@ fn timeouts_of_the_role_hold_behind_the_bouncer() {
 }
 
 #[test]
-fn a_server_that_is_lost_behind_the_bouncer_is_a_lost_connection_until_it_is_back() {
+fn a_server_lost_behind_the_bouncer_is_a_lost_connection() {
     let mut server = PrivateServer::start_new().unwrap();
     let Some(bouncer) = Bouncer::start_with("query_wait_timeout = 5", &server) else { return };
     let database = server.create_database().unwrap().prepare(migrate).unwrap();

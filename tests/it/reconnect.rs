@@ -144,7 +144,7 @@ fn a_pool_with_diesels_own_manager_heals_too() {
 }
 
 #[test]
-fn a_change_that_commits_by_itself_leaves_its_outcome_open_when_the_connection_is_lost() {
+fn a_lost_connection_leaves_the_outcome_of_an_autocommit_change_open() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     CallRow::default().insert(&mut conn);

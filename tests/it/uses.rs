@@ -116,7 +116,7 @@ fn shuffled(len: usize, seed: usize) -> Vec<usize> {
 }
 
 #[test]
-fn sixteen_threads_with_overlapping_shuffled_batches_neither_deadlock_nor_lose_a_use() {
+fn overlapping_shuffled_batches_neither_deadlock_nor_lose_a_use() {
     const THREADS: usize = 16;
     const BATCHES: usize = 200;
     const KEYS: usize = 12;
