@@ -434,3 +434,53 @@ fn what_is_younger_than_the_age_or_not_passed_stays() {
     // The fourth one is the newest, and behind the head.
     assert_eq!((rest.deleted, count(&mut conn)), (2, 1));
 }
+
+/// What `pg_dump` writes of a database, as statements.
+fn dump(database: &throwaway_postgres::Database, options: &[&str]) -> Option<String> {
+    let program = throwaway_postgres::programs().unwrap().join("pg_dump");
+    if !program.exists() {
+        eprintln!("skipped: there is no pg_dump beside the server's programs");
+        return None;
+    }
+    let dump = std::process::Command::new(program).args(options).arg(database.url()).output().unwrap();
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+    let sql = String::from_utf8(dump.stdout).unwrap();
+    // Commands of psql.
+    Some(sql.lines().filter(|line| !line.starts_with('\\')).map(|line| line.to_owned() + "\n").collect())
+}
+
+#[test]
+fn a_restored_dump_is_another_place_and_data_alone_tell_each_key_again_above_its_events() {
+    let (database, mut conn) = migrated_apart();
+    KeyRow { id: "ice", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    KeyRow { id: "thawed", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    conn.batch_execute("UPDATE api_keys SET is_frozen = false WHERE id = 'thawed'").unwrap();
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+
+    let Some(whole) = dump(&database, &["--inserts"]) else { return };
+    let (_copy, mut copy) = crate::support::empty_apart();
+    copy.batch_execute(&whole).unwrap();
+    copy.batch_execute("RESET search_path; SELECT pg_catalog.set_config('search_path', 'public', false)")
+        .unwrap();
+    let mut of_the_copy = cache.clone();
+    assert!(of_the_copy.catch_up(&mut copy).unwrap().is_seeded_anew);
+    assert_eq!(api_key_events::table.count().get_result::<i64>(&mut copy), Ok(3), "no trigger fired");
+
+    let data =
+        dump(&database, &["--inserts", "--data-only", "--table=api_keys", "--table=api_key_events"]).unwrap();
+    let (_data, mut restored) = migrated_apart();
+    restored.batch_execute(&data).unwrap();
+    restored.batch_execute("SELECT pg_catalog.set_config('search_path', 'public', false)").unwrap();
+    let told: Vec<(String, i64)> = api_key_events::table
+        .filter(api_key_events::key_id.eq("thawed"))
+        .order(api_key_events::revision)
+        .select((api_key_events::kind, api_key_events::revision))
+        .load(&mut restored)
+        .unwrap();
+    let twice = [("inserted", 1), ("unfrozen", 2), ("inserted", 3)];
+    assert_eq!(told, twice.map(|(kind, revision)| (kind.to_owned(), revision)));
+    assert!(cache.catch_up(&mut restored).unwrap().is_seeded_anew);
+    for cache in [&cache, &of_the_copy] {
+        assert!(cache.contains(&tenant(), &key("ice")) && !cache.contains(&tenant(), &key("thawed")));
+    }
+}

@@ -37,11 +37,17 @@ pub(crate) fn migrated() -> (Database, PgConnection) {
 /// A migrated database on a server of this process alone. Who follows events there waits for no
 /// transaction of another process.
 pub(crate) fn migrated_apart() -> (Database, PgConnection) {
+    let (database, mut conn) = empty_apart();
+    migrate(&mut conn).expect("a migrated database");
+    (database, conn)
+}
+
+/// An empty database on the server of [`migrated_apart`].
+pub(crate) fn empty_apart() -> (Database, PgConnection) {
     static SERVER: LazyLock<PrivateServer> =
         LazyLock::new(|| PrivateServer::start_new().expect("a private server"));
 
-    let database =
-        SERVER.create_database().and_then(|empty| empty.prepare(migrate)).expect("a migrated database");
+    let database = SERVER.create_database().expect("an empty database");
     let conn = database.connect().expect("a connection");
     (database, conn)
 }
