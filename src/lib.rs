@@ -37,7 +37,7 @@
 //!
 //! [`migrate`] brings an empty database, or the one of the existing Python service, to the schema that
 //! the drivers need. [`PoolConfig`] makes a pool whose connections hold no lock for ever,
-//! [`Transaction`] a transaction whose `Ok` means committed, and [`Error::advice`] says what to do
+//! [`Transaction`] a transaction whose `Ok` means committed, and [`Error::advice`](crate::Error::advice) says what to do
 //! when something went wrong. An engine may use its own for each of these.
 //!
 //! # When not to use it

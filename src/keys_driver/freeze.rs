@@ -61,9 +61,9 @@ impl<'c> KeysDriver<'c> {
     ///
     /// # Errors
     ///
-    /// [`Error::LockedElsewhere`] and [`Error::NotInTransaction`] before anything is sent, when the
+    /// [`Error::LockedElsewhere`](crate::Error::LockedElsewhere) and [`Error::NotInTransaction`](crate::Error::NotInTransaction) before anything is sent, when the
     /// connection is not the one that locked the key, or its transaction was ended by hand.
-    /// [`Error::LockLost`] when the transaction itself removed the row since, or the lock was lost and
+    /// [`Error::LockLost`](crate::Error::LockLost) when the transaction itself removed the row since, or the lock was lost and
     /// another transaction changed the row.
     pub fn update_key_frozen(&mut self, key: LockedKey<'c>, frozen_at: DateTime<Utc>) -> Result<KeySnapshot> {
         self.update_key_freeze(key, Some(frozen_at), None, None)
@@ -74,7 +74,7 @@ impl<'c> KeysDriver<'c> {
     /// # Errors
     ///
     /// As for [`update_key_frozen`](Self::update_key_frozen), and before anything is sent
-    /// [`Error::TooLong`] when `by` has more than 100 characters, and [`Error::NulByte`].
+    /// [`Error::TooLong`](crate::Error::TooLong) when `by` has more than 100 characters, and [`Error::NulByte`](crate::Error::NulByte).
     pub fn update_key_frozen_by(&mut self, key: LockedKey<'c>, freeze: &Freeze<'_>) -> Result<KeySnapshot> {
         require::fits("frozen_by", 100, freeze.by)?;
         require::is_text_if_any("freeze_reason", freeze.reason)?;

@@ -23,7 +23,7 @@ impl<'c> KeysDriver<'c> {
     /// # Errors
     ///
     /// As for [`update_key_frozen`](Self::update_key_frozen), and before anything is sent
-    /// [`Error::TooLong`] when the reason has more than 255 characters, and [`Error::NulByte`].
+    /// [`Error::TooLong`](crate::Error::TooLong) when the reason has more than 255 characters, and [`Error::NulByte`](crate::Error::NulByte).
     pub fn update_key_revoked(
         &mut self,
         key: LockedKey<'c>,
@@ -53,8 +53,8 @@ impl<'c> KeysDriver<'c> {
     ///
     /// # Errors
     ///
-    /// Before anything is sent, [`Error::TooLong`] when the reason has more than 255 characters, and
-    /// [`Error::NulByte`].
+    /// Before anything is sent, [`Error::TooLong`](crate::Error::TooLong) when the reason has more than 255 characters, and
+    /// [`Error::NulByte`](crate::Error::NulByte).
     pub fn update_all_keys_revoked(
         &mut self,
         tenant_id: &TenantId,
