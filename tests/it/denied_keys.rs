@@ -420,6 +420,11 @@ fn what_is_younger_than_the_age_or_not_passed_stays() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET name = 'y'").unwrap();
+    // Transactions of other tests on the server hold events back.
+    eventually("the events can be followed", || {
+        let events = KeysDriver::new(&mut conn).fetch_key_events_after(EventPosition::default(), 10);
+        events.unwrap().len() == 3
+    });
     let head = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
     conn.batch_execute("UPDATE api_keys SET name = 'z'").unwrap();
     let count = |conn: &mut PgConnection| api_key_events::table.count().get_result::<i64>(conn).unwrap();
