@@ -151,11 +151,9 @@ impl QueryFragment<Pg> for WithPrefix<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT ");
         self.columns.walk_ast(out.reborrow())?;
-        out.push_sql(r#" FROM "api_keys" WHERE "#);
-        self.push_tenant(&mut out)?;
         out.push_sql(
-            r#""api_keys"."id" = ANY (ARRAY(
-                 SELECT "found"."id" FROM (
+            r#" FROM (
+                 SELECT "found"."created_at", "found"."id" FROM (
                    SELECT "api_keys"."created_at", "api_keys"."id" FROM "api_keys" WHERE "#,
         );
         self.push_tenant(&mut out)?;
@@ -175,7 +173,13 @@ impl QueryFragment<Pg> for WithPrefix<'_> {
         }
         out.push_sql(r#" ORDER BY "found"."created_at" DESC, "found"."id" DESC LIMIT (SELECT "#);
         out.push_bind_param::<BigInt, _>(&self.limit)?;
-        out.push_sql(r#"))) ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC"#);
+        // One key at a time, where a join or a list of ids would read every key of an average tenant.
+        out.push_sql(r#")) AS "chosen" CROSS JOIN LATERAL (SELECT "#);
+        self.columns.walk_ast(out.reborrow())?;
+        out.push_sql(r#" FROM "api_keys" WHERE "#);
+        self.push_tenant(&mut out)?;
+        out.push_sql(r#""api_keys"."id" = "chosen"."id" OFFSET 0) AS "api_keys""#);
+        out.push_sql(r#" ORDER BY "chosen"."created_at" DESC, "chosen"."id" DESC"#);
         Ok(())
     }
 }

@@ -249,13 +249,15 @@ impl QueryFragment<Pg> for TryUpdateKeyUses<'_> {
         out.push_sql(r#" SKIP LOCKED), "recorded" AS ("#);
         self.0.push_update(&mut out)?;
         out.push_sql(
-            r#") SELECT "api_keys"."tenant_id", "api_keys"."id" FROM "uses"
-               JOIN "api_keys" ON "api_keys"."id" = "uses"."key_id" AND "api_keys"."tenant_id" = "#,
+            // One key at a time, where a join would read every key of an average tenant.
+            r#") SELECT "found"."tenant_id", "found"."id" FROM "uses" CROSS JOIN LATERAL (
+                 SELECT "api_keys"."tenant_id", "api_keys"."id" FROM "api_keys"
+                 WHERE "api_keys"."id" = "uses"."key_id" AND "api_keys"."tenant_id" = "#,
         );
         self.0.push_tenant(r#""uses"."tenant_id""#, &mut out)?;
         out.push_sql(
             // Hashed, where an anti join of these would compare each with each.
-            r#" WHERE ("api_keys"."tenant_id", "api_keys"."id")
+            r#" OFFSET 0) AS "found" WHERE ("found"."tenant_id", "found"."id")
                  NOT IN (SELECT "locked"."tenant_id", "locked"."id" FROM "locked")"#,
         );
         Ok(())

@@ -218,14 +218,19 @@ fn keys_by_prefix_are_chosen_in_an_index_and_then_fetched() {
         let keys = KeysDriver::new(conn).fetch_keys_by_prefix(&with.tenant_id, "rare", None, with.page.limit);
         keys.map(|keys| keys.len().to_string())
     });
-    let sorts = [
-        "Sort Key: api_keys.created_at DESC, api_keys.id DESC",
-        "Sort Key: found.created_at DESC, found.id DESC",
-    ];
+    // A prefix that every key has is read in any way; a rare one is what an index is for.
+    const RARE_OF_ANY: Method = read("fetch_keys_of_any_tenant_by_prefix", |conn, with| {
+        let keys = KeysDriver::new(conn).fetch_keys_of_any_tenant_by_prefix("rare", None, with.page.limit);
+        keys.map(|keys| keys.len().to_string())
+    });
+    let sorts = ["Sort Key: api_keys.created_at DESC, api_keys.id DESC"];
+    let found = ["Sort Key: found.created_at DESC, found.id DESC"];
     let scans = ["Index Only Scan using ix_api_keys_tenant_prefix", "Index Scan using api_keys_pkey"];
     plans_of("fetch_keys_by_prefix").sort_by(&sorts).read(&scans);
-    plans_of("fetch_keys_by_prefix.cursor").read_in_vain().sort_by(&sorts).read(&scans);
+    plans_of("fetch_keys_by_prefix.cursor").read_in_vain().sort_by(&found).read(&scans);
     Plans::of(&RARE).sort_by(&sorts).read(&scans);
-    let scans = ["Index Only Scan using ix_api_keys_prefix", "Index Scan using api_keys_pkey"];
-    plans_of("fetch_keys_of_any_tenant_by_prefix").read_in_vain().sort_by(&sorts).read(&scans);
+    Plans::of(&RARE_OF_ANY)
+        .planned_for_each_call()
+        .sort_by(&sorts)
+        .read(&["Index Only Scan using ix_api_keys_prefix", "Index Scan using api_keys_pkey"]);
 }

@@ -30,7 +30,8 @@ fn a_bounded_count_stops_at_the_bound() {
     let input = Input { page: Page { limit: 100, offset: 0 }, ..input(LARGE, "a1") };
     for name in ["count_keys_up_to", "count_api_keys_up_to", "count_api_keys_up_to.status"] {
         let blocks = cost(name, &input);
-        assert!(blocks < 10, "{name}: {blocks}");
+        // All the keys would be a thousand. The blocks in which another test changes a key are read too.
+        assert!(blocks < 50, "{name}: {blocks}");
     }
 }
 

@@ -1,4 +1,4 @@
-PREPARE fetch_keys_by_prefix (text, text, text, text, bigint) AS
+PREPARE fetch_keys_by_prefix (text, text, text, bigint, text) AS
 SELECT
   "api_keys"."id",
   "api_keys"."tenant_id",
@@ -13,24 +13,38 @@ SELECT
   "api_keys"."total_requests",
   "api_keys"."is_synthetic",
   "api_keys"."revision"
-FROM "api_keys"
-WHERE
-  "api_keys"."tenant_id" = $1
-  AND "api_keys"."id" = ANY (
-    ARRAY(
-      SELECT "found"."id"
-      FROM (
-        SELECT "api_keys"."created_at", "api_keys"."id"
-        FROM "api_keys"
-        WHERE
-          "api_keys"."tenant_id" = $2
-          AND "api_keys"."key_prefix" ~>=~ $3
-          AND "api_keys"."key_prefix" ~<~ $4 OFFSET 0
-      ) AS "found"
-      ORDER BY "found"."created_at" DESC, "found"."id" DESC
-      LIMIT (SELECT $5)
-    )
-  )
-ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC;
+FROM (
+  SELECT "found"."created_at", "found"."id"
+  FROM (
+    SELECT "api_keys"."created_at", "api_keys"."id"
+    FROM "api_keys"
+    WHERE
+      "api_keys"."tenant_id" = $1
+      AND "api_keys"."key_prefix" ~>=~ $2
+      AND "api_keys"."key_prefix" ~<~ $3 OFFSET 0
+  ) AS "found"
+  ORDER BY "found"."created_at" DESC, "found"."id" DESC
+  LIMIT (SELECT $4)
+) AS "chosen"
+  CROSS JOIN LATERAL (
+    SELECT
+      "api_keys"."id",
+      "api_keys"."tenant_id",
+      "api_keys"."name",
+      "api_keys"."key_prefix",
+      "api_keys"."status",
+      "api_keys"."is_frozen",
+      "api_keys"."frozen_at",
+      "api_keys"."created_at",
+      "api_keys"."last_used_at",
+      "api_keys"."expires_at",
+      "api_keys"."total_requests",
+      "api_keys"."is_synthetic",
+      "api_keys"."revision"
+    FROM "api_keys"
+    WHERE "api_keys"."tenant_id" = $5
+      AND "api_keys"."id" = "chosen"."id" OFFSET 0
+  ) AS "api_keys"
+ORDER BY "chosen"."created_at" DESC, "chosen"."id" DESC;
 
-EXPLAIN EXECUTE fetch_keys_by_prefix ('11111111-1111-1111-1111-111111111111', '11111111-1111-1111-1111-111111111111', 'sk-live', 'sk-livf', '50');
+EXPLAIN EXECUTE fetch_keys_by_prefix ('11111111-1111-1111-1111-111111111111', 'sk-live', 'sk-livf', '50', '11111111-1111-1111-1111-111111111111');

@@ -24,12 +24,16 @@ WITH
   FROM "locked"
   WHERE "api_keys"."id" = "locked"."id" AND "api_keys"."tenant_id" = "locked"."tenant_id"
 )
-SELECT "api_keys"."tenant_id", "api_keys"."id"
+SELECT "found"."tenant_id", "found"."id"
 FROM
   "uses"
-  JOIN "api_keys" ON "api_keys"."id" = "uses"."key_id"
-  AND "api_keys"."tenant_id" = "uses"."tenant_id"
+  CROSS JOIN LATERAL (
+    SELECT "api_keys"."tenant_id", "api_keys"."id"
+    FROM "api_keys"
+    WHERE "api_keys"."id" = "uses"."key_id"
+      AND "api_keys"."tenant_id" = "uses"."tenant_id" OFFSET 0
+  ) AS "found"
 WHERE
-  ("api_keys"."tenant_id", "api_keys"."id") NOT IN (SELECT "locked"."tenant_id", "locked"."id" FROM "locked");
+  ("found"."tenant_id", "found"."id") NOT IN (SELECT "locked"."tenant_id", "locked"."id" FROM "locked");
 
 EXPLAIN EXECUTE try_record_key_uses_two_tenants ('{"key","key"}', '{"1","1"}', '{"2026-01-01T00:00:00Z","2026-01-01T00:00:00Z"}', '{"11111111-1111-1111-1111-111111111111","nobody"}');
