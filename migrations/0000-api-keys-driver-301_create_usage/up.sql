@@ -124,6 +124,7 @@ BEGIN
         -- all transactions at once, whatever their snapshots. Set, because one that never was makes every write tell.
         CREATE SEQUENCE usage_frontier AS bigint MINVALUE -210866803200 START -210866803200;
         PERFORM pg_catalog.setval('usage_frontier', -210866803200);
+        GRANT SELECT ON SEQUENCE usage_frontier TO PUBLIC;
 
         COMMENT ON TABLE usage_changes IS 'Created by api_keys_driver. What changed below counted_to, until it is merged into the buckets.';
         COMMENT ON COLUMN usage_changes.transaction_id IS 'Of the writer. Never below usage_progress.merged_below, also after a restore into a server whose ids are lower.';

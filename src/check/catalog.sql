@@ -76,7 +76,11 @@ UNION ALL
 SELECT 'trigger', relname::text, tgname::text,
     replace(
         replace(
-            pg_get_triggerdef(pg_trigger.oid),
+            -- In one line, and a sequence that is named in a condition without its schema.
+            regexp_replace(
+                regexp_replace(pg_get_triggerdef(pg_trigger.oid), '\s+', ' ', 'g'),
+                '''("([^"]|"")+"|\w+)\.(\w+)''::regclass', '''\3''::regclass', 'g'
+            ),
             format(' ON %I.%I ', home.nspname, relname), format(' ON %I ', relname)
         ),
         format(' EXECUTE FUNCTION %I.', home.nspname), ' EXECUTE FUNCTION '
