@@ -3,7 +3,7 @@
 -- Triggers, because the existing service writes proxy_calls beside this crate. Row triggers, because the server
 -- clones them to every partition: they also see a write that names a partition.
 --
--- An insert looks the frontier up in a WHEN clause, which costs it 2 to 4 microseconds; in the body of the function it
+-- An insert looks the frontier up in a WHEN clause, which costs it some microseconds; in the body of the function it
 -- would be 30. The price: the server refuses to alter the type of created_at while the trigger is there. A writer
 -- that may not read the sequence tells every call, which is slower and as right, and stops no insert.
 --
