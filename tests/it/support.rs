@@ -55,13 +55,25 @@ pub(crate) fn empty_apart() -> (Database, PgConnection) {
 /// The database of the existing service before this crate's migrations, with its tenants; `None`
 /// where the service's schema is not beside the crate.
 pub(crate) fn existing_service() -> Option<(Database, PgConnection)> {
+    existing_service_in(|| {
+        let database = throwaway_postgres::empty().expect("an empty database");
+        let conn = database.connect().expect("a connection");
+        (database, conn)
+    })
+}
+
+/// The same on the server of [`migrated_apart`]. What counts calls there waits for no transaction of another process.
+pub(crate) fn existing_service_apart() -> Option<(Database, PgConnection)> {
+    existing_service_in(empty_apart)
+}
+
+fn existing_service_in(empty: fn() -> (Database, PgConnection)) -> Option<(Database, PgConnection)> {
     let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/existing_service/schema.sql");
     let Ok(schema) = std::fs::read_to_string(schema) else {
         eprintln!("skipped: the existing service's schema is not beside the crate");
         return None;
     };
-    let database = throwaway_postgres::empty().expect("an empty database");
-    let mut conn = database.connect().expect("a connection");
+    let (database, mut conn) = empty();
     conn.batch_execute(&schema).expect("the service's schema");
     conn.batch_execute(&format!(
         "INSERT INTO tenants (id, name, slug) VALUES ('{TENANT}', 'One', 'one'), ('{OTHER}', 'Two', 'two')"
@@ -72,7 +84,7 @@ pub(crate) fn existing_service() -> Option<(Database, PgConnection)> {
 
 /// The database of the existing service, whose calls are partitioned by the month; one month by the half.
 pub(crate) fn partitioned_service() -> Option<(Database, PgConnection)> {
-    let (database, mut conn) = existing_service()?;
+    let (database, mut conn) = existing_service_apart()?;
     conn.batch_execute(
         "ALTER TABLE proxy_calls RENAME TO plain;
          CREATE TABLE proxy_calls (LIKE plain INCLUDING DEFAULTS, PRIMARY KEY (id, created_at))

@@ -15,7 +15,7 @@ use diesel::prelude::*;
 use throwaway_postgres::Database;
 
 use super::prepared::{Prepared, planned_anew, prepared_by};
-use super::{at, eventually, existing_service, migrated};
+use super::{at, eventually, existing_service_apart, migrated_apart};
 use crate::every_method::{Input, METHODS, Method};
 
 pub(crate) const LARGE: &str = "a0000000-0000-0000-0000-000000000000";
@@ -209,7 +209,7 @@ pub(crate) fn blocks(plan: &str) -> u32 {
 pub(crate) fn skewed() -> PgConnection {
     static DATABASE: OnceLock<Database> = OnceLock::new();
     let fill_one = || {
-        let (database, mut conn) = migrated();
+        let (database, mut conn) = migrated_apart();
         fill(&mut conn, 100_000);
         database
     };
@@ -220,7 +220,7 @@ pub(crate) fn skewed() -> PgConnection {
 fn skewed_service() -> Option<PgConnection> {
     static DATABASE: OnceLock<Option<Database>> = OnceLock::new();
     let fill_one = || {
-        let (database, mut conn) = existing_service()?;
+        let (database, mut conn) = existing_service_apart()?;
         migrate(&mut conn).unwrap();
         conn.batch_execute(&format!(
             "INSERT INTO tenants (id, name, slug)
@@ -273,7 +273,7 @@ fn fill(conn: &mut PgConnection, large: u32) {
         step.is_some_and(|step| step.counted_to == until)
     });
     // Rows count as visible to all once no session, such as the server's own, looks at older ones.
-    let tables = "oid IN ('api_keys'::regclass, 'proxy_calls'::regclass)";
+    let tables = "oid = ANY ('{api_keys,proxy_calls,usage_key_buckets,usage_tenant_buckets}'::regclass[])";
     let hidden = format!("SELECT FROM pg_class WHERE {tables} AND relallvisible < relpages");
     eventually("all rows are visible", || {
         conn.batch_execute("VACUUM ANALYZE").unwrap();
