@@ -70,9 +70,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             (auth.permissions_json.unwrap_or_default(), auth.rate_limit_rpm.unwrap_or_default());
         println!("rotated   {old_id} to {new_id}, which may {may}, {a_minute} times a minute");
     }
-    for key in
-        KeysDriver::new(conn).fetch_keys_expiring(&tenant_id, now + TimeDelta::days(7), Page::default())?
-    {
+    for key in KeysDriver::new(conn).fetch_keys_expiring(&tenant_id, now + TimeDelta::days(7), None, 100)? {
         println!("expiring  {} after {} uses", key.id, key.total_requests);
     }
 

@@ -1,12 +1,13 @@
-//! The place in a list of keys that a caller keeps between two pages, and its text.
+//! The places in lists of keys that a caller keeps between two pages, and their texts. A list in another order has a
+//! cursor of its own type, so that one is not taken for the other.
 
 use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 
-use crate::KeyId;
 use crate::time::whole_micros;
+use crate::{KeyId, KeySnapshot};
 
 /// A place in a tenant's list of keys: behind the key that it was made from.
 ///
@@ -42,7 +43,7 @@ pub struct KeyCursor {
     pub(crate) id: KeyId,
 }
 
-/// The text is not one that a [`KeyCursor`] was displayed as.
+/// The text is not one that a cursor of this type was displayed as.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a key cursor: pass back, unchanged, the text that one was displayed as, or start without one")]
 pub struct ParseKeyCursorError;
@@ -55,24 +56,94 @@ impl KeyCursor {
     }
 }
 
-/// Sixteen hexadecimal digits of microseconds since 1970, then two for each byte of the id.
-impl fmt::Display for KeyCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.created_at.timestamp_micros())?;
-        self.id.as_str().bytes().try_for_each(|byte| write!(f, "{byte:02x}"))
+/// A place in the list of [`fetch_keys_expiring`](crate::KeysDriver::fetch_keys_expiring): behind the key that it was
+/// made from, as that key was then.
+///
+/// Like a [`KeyCursor`] it is a place and not a row, and in a URL or in serde's terms it is opaque text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
+pub struct ExpiryCursor {
+    pub(crate) expires_at: DateTime<Utc>,
+    pub(crate) id: KeyId,
+}
+
+impl From<&KeySnapshot> for ExpiryCursor {
+    fn from(key: &KeySnapshot) -> Self {
+        let expires_at = key.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC);
+        Self { expires_at: whole_micros(expires_at), id: key.id.clone() }
     }
 }
 
-impl FromStr for KeyCursor {
-    type Err = ParseKeyCursorError;
+/// A place in the list of [`fetch_keys_unused`](crate::KeysDriver::fetch_keys_unused): behind the key that it was made
+/// from, as that key was then.
+///
+/// Like a [`KeyCursor`] it is a place and not a row, and in a URL or in serde's terms it is opaque text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
+pub struct UnusedCursor {
+    pub(crate) used_at: DateTime<Utc>,
+    pub(crate) id: KeyId,
+}
 
-    fn from_str(text: &str) -> Result<Self, ParseKeyCursorError> {
-        parse(text).filter(|cursor| cursor.to_string() == text).ok_or(ParseKeyCursorError)
+impl From<&KeySnapshot> for UnusedCursor {
+    fn from(key: &KeySnapshot) -> Self {
+        let used_at = key.last_used_at.unwrap_or(key.created_at);
+        Self { used_at: whole_micros(used_at), id: key.id.clone() }
     }
+}
+
+/// Gives a cursor its text: a letter for the type, sixteen hexadecimal digits of microseconds since 1970, then two for
+/// each byte of the id.
+macro_rules! cursor_text {
+    ($($Cursor:ident { $time:ident }, $letter:literal;)*) => {$(
+        impl fmt::Display for $Cursor {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str($letter)?;
+                write!(f, "{:016x}", self.$time.timestamp_micros())?;
+                self.id.as_str().bytes().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl FromStr for $Cursor {
+            type Err = ParseKeyCursorError;
+
+            fn from_str(text: &str) -> Result<Self, ParseKeyCursorError> {
+                text.strip_prefix($letter)
+                    .and_then(parse)
+                    .map(|($time, id)| Self { $time, id })
+                    .filter(|cursor| cursor.to_string() == text)
+                    .ok_or(ParseKeyCursorError)
+            }
+        }
+
+        #[cfg(feature = "serde")]
+        impl From<$Cursor> for String {
+            fn from(cursor: $Cursor) -> Self {
+                cursor.to_string()
+            }
+        }
+
+        #[cfg(feature = "serde")]
+        impl TryFrom<String> for $Cursor {
+            type Error = ParseKeyCursorError;
+
+            fn try_from(text: String) -> Result<Self, ParseKeyCursorError> {
+                text.parse()
+            }
+        }
+    )*};
+}
+
+cursor_text! {
+    KeyCursor { created_at }, "";
+    ExpiryCursor { expires_at }, "e";
+    UnusedCursor { used_at }, "u";
 }
 
 /// Reads a little more than is displayed, such as capital letters.
-fn parse(text: &str) -> Option<KeyCursor> {
+fn parse(text: &str) -> Option<(DateTime<Utc>, KeyId)> {
     let (micros, id) = text.split_at_checked(16)?;
     let micros = i64::from_ne_bytes(u64::from_str_radix(micros, 16).ok()?.to_ne_bytes());
     let id =
@@ -80,21 +151,5 @@ fn parse(text: &str) -> Option<KeyCursor> {
     let id = String::from_utf8(id.collect::<Option<_>>()?).ok()?;
     // No key's id holds a NUL byte: PostgreSQL's text cannot.
     let id = (!id.contains('\0')).then_some(id)?;
-    Some(KeyCursor { created_at: DateTime::from_timestamp_micros(micros)?, id: id.into() })
-}
-
-#[cfg(feature = "serde")]
-impl From<KeyCursor> for String {
-    fn from(cursor: KeyCursor) -> Self {
-        cursor.to_string()
-    }
-}
-
-#[cfg(feature = "serde")]
-impl TryFrom<String> for KeyCursor {
-    type Error = ParseKeyCursorError;
-
-    fn try_from(text: String) -> Result<Self, ParseKeyCursorError> {
-        text.parse()
-    }
+    Some((DateTime::from_timestamp_micros(micros)?, id.into()))
 }

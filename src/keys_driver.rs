@@ -31,6 +31,7 @@ mod try_lock;
 mod unused;
 mod usage;
 mod uses;
+mod worked_off;
 
 use std::fmt;
 

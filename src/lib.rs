@@ -90,7 +90,7 @@ pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFa
 
 pub use change::Change;
 pub use check::{Effect, Obstacle, Report, check};
-pub use cursor::{KeyCursor, ParseKeyCursorError};
+pub use cursor::{ExpiryCursor, KeyCursor, ParseKeyCursorError, UnusedCursor};
 pub use denied_keys::{CaughtUp, DeniedKeys};
 pub use error::{Advice, ConnectFailure, Error, Result};
 pub use ids::{KeyId, TenantId};

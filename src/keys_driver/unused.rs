@@ -1,42 +1,31 @@
 //! Keys that were not used for long.
 
 use chrono::{DateTime, Utc};
-use diesel::prelude::*;
-use diesel::sql_types::{Nullable, Timestamptz};
 
+use super::worked_off::WorkedOff;
 use super::{KeySnapshot, KeysDriver};
-use crate::schema::api_keys;
 use crate::send::RunStatement;
-use crate::time::Time;
-use crate::{KeyStatus, Page, Result, TenantId};
-
-#[diesel::declare_sql_function]
-extern "SQL" {
-    fn coalesce(first: Nullable<Timestamptz>, second: Timestamptz) -> Timestamptz;
-}
+use crate::{Result, TenantId, UnusedCursor};
 
 impl KeysDriver<'_> {
-    /// Fetches a page of the tenant's `active` keys that were not used since a moment, that moment
-    /// included, longest unused first, then by id.
+    /// Fetches the tenant's `active` keys that were not used since a moment, longest unused first, then by id, behind a
+    /// cursor or from the start.
     ///
-    /// A key that was never used counts from its creation. Frozen and synthetic keys are there too.
+    /// A key that was used at the moment itself is not there. A key that was never used counts from its creation.
+    /// Frozen and synthetic keys are there too. The list is meant to be worked off: a key that is used or revoked
+    /// meanwhile leaves it and moves no other, so that a walk meets each key once that stays in it.
     ///
-    /// Each call reads all active keys of the tenant, some microseconds each: an index that knew better
-    /// would have to be rewritten by every use.
+    /// Each page reads all active keys of the tenant, about a microsecond each, whatever its size: an index that knew
+    /// better would have to be rewritten by every use. So ask for some thousands at a time.
     pub fn fetch_keys_unused(
         &mut self,
         tenant_id: &TenantId,
         since: DateTime<Utc>,
-        page: Page,
+        cursor: Option<&UnusedCursor>,
+        limit: u32,
     ) -> Result<Vec<KeySnapshot>> {
-        let used_at = || coalesce(api_keys::last_used_at, api_keys::created_at);
-        KeySnapshot::query()
-            .filter(api_keys::tenant_id.eq(tenant_id))
-            .filter(api_keys::status.eq(KeyStatus::Active.as_str()))
-            .filter(used_at().lt(Time::from(since)))
-            .order((used_at(), api_keys::id))
-            .limit(page.limit.into())
-            .offset(page.offset.into())
-            .read_all(self.conn)
+        let used_at = r#"coalesce("api_keys"."last_used_at", "api_keys"."created_at")"#;
+        let place = cursor.map(|cursor| (cursor.used_at.into(), &cursor.id));
+        WorkedOff::new(used_at, tenant_id, since.into(), place, limit).read_all(self.conn)
     }
 }

@@ -237,10 +237,18 @@ pub(crate) const METHODS: &[Method] = &[
         on_locked(conn, with, |keys, key| keys.update_key_expires_at(key, Some(with.time)))
     }),
     read("fetch_keys_expiring", |conn, with| {
-        debug(KeysDriver::new(conn).fetch_keys_expiring(&with.tenant_id, with.time, with.page))
+        debug(KeysDriver::new(conn).fetch_keys_expiring(&with.tenant_id, with.time, None, with.page.limit))
+    }),
+    read("fetch_keys_expiring.cursor", |conn, with| {
+        let (cursor, limit) = ("e0000000000000000".parse().expect("a cursor of 1970"), with.page.limit);
+        debug(KeysDriver::new(conn).fetch_keys_expiring(&with.tenant_id, with.time, Some(&cursor), limit))
     }),
     read("fetch_keys_unused", |conn, with| {
-        debug(KeysDriver::new(conn).fetch_keys_unused(&with.tenant_id, with.time, with.page))
+        debug(KeysDriver::new(conn).fetch_keys_unused(&with.tenant_id, with.time, None, with.page.limit))
+    }),
+    read("fetch_keys_unused.cursor", |conn, with| {
+        let (cursor, limit) = ("u0000000000000000".parse().expect("a cursor of 1970"), with.page.limit);
+        debug(KeysDriver::new(conn).fetch_keys_unused(&with.tenant_id, with.time, Some(&cursor), limit))
     }),
     read("count_keys_by_status", |conn, with| {
         debug(KeysDriver::new(conn).count_keys_by_status(&with.tenant_id))

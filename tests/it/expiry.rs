@@ -1,7 +1,9 @@
 //! When keys expire. A rotation, which builds on it, is in `successor.rs`.
 
-use api_keys_driver::{KeysDriver, Page};
-use chrono::TimeDelta;
+use api_keys_driver::{ExpiryCursor, KeyCursor, KeysDriver, UnusedCursor};
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
 
 use crate::support::{KeyRow, OTHER, at, fetch, ids, migrated, plans_of, tenant, with, with_locked};
 
@@ -34,10 +36,14 @@ fn keys_expiring_before_a_moment_are_active_ones_soonest_first() {
     KeyRow { id: "foreign", tenant_id: OTHER, expires_at: sooner(1), ..KeyRow::default() }.insert(&mut conn);
     let mut keys = KeysDriver::new(&mut conn);
 
-    let mut page = |page| ids(keys.fetch_keys_expiring(&tenant(), before, page).unwrap());
-    assert_eq!(page(Page::default()), ["past", "tie-a", "tie-b", "just"]);
-    assert_eq!(page(Page { limit: 2, offset: 1 }), ["tie-a", "tie-b"]);
-    assert!(page(Page { limit: 0, offset: 0 }).is_empty());
+    let mut page = |cursor: Option<&ExpiryCursor>, limit| {
+        keys.fetch_keys_expiring(&tenant(), before, cursor, limit).unwrap()
+    };
+    let all = page(None, u32::MAX);
+    assert_eq!(ids(page(Some(&ExpiryCursor::from(&all[0])), 2)), ["tie-a", "tie-b"]);
+    assert_eq!(ids(page(Some(&ExpiryCursor::from(&all[1])), 2)), ["tie-b", "just"]);
+    assert_eq!(ids(all), ["past", "tie-a", "tie-b", "just"]);
+    assert!(page(None, 0).is_empty());
 }
 
 #[test]
@@ -48,5 +54,83 @@ fn setting_an_expiry_finds_its_row_by_the_primary_key() {
 #[test]
 fn expiring_keys_are_read_in_the_order_of_their_index() {
     let index = "Index Scan using ix_api_keys_tenant_status_expiry";
-    plans_of("fetch_keys_expiring").of_large_tenants().planned_for_each_call().read(&[index]);
+    plans_of("fetch_keys_expiring").of_large_tenants().read(&[index]);
+    plans_of("fetch_keys_expiring.cursor").of_large_tenants().read(&[index]);
+}
+
+#[test]
+fn a_janitor_that_revokes_while_it_walks_handles_every_key() {
+    let (_database, mut conn) = migrated();
+    let now = at("2026-06-01T00:00:00Z");
+    for n in 0..250 {
+        let (id, expires_at) = (format!("key {n}"), Some(now - TimeDelta::minutes(n / 2)));
+        KeyRow { id: &id, expires_at, ..KeyRow::default() }.insert(&mut conn);
+    }
+    let mut cursor = None;
+    loop {
+        let page = KeysDriver::new(&mut conn).fetch_keys_expiring(
+            &tenant(),
+            now + TimeDelta::days(1),
+            cursor.as_ref(),
+            7,
+        );
+        let page = page.unwrap();
+        let Some(last) = page.last() else { break };
+        cursor = Some(ExpiryCursor::from(last));
+        for key in page {
+            conn.transaction(|conn| {
+                let mut keys = KeysDriver::new(conn);
+                let key = keys.fetch_key_for_update(&tenant(), &key.id)?.expect("a key");
+                keys.update_key_revoked(key, now, None)
+            })
+            .unwrap();
+        }
+    }
+    let left = KeysDriver::new(&mut conn).count_keys_by_status(&tenant()).unwrap();
+    assert_eq!(left.into_iter().collect::<Vec<_>>(), [("revoked".into(), 250)]);
+}
+
+#[test]
+fn keys_that_expire_beyond_every_calendar_are_walked_once_each() {
+    let (_database, mut conn) = migrated();
+    for (id, expires_at) in [
+        ("a", "-infinity"),
+        ("b", "262142-12-31 23:59:59.999999Z"),
+        ("d", "280000-01-01Z"),
+        ("c", "290000-01-01Z"),
+        ("e", "infinity"),
+    ] {
+        KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
+        let set = format!("UPDATE api_keys SET expires_at = '{expires_at}' WHERE id = '{id}'");
+        conn.batch_execute(&set).unwrap();
+    }
+    let (mut all, mut cursor) = (Vec::new(), None);
+    loop {
+        let before = DateTime::<Utc>::MAX_UTC;
+        let page = KeysDriver::new(&mut conn).fetch_keys_expiring(&tenant(), before, cursor.as_ref(), 1);
+        let page = page.unwrap();
+        let Some(last) = page.last() else { break };
+        cursor = Some(ExpiryCursor::from(last));
+        all.extend(ids(page));
+        assert!(all.len() < 9, "{all:?}");
+    }
+    assert_eq!(all, ["a", "b", "d", "c"], "infinity is not before itself");
+}
+
+#[test]
+fn a_cursors_text_reads_back_as_itself_and_as_no_other_cursor() {
+    let (_database, mut conn) = migrated();
+    let times = [None, Some(at("1969-12-31T23:59:59.999999Z")), Some(at("2026-06-01T00:00:00.000001Z"))];
+    for (nth, time) in times.into_iter().enumerate() {
+        let id = format!("kéy {nth}");
+        KeyRow { id: &id, expires_at: time, last_used_at: time, ..KeyRow::default() }.insert(&mut conn);
+        let key = fetch(&mut conn, &id);
+        let (expiry, unused) = (ExpiryCursor::from(&key), UnusedCursor::from(&key));
+        assert_eq!(expiry.to_string().parse(), Ok(expiry.clone()));
+        assert_eq!(unused.to_string().parse(), Ok(unused.clone()));
+        assert!(unused.to_string().parse::<ExpiryCursor>().is_err());
+        assert!(expiry.to_string().parse::<UnusedCursor>().is_err());
+        assert!(expiry.to_string().parse::<KeyCursor>().is_err());
+        assert!(KeyCursor::from(&key).to_string().parse::<ExpiryCursor>().is_err());
+    }
 }

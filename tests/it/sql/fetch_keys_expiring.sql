@@ -1,4 +1,4 @@
-PREPARE fetch_keys_expiring (text, text, timestamp with time zone, bigint, bigint) AS
+PREPARE fetch_keys_expiring (text, text, timestamp with time zone, bigint) AS
 SELECT
   "api_keys"."id",
   "api_keys"."tenant_id",
@@ -14,11 +14,8 @@ SELECT
   "api_keys"."is_synthetic",
   "api_keys"."revision"
 FROM "api_keys"
-WHERE (
-  (("api_keys"."tenant_id" = $1) AND ("api_keys"."status" = $2))
-  AND ("api_keys"."expires_at" < $3)
-)
+WHERE "api_keys"."tenant_id" = $1 AND "api_keys"."status" = $2 AND "api_keys"."expires_at" < (SELECT $3)
 ORDER BY "api_keys"."expires_at", "api_keys"."id"
-LIMIT $4 OFFSET $5;
+LIMIT (SELECT $4);
 
-EXPLAIN EXECUTE fetch_keys_expiring ('11111111-1111-1111-1111-111111111111', 'active', '2026-01-01T00:00:00Z', '50', '0');
+EXPLAIN EXECUTE fetch_keys_expiring ('11111111-1111-1111-1111-111111111111', 'Active', '2026-01-01T00:00:00Z', '50');
