@@ -13,6 +13,8 @@ use crate::{KeyId, KeyStatus, TenantId};
 
 type Columns = <KeySnapshot as Selectable<Pg>>::SelectExpression;
 
+static ACTIVE: KeyStatus = KeyStatus::Active;
+
 /// The active keys of a tenant whose time is before a moment, in the order of that time and the id, behind a place.
 ///
 /// The moment, the place and the limit stand in subselects, so that the server plans the statement once: see
@@ -48,7 +50,7 @@ impl QueryFragment<Pg> for WorkedOff<'_> {
         out.push_sql(r#" FROM "api_keys" WHERE "api_keys"."tenant_id" = "#);
         out.push_bind_param::<Text, _>(self.tenant_id)?;
         out.push_sql(r#" AND "api_keys"."status" = "#);
-        out.push_bind_param::<Text, _>(&KeyStatus::Active)?;
+        out.push_bind_param::<Text, _>(ACTIVE.as_str())?;
         out.push_sql(&format!(" AND {time} < (SELECT "));
         out.push_bind_param::<Timestamptz, _>(&self.before)?;
         out.push_sql(")");
