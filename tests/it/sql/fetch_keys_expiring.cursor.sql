@@ -22,4 +22,4 @@ WHERE
 ORDER BY "api_keys"."expires_at", "api_keys"."id"
 LIMIT (SELECT $6);
 
-EXPLAIN EXECUTE fetch_keys_expiring_cursor ('11111111-1111-1111-1111-111111111111', 'Active', '2026-01-01T00:00:00Z', '1970-01-01T00:00:00Z', '', '50');
+EXPLAIN EXECUTE fetch_keys_expiring_cursor ('11111111-1111-1111-1111-111111111111', 'active', '2026-01-01T00:00:00Z', '1970-01-01T00:00:00Z', '', '50');

@@ -18,4 +18,4 @@ WHERE "api_keys"."tenant_id" = $1 AND "api_keys"."status" = $2 AND "api_keys"."e
 ORDER BY "api_keys"."expires_at", "api_keys"."id"
 LIMIT (SELECT $4);
 
-EXPLAIN EXECUTE fetch_keys_expiring ('11111111-1111-1111-1111-111111111111', 'Active', '2026-01-01T00:00:00Z', '50');
+EXPLAIN EXECUTE fetch_keys_expiring ('11111111-1111-1111-1111-111111111111', 'active', '2026-01-01T00:00:00Z', '50');
