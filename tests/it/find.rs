@@ -228,7 +228,11 @@ fn keys_by_prefix_are_chosen_in_an_index_and_then_fetched() {
     let scans = ["Index Only Scan using ix_api_keys_tenant_prefix", "Index Scan using api_keys_pkey"];
     plans_of("fetch_keys_by_prefix").sort_by(&sorts).read(&scans);
     plans_of("fetch_keys_by_prefix.cursor").read_in_vain().sort_by(&found).read(&scans);
-    Plans::of(&RARE).sort_by(&sorts).read(&scans);
+    // Where the server sees that no tenant has such a key, either index will do.
+    Plans::of(&RARE)
+        .or_read(&["using ix_api_keys_tenant_prefix", "using ix_api_keys_prefix"])
+        .sort_by(&sorts)
+        .read(&scans[1..]);
     Plans::of(&RARE_OF_ANY)
         .planned_for_each_call()
         .sort_by(&sorts)
