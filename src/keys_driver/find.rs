@@ -50,7 +50,7 @@ impl KeysDriver<'_> {
     /// every prefix. Order and cursor are those of [`fetch_keys_after`](Self::fetch_keys_after).
     ///
     /// The server looks through all keys that fit, in an index, before it fetches the page: the whole prefix of a
-    /// secret fits a few, while `sk-live-` may fit them all, at about a third of a microsecond each.
+    /// secret fits a few, while `sk-live-` may fit them all, at about a quarter of a microsecond each.
     ///
     /// # Errors
     ///
