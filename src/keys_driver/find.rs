@@ -145,18 +145,15 @@ impl<'a> WithPrefix<'a> {
         }
         Ok(())
     }
-}
 
-impl QueryFragment<Pg> for WithPrefix<'_> {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("SELECT ");
-        self.columns.walk_ast(out.reborrow())?;
+    /// Pushes the selection of the ids of the page.
+    fn push_chosen<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(
-            r#" FROM (
-                 SELECT "found"."created_at", "found"."id" FROM (
+            r#"
+                 SELECT "found"."id" FROM (
                    SELECT "api_keys"."created_at", "api_keys"."id" FROM "api_keys" WHERE "#,
         );
-        self.push_tenant(&mut out)?;
+        self.push_tenant(out)?;
         out.push_sql(r#""api_keys"."key_prefix" ~>=~ "#);
         out.push_bind_param::<Text, _>(self.from)?;
         if let Some(to) = &self.to {
@@ -173,17 +170,33 @@ impl QueryFragment<Pg> for WithPrefix<'_> {
         }
         out.push_sql(r#" ORDER BY "found"."created_at" DESC, "found"."id" DESC LIMIT (SELECT "#);
         out.push_bind_param::<BigInt, _>(&self.limit)?;
-        // One key at a time, where a join or a list of ids would read every key of an average tenant.
-        out.push_sql(r#")) AS "chosen" CROSS JOIN LATERAL (SELECT "#);
-        self.columns.walk_ast(out.reborrow())?;
-        out.push_sql(r#" FROM "api_keys" WHERE "#);
-        self.push_tenant(&mut out)?;
-        out.push_sql(r#""api_keys"."id" = "chosen"."id" OFFSET 0) AS "api_keys""#);
-        out.push_sql(r#" ORDER BY "chosen"."created_at" DESC, "chosen"."id" DESC"#);
+        out.push_sql(")");
         Ok(())
     }
 }
 
+impl QueryFragment<Pg> for WithPrefix<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql("SELECT ");
+        self.columns.walk_ast(out.reborrow())?;
+        let Some(tenant_id) = self.tenant_id else {
+            out.push_sql(r#" FROM "api_keys" WHERE "api_keys"."id" = ANY (ARRAY("#);
+            self.push_chosen(&mut out)?;
+            out.push_sql(r#")) ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC"#);
+            return Ok(());
+        };
+        // One key at a time, where a list of ids would be looked for among all keys of an average tenant.
+        out.push_sql(" FROM (");
+        self.push_chosen(&mut out)?;
+        out.push_sql(r#") AS "chosen" CROSS JOIN LATERAL (SELECT "#);
+        self.columns.walk_ast(out.reborrow())?;
+        out.push_sql(r#" FROM "api_keys" WHERE "api_keys"."tenant_id" = "#);
+        out.push_bind_param::<Text, _>(tenant_id)?;
+        out.push_sql(r#" AND "api_keys"."id" = "chosen"."id" OFFSET 0) AS "api_keys""#);
+        out.push_sql(r#" ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC"#);
+        Ok(())
+    }
+}
 /// The first text behind all that begin with a prefix, in the order of the characters' codes, if there is one.
 fn end_of(prefix: &str) -> Option<String> {
     let mut end = prefix.to_owned();

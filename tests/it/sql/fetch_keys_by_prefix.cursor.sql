@@ -14,7 +14,7 @@ SELECT
   "api_keys"."is_synthetic",
   "api_keys"."revision"
 FROM (
-  SELECT "found"."created_at", "found"."id"
+  SELECT "found"."id"
   FROM (
     SELECT "api_keys"."created_at", "api_keys"."id"
     FROM "api_keys"
@@ -46,6 +46,6 @@ FROM (
     WHERE "api_keys"."tenant_id" = $7
       AND "api_keys"."id" = "chosen"."id" OFFSET 0
   ) AS "api_keys"
-ORDER BY "chosen"."created_at" DESC, "chosen"."id" DESC;
+ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC;
 
 EXPLAIN EXECUTE fetch_keys_by_prefix_cursor ('11111111-1111-1111-1111-111111111111', 'sk-live', 'sk-livf', '2026-04-21T22:33:10.486016Z', 'key', '50', '11111111-1111-1111-1111-111111111111');
