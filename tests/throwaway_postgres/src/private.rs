@@ -139,11 +139,20 @@ impl PrivateServer {
         let Some(postgres) = &self.postgres else { return Ok(()) };
         let pid = Pid::from_child(postgres);
         kill_process(pid, signal)?;
-        for child in children_of(pid)? {
-            // A session may have ended by itself meanwhile.
-            let _ = kill_process(child, signal);
+        // The kernel's list may miss a child while another one ends. Two lists alike miss none: by the second,
+        // those of the first are stopped.
+        let mut signalled = None;
+        loop {
+            let children = children_of(pid)?;
+            if signalled.as_ref() == Some(&children) {
+                return Ok(());
+            }
+            for child in &children {
+                // A session may have ended by itself meanwhile.
+                let _ = kill_process(*child, signal);
+            }
+            signalled = Some(children);
         }
-        Ok(())
     }
 
     /// The interlock segment of a killed server outlives it until the server is started again.
