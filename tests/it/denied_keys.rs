@@ -16,7 +16,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use throwaway_postgres::{Pair, Replication};
 
-use crate::support::{KeyRow, OTHER, TENANT, eventually, key, migrated_apart, other, tenant};
+use crate::support::{
+    KeyRow, OTHER, TENANT, eventually, key, migrated_apart, other, tenant, wait_for_open_transactions,
+};
 
 const KEYS: usize = 12;
 
@@ -165,6 +167,7 @@ fn caches_equal_the_table_among_concurrent_writers_and_a_compactor() {
         assert_equal(cache, &mut conn);
     }
     let before = api_key_events::table.count().get_result::<i64>(&mut conn).unwrap();
+    wait_for_open_transactions(&mut conn);
     assert!(compact(&mut conn, None) > 0);
     let (all, _) = stored(&mut conn);
     let after = api_key_events::table.count().get_result::<i64>(&mut conn).unwrap();
@@ -184,16 +187,19 @@ fn a_key_deleted_and_inserted_again_after_its_history_was_compacted_is_news() {
     assert!(cache.contains(&tenant(), &key("key")));
 
     conn.batch_execute("DELETE FROM api_keys").unwrap();
+    wait_for_open_transactions(&mut conn);
     cache.catch_up(&mut conn).unwrap();
     assert!(cache.contains(&tenant(), &key("key")), "a deleted key may not be used");
     assert_eq!(compact(&mut conn, Some(cache.followed_to())), 4);
 
     KeyRow::default().insert(&mut conn);
+    wait_for_open_transactions(&mut conn);
     cache.catch_up(&mut conn).unwrap();
     assert!(!cache.contains(&tenant(), &key("key")));
     let revision: i64 = api_keys::table.select(api_keys::revision).get_result(&mut conn).unwrap();
     assert_eq!(revision, 5, "above what the compacted events had");
     conn.batch_execute("UPDATE api_keys SET is_frozen = true").unwrap();
+    wait_for_open_transactions(&mut conn);
     cache.catch_up(&mut conn).unwrap();
     assert!(cache.contains(&tenant(), &key("key")));
 }
@@ -211,6 +217,7 @@ fn keys_frozen_before_the_migration_are_denied_and_moved_ones_too() {
     assert_eq!(cache.len(), 2);
 
     conn.batch_execute(&format!("UPDATE api_keys SET tenant_id = '{OTHER}' WHERE id = 'ice'")).unwrap();
+    wait_for_open_transactions(&mut conn);
     cache.catch_up(&mut conn).unwrap();
     assert!(cache.contains(&other(), &key("ice")));
 }
@@ -420,11 +427,7 @@ fn what_is_younger_than_the_age_or_not_passed_stays() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET name = 'y'").unwrap();
-    // Transactions of other tests on the server hold events back.
-    eventually("the events can be followed", || {
-        let events = KeysDriver::new(&mut conn).fetch_key_events_after(EventPosition::default(), 10);
-        events.unwrap().len() == 3
-    });
+    wait_for_open_transactions(&mut conn);
     let head = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
     conn.batch_execute("UPDATE api_keys SET name = 'z'").unwrap();
     let count = |conn: &mut PgConnection| api_key_events::table.count().get_result::<i64>(conn).unwrap();

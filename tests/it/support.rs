@@ -14,6 +14,7 @@ use api_keys_driver::{BigDecimal, KeyId, TenantId, migrate};
 use chrono::{DateTime, Utc};
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use throwaway_postgres::{Database, PrivateServer};
 
 pub(crate) use self::keys::{fetch, freeze, ids, new_key, revocation_of, unfreeze, with_locked};
@@ -148,6 +149,15 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "still not: {what}");
         std::thread::yield_now();
     }
+}
+
+/// Waits until every transaction of the server that began before now has ended, other tests' too: until then
+/// followers wait for them.
+pub(crate) fn wait_for_open_transactions(conn: &mut PgConnection) {
+    let now: i64 =
+        diesel::dsl::sql::<BigInt>("SELECT pg_current_xact_id()::text::bigint").get_result(conn).unwrap();
+    let ended = format!("SELECT WHERE pg_snapshot_xmin(pg_current_snapshot())::text::bigint > {now}");
+    eventually("older transactions end", || diesel::sql_query(&ended).execute(conn).unwrap() > 0);
 }
 
 /// Waits until some session of the database waits for a lock.
