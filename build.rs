@@ -1,4 +1,4 @@
-//! Lists the migrations with their SQL for `src/migrate/step.rs`, and rebuilds when one is added.
+//! Lists the migrations with their SQL for `src/migrations/step.rs`, and rebuilds when one is added.
 
 use std::fmt::Write;
 use std::path::Path;

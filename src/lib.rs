@@ -61,6 +61,7 @@ mod key_event_listener;
 mod keys_driver;
 mod listing;
 mod migrate;
+mod migrations;
 mod page;
 mod pool;
 mod prepared;

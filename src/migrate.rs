@@ -1,16 +1,13 @@
 //! Brings a database to the schema of the crate. What a database has and lacks is found out in `check`.
 
-mod home;
+mod failure;
 mod index;
 mod partitions;
 mod progress;
-mod records;
 mod rows;
 mod session;
-mod step;
 mod watch;
 
-use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
@@ -20,15 +17,12 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
 pub use self::progress::{Holder, Holders, Progress};
 
-pub(crate) use self::home::{Found, find, schema_of};
-pub(crate) use self::records::Records;
-pub(crate) use self::session::Outset;
-pub(crate) use self::step::{STEPS, Step, quoted};
-
+use self::failure::StepFailed;
 use self::index::Table;
 use self::session::Session;
 use self::watch::{Report, Watch};
 use crate::check::{Facts, Verdict, judge};
+use crate::migrations::{Outset, Records, STEPS, Step, records};
 use crate::{Effect, Error, Obstacle, Result};
 
 /// The crate's migrations, for tools that list them. To run them, call [`migrate`].
@@ -307,41 +301,5 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
             tables.extend(Table::find(conn, &schema, name)?.map(|table| table.oid));
         }
         self.watch.with_short_locks(conn, &tables, |conn| conn.transaction(|conn| work(conn, &schema)))
-    }
-}
-
-/// Why a step stopped, under the step's name.
-#[derive(Debug)]
-struct StepFailed {
-    step: String,
-    source: Box<dyn StdError + Send + Sync>,
-}
-
-impl StepFailed {
-    fn because(step: &str, reason: String) -> Error {
-        Error::Migration(Box::new(Self { step: step.to_owned(), source: reason.into() }))
-    }
-
-    /// Leaves alone what is an error of its own.
-    fn at(step: &Step, error: Error) -> Error {
-        match error {
-            Error::MigrationWaits { .. }
-            | Error::Migration(_)
-            | Error::ConnectionLost(_)
-            | Error::ReadOnly(_) => error,
-            other => Error::Migration(Box::new(Self { step: step.name.to_owned(), source: other.into() })),
-        }
-    }
-}
-
-impl fmt::Display for StepFailed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.step)
-    }
-}
-
-impl StdError for StepFailed {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(&*self.source)
     }
 }

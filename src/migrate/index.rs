@@ -4,9 +4,10 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Nullable, Oid, Text};
 
-use super::step::{Index, quoted};
+use super::failure::StepFailed;
+use super::partitions;
 use super::watch::Watch;
-use super::{StepFailed, partitions};
+use crate::migrations::{Index, quoted};
 use crate::{Error, Result};
 
 /// A table that an index is built on.

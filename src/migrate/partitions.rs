@@ -8,9 +8,9 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Nullable, Oid, Text};
 
 use super::index::{Existing, Table, ensure_on, taken};
-use super::step::{Index, quoted};
 use super::watch::Watch;
 use crate::Result;
+use crate::migrations::{Index, quoted};
 
 /// The longest name that PostgreSQL keeps.
 const LONGEST_NAME: usize = 63;

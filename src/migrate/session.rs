@@ -3,20 +3,16 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
-use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::dsl::select;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz};
+use diesel::sql_types::{BigInt, Bool, Text};
 
 use super::watch::Watch;
+use crate::migrations::{Outset, SETTINGS, patiently, quoted};
 use crate::{Error, Result};
 
 /// The advisory lock that only one migrator of a database holds: `api_keys` in ASCII.
 const MIGRATOR: i64 = i64::from_be_bytes(*b"api_keys");
-
-/// The oldest server that the crate works on.
-const OLDEST_MAJOR: i32 = 14;
 
 const POLL: Duration = Duration::from_millis(20);
 const LONGEST_POLL: Duration = Duration::from_millis(500);
@@ -29,83 +25,6 @@ extern "SQL" {
     fn pg_advisory_unlock(key: BigInt) -> Bool;
     #[sql_name = "pg_catalog.set_config"]
     fn set_config(name: Text, value: Text, is_local: Bool) -> Text;
-}
-
-/// What a migrator sets, and puts back. A server that does not know a setting has none to change.
-const SETTINGS: &[(&str, &str)] = &[
-    // A build takes as long as it takes, and a step bounds its own waiting.
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("transaction_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
-    ("default_transaction_isolation", "read committed"),
-    // Rows that a policy hides would be missed: this makes the server say so instead.
-    ("row_security", "off"),
-    // As the definitions of the migrations are written.
-    ("quote_all_identifiers", "off"),
-];
-
-/// What the session is before anything is set.
-#[derive(QueryableByName)]
-pub(crate) struct Outset {
-    #[diesel(sql_type = Integer)]
-    pub(crate) version_number: i32,
-    #[diesel(sql_type = Text)]
-    pub(crate) version: String,
-    /// The schemas of the search path that exist and may be used, without the implicit ones.
-    #[diesel(sql_type = Array<Text>)]
-    pub(crate) path: Vec<String>,
-    #[diesel(sql_type = Text)]
-    search_path: String,
-    #[diesel(sql_type = Timestamptz)]
-    transaction_began: DateTime<Utc>,
-    #[diesel(sql_type = Array<Nullable<Text>>)]
-    settings: Vec<Option<String>>,
-}
-
-impl Outset {
-    /// Looks at the session with the first statement that is sent.
-    ///
-    /// A transaction that was begun by SQL is found by its time: two statements outside of one never
-    /// have the same.
-    pub(crate) fn look(conn: &mut PgConnection) -> Result<Self> {
-        if AnsiTransactionManager::transaction_manager_status_mut(conn)
-            .transaction_depth()
-            .ok()
-            .flatten()
-            .is_some()
-        {
-            return Err(Error::AlreadyInTransaction);
-        }
-        let first = Self::read(conn)?;
-        if first.version_number / 10_000 < OLDEST_MAJOR {
-            return Err(Error::UnsupportedServer { version: first.version, oldest: OLDEST_MAJOR });
-        }
-        let second = Self::read(conn)?;
-        if first.transaction_began == second.transaction_began {
-            return Err(Error::AlreadyInTransaction);
-        }
-        Ok(second)
-    }
-
-    fn read(conn: &mut PgConnection) -> Result<Self> {
-        let names: Vec<&str> = SETTINGS.iter().map(|(name, _)| *name).collect();
-        patiently(|| {
-            diesel::sql_query(include_str!("session.sql")).bind::<Array<Text>, _>(&names).get_result(conn)
-        })
-    }
-}
-
-/// Sends a statement again while the role's own `statement_timeout` is too short for it.
-fn patiently<T>(mut statement: impl FnMut() -> QueryResult<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match statement().map_err(Error::from) {
-            Err(Error::StatementTimeout(_)) if Instant::now() < deadline => {}
-            answer => return answer,
-        }
-    }
 }
 
 /// A connection with the settings of a migrator. Dropping it puts back what was there, and gives the
@@ -135,7 +54,7 @@ impl<'c> Session<'c> {
 
     /// Binds every bare name to one schema.
     pub(super) fn pin_path(&mut self, schema: &str) -> Result<()> {
-        self.set("search_path", &format!("{}, pg_temp", super::step::quoted(schema)))?;
+        self.set("search_path", &format!("{}, pg_temp", quoted(schema)))?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use super::super::facts::Object;
 use super::super::{Effect, Expected};
 use super::column::{self, Difference};
 use super::{Verdict, View, WIDENING, is_named};
-use crate::migrate::{Step, quoted};
+use crate::migrations::{Step, quoted};
 
 const MIGRATE: &str = "Call `migrate`: it does the step again";
 

@@ -2,7 +2,7 @@
 
 use super::super::Effect;
 use super::{Verdict, View};
-use crate::migrate::quoted;
+use crate::migrations::quoted;
 
 /// What a group of methods does to a table.
 struct Need {

@@ -61,18 +61,18 @@ impl Records {
 }
 
 /// Makes the table where there is none. The path leads to the schema.
-pub(super) fn set_up(conn: &mut PgConnection) -> Result<()> {
+pub(crate) fn set_up(conn: &mut PgConnection) -> Result<()> {
     conn.setup()?;
     Ok(())
 }
 
-pub(super) fn add(conn: &mut PgConnection, schema: &str, step: &Step) -> Result<()> {
+pub(crate) fn add(conn: &mut PgConnection, schema: &str, step: &Step) -> Result<()> {
     let sql = format!("INSERT INTO {}.{TABLE} (version) VALUES ($1) ON CONFLICT DO NOTHING", quoted(schema));
     diesel::sql_query(sql).bind::<Text, _>(step.version()).execute(conn)?;
     Ok(())
 }
 
-pub(super) fn remove(conn: &mut PgConnection, schema: &str, step: &Step) -> Result<()> {
+pub(crate) fn remove(conn: &mut PgConnection, schema: &str, step: &Step) -> Result<()> {
     let sql = format!("DELETE FROM {}.{TABLE} WHERE version OPERATOR(pg_catalog.=) $1", quoted(schema));
     diesel::sql_query(sql).bind::<Text, _>(step.version()).execute(conn)?;
     Ok(())
