@@ -9,9 +9,6 @@ mod calls;
 mod changes;
 mod counts;
 mod delete;
-mod denied;
-mod event_position;
-mod event_stream;
 mod events;
 mod expiry;
 mod find;
@@ -40,10 +37,9 @@ use diesel::prelude::*;
 pub use self::auth::KeyAuthSnapshot;
 pub use self::calls::NewCall;
 pub use self::changes::KeyChanges;
-pub use self::denied::DeniedKeySnapshot;
-pub use self::event_position::{EventPosition, ParseEventPositionError};
-pub use self::event_stream::Compaction;
-pub use self::events::{KeyEventCursor, KeyEventSnapshot};
+pub use self::events::{
+    Compaction, DeniedKeySnapshot, EventPosition, KeyEventCursor, KeyEventSnapshot, ParseEventPositionError,
+};
 pub use self::freeze::{Freeze, KeyFreezeSnapshot};
 pub use self::key::KeySnapshot;
 pub use self::key_hash::KeyHash;

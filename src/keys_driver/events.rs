@@ -1,4 +1,8 @@
-//! What was done to a key: its events and its history. Following all keys is in `event_stream`.
+//! What was done to a key: its events and its history. Following the keys of all tenants is in the folder.
+
+mod denied;
+mod position;
+mod stream;
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -6,7 +10,11 @@ use diesel::pg::sql_types::Record;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 
-use super::{EventPosition, KeysDriver};
+pub use self::denied::DeniedKeySnapshot;
+pub use self::position::{EventPosition, ParseEventPositionError};
+pub use self::stream::Compaction;
+
+use super::KeysDriver;
 use crate::schema::api_key_events;
 use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};

@@ -1,5 +1,4 @@
-//! Following the changes of all tenants' keys, and removing what was followed. The events themselves are in
-//! `events`.
+//! Following the changes of all tenants' keys, and removing what was followed.
 
 use std::string::FromUtf8Error;
 
@@ -10,8 +9,9 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Timestamptz};
 
-use super::event_position::EPOCH;
-use super::{EventPosition, KeyEventSnapshot, KeysDriver};
+use super::super::KeysDriver;
+use super::position::EPOCH;
+use super::{EventPosition, KeyEventSnapshot};
 use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
 use crate::{Error, Result};

@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Bool, Text};
 
-use super::KeysDriver;
+use super::super::KeysDriver;
 use crate::schema::api_keys;
 use crate::send::RunStatement;
 use crate::{KeyId, KeyStatus, Result, TenantId};
