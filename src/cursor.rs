@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 
+use crate::KeyId;
 use crate::time::whole_micros;
-use crate::{KeyId, KeySnapshot};
 
 /// A place in a tenant's list of keys: behind the key that it was made from.
 ///
@@ -68,13 +68,6 @@ pub struct ExpiryCursor {
     pub(crate) id: KeyId,
 }
 
-impl From<&KeySnapshot> for ExpiryCursor {
-    fn from(key: &KeySnapshot) -> Self {
-        let expires_at = key.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC);
-        Self { expires_at: whole_micros(expires_at), id: key.id.clone() }
-    }
-}
-
 /// A place in the list of [`fetch_keys_unused`](crate::KeysDriver::fetch_keys_unused): behind the key that it was made
 /// from, as that key was then.
 ///
@@ -85,13 +78,6 @@ impl From<&KeySnapshot> for ExpiryCursor {
 pub struct UnusedCursor {
     pub(crate) used_at: DateTime<Utc>,
     pub(crate) id: KeyId,
-}
-
-impl From<&KeySnapshot> for UnusedCursor {
-    fn from(key: &KeySnapshot) -> Self {
-        let used_at = key.last_used_at.unwrap_or(key.created_at);
-        Self { used_at: whole_micros(used_at), id: key.id.clone() }
-    }
 }
 
 /// Gives a cursor its text: a letter for the type, sixteen hexadecimal digits of microseconds since 1970, then two for

@@ -5,8 +5,8 @@ use diesel::pg::Pg;
 use diesel::prelude::*;
 
 use crate::schema::api_keys;
-use crate::time::{MaybeTime, Time};
-use crate::{KeyCursor, KeyId, KeyStatus, TenantId};
+use crate::time::{MaybeTime, Time, whole_micros};
+use crate::{ExpiryCursor, KeyCursor, KeyId, KeyStatus, TenantId, UnusedCursor};
 
 /// A key as an engine sees it: detached from the connection, and without its hash.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
@@ -50,5 +50,19 @@ pub struct KeySnapshot {
 impl From<&KeySnapshot> for KeyCursor {
     fn from(key: &KeySnapshot) -> Self {
         Self::behind(key.created_at, &key.id)
+    }
+}
+
+impl From<&KeySnapshot> for ExpiryCursor {
+    fn from(key: &KeySnapshot) -> Self {
+        let expires_at = key.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC);
+        Self { expires_at: whole_micros(expires_at), id: key.id.clone() }
+    }
+}
+
+impl From<&KeySnapshot> for UnusedCursor {
+    fn from(key: &KeySnapshot) -> Self {
+        let used_at = key.last_used_at.unwrap_or(key.created_at);
+        Self { used_at: whole_micros(used_at), id: key.id.clone() }
     }
 }
