@@ -1,4 +1,4 @@
-//! Finding keys by what people know of them: a name, a user, the first characters of the secret.
+//! Finding keys by a name, by a user, or by the first characters of the secret.
 
 use diesel::dsl::SqlTypeOf;
 use diesel::pg::{Pg, PgConnection};
@@ -14,9 +14,9 @@ use crate::time::Time;
 use crate::{KeyCursor, Result, TenantId, require};
 
 impl KeysDriver<'_> {
-    /// Fetches the tenant's keys that have a name, newest first, behind a cursor or from the start.
+    /// Fetches the tenant's keys with this name, newest first, after a cursor or from the start.
     ///
-    /// The name is compared whole, character by character. Order and cursor are those of
+    /// The whole name must be equal, including its case. The order and the cursor are those of
     /// [`fetch_keys_after`](Self::fetch_keys_after).
     pub fn fetch_keys_by_name(
         &mut self,
@@ -26,12 +26,12 @@ impl KeysDriver<'_> {
         limit: u32,
     ) -> Result<Vec<KeySnapshot>> {
         let keys = Listing::named(tenant_id, name).after(cursor, limit);
-        keys.load(self.conn, |key: ListedKey| key.of(tenant_id))
+        keys.load(self.conn, |key: ListedKey| key.into_snapshot(tenant_id))
     }
 
-    /// Fetches the tenant's keys that a user asked for, newest first, behind a cursor or from the start.
+    /// Fetches the tenant's keys whose `user_id` is this user, newest first, after a cursor or from the start.
     ///
-    /// Order and cursor are those of [`fetch_keys_after`](Self::fetch_keys_after).
+    /// The order and the cursor are those of [`fetch_keys_after`](Self::fetch_keys_after).
     pub fn fetch_keys_by_user(
         &mut self,
         tenant_id: &TenantId,
@@ -40,23 +40,23 @@ impl KeysDriver<'_> {
         limit: u32,
     ) -> Result<Vec<KeySnapshot>> {
         let keys = Listing::of_user(tenant_id, user_id).after(cursor, limit);
-        keys.load(self.conn, |key: ListedKey| key.of(tenant_id))
+        keys.load(self.conn, |key: ListedKey| key.into_snapshot(tenant_id))
     }
 
-    /// Fetches the tenant's keys whose stored prefix begins with a text, newest first, behind a cursor or from the
+    /// Fetches the tenant's keys whose stored prefix starts with `prefix`, newest first, after a cursor or from the
     /// start.
     ///
-    /// Characters are compared one by one, and none has a meaning of its own. The empty text is the beginning of
-    /// every prefix. Order and cursor are those of [`fetch_keys_after`](Self::fetch_keys_after).
+    /// The comparison includes the case, and `%` and `_` are ordinary characters. An empty `prefix` matches every key.
+    /// The order and the cursor are those of [`fetch_keys_after`](Self::fetch_keys_after).
     ///
-    /// The server looks through all keys that fit, in an index, before it fetches the page: the whole prefix of a
-    /// secret fits a few, while `sk-live-` may fit them all, at about a quarter of a microsecond each.
+    /// The server reads all matching keys from an index before it fetches the page, which takes about 0.25
+    /// microseconds per key. The first 12 characters of a secret match few keys; `sk-live-` may match all of them.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLong`](crate::Error::TooLong) before anything is sent, when the text has more characters than the
-    /// 12 that a prefix holds: the rest would be part of a secret. Rows that the existing service wrote before the
-    /// column was widened hold 10.
+    /// [`Error::TooLong`](crate::Error::TooLong) before anything is sent, if `prefix` has more than 12 characters. The
+    /// column holds no more, and further characters would be part of a secret. Rows that the existing service wrote
+    /// before the column was widened hold 10 characters.
     pub fn fetch_keys_by_prefix(
         &mut self,
         tenant_id: &TenantId,
@@ -65,25 +65,25 @@ impl KeysDriver<'_> {
         limit: u32,
     ) -> Result<Vec<KeySnapshot>> {
         require::is_at_most("key_prefix", 12, prefix)?;
-        WithPrefix::new(Some(tenant_id), prefix, cursor, limit).read_all(self.conn)
+        SelectKeysByPrefix::new(Some(tenant_id), prefix, cursor, limit).read_all(self.conn)
     }
 
-    /// Fetches the keys of any tenant whose stored prefix begins with a text, newest first, behind a cursor or from the
-    /// start.
+    /// Fetches the keys of all tenants whose stored prefix starts with `prefix`, newest first, after a cursor or from
+    /// the start.
     ///
-    /// This is for the person on call who has the first characters of a leaked key and nothing else; nobody else
-    /// should be shown the answer, which crosses tenants. It is like
-    /// [`fetch_keys_by_prefix`](Self::fetch_keys_by_prefix) but for the tenant. On a sharded server it asks every shard.
+    /// It is for a person on call who has only the first characters of a leaked key. Do not show the answer to
+    /// customers, because it crosses tenants. Apart from the tenant, it works like
+    /// [`fetch_keys_by_prefix`](Self::fetch_keys_by_prefix). On a sharded server it queries every shard.
     ///
     /// # Errors
     ///
-    /// As for [`fetch_keys_by_prefix`](Self::fetch_keys_by_prefix).
+    /// The errors of [`fetch_keys_by_prefix`](Self::fetch_keys_by_prefix).
     ///
     /// ```
     /// use api_keys_driver::{KeySnapshot, KeysDriver, Result};
     /// use diesel::PgConnection;
     ///
-    /// /// The newest keys that a leaked secret may be. No more of it than its prefix is sent.
+    /// /// The newest keys that may have the leaked secret. Only the prefix of the secret is sent.
     /// fn suspects(conn: &mut PgConnection, leaked: &str) -> Result<Vec<KeySnapshot>> {
     ///     let prefix: String = leaked.chars().take(12).collect();
     ///     KeysDriver::new(conn).fetch_keys_of_any_tenant_by_prefix(&prefix, None, 20)
@@ -99,28 +99,29 @@ impl KeysDriver<'_> {
         limit: u32,
     ) -> Result<Vec<KeySnapshot>> {
         require::is_at_most("key_prefix", 12, prefix)?;
-        WithPrefix::new(None, prefix, cursor, limit).read_all(self.conn)
+        SelectKeysByPrefix::new(None, prefix, cursor, limit).read_all(self.conn)
     }
 }
 
 type Columns = <KeySnapshot as Selectable<Pg>>::SelectExpression;
 
-/// A page of the keys whose prefix is in a range.
+/// Selects a page of the keys whose prefix is in a range of texts.
 ///
-/// `LIKE` with a bound pattern is no range of an index: the server would have to see the pattern when it plans. So the
-/// range is bound, in the order of the characters' codes (`~>=~`), which is that of a `text_pattern_ops` index. The keys
-/// that fit are chosen in the index, behind the `OFFSET 0`, through which the planner does not pull the order of the
-/// page: it would walk all keys of the tenant in that order, looking for a rare prefix.
-struct WithPrefix<'a> {
+/// `LIKE` with a bind parameter cannot use an index range, because the planner must see the pattern. So the statement
+/// binds the range itself and compares by character code (`~>=~`), which is the order of a `text_pattern_ops` index.
+/// `OFFSET 0` keeps the order of the page out of the inner select. Without it, the planner would read all keys of the
+/// tenant in that order to find a rare prefix.
+struct SelectKeysByPrefix<'a> {
     columns: Columns,
     tenant_id: Option<&'a TenantId>,
     from: &'a str,
+    /// The upper bound, exclusive. `None` is no bound.
     to: Option<String>,
     cursor: Option<(Time, &'a KeyCursor)>,
     limit: i64,
 }
 
-impl<'a> WithPrefix<'a> {
+impl<'a> SelectKeysByPrefix<'a> {
     fn new(
         tenant_id: Option<&'a TenantId>,
         prefix: &'a str,
@@ -131,7 +132,7 @@ impl<'a> WithPrefix<'a> {
             columns: <KeySnapshot as Selectable<Pg>>::construct_selection(),
             tenant_id,
             from: prefix,
-            to: end_of(prefix),
+            to: upper_bound(prefix),
             cursor: cursor.map(|cursor| (cursor.created_at.into(), cursor)),
             limit: limit.into(),
         }
@@ -146,8 +147,8 @@ impl<'a> WithPrefix<'a> {
         Ok(())
     }
 
-    /// Pushes the selection of the ids of the page.
-    fn push_chosen<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+    /// Pushes the inner select: the ids of the page.
+    fn push_ids<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(
             r#"
                  SELECT "found"."id" FROM (
@@ -175,19 +176,19 @@ impl<'a> WithPrefix<'a> {
     }
 }
 
-impl QueryFragment<Pg> for WithPrefix<'_> {
+impl QueryFragment<Pg> for SelectKeysByPrefix<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT ");
         self.columns.walk_ast(out.reborrow())?;
         let Some(tenant_id) = self.tenant_id else {
             out.push_sql(r#" FROM "api_keys" WHERE "api_keys"."id" = ANY (ARRAY("#);
-            self.push_chosen(&mut out)?;
+            self.push_ids(&mut out)?;
             out.push_sql(r#")) ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC"#);
             return Ok(());
         };
-        // One key at a time, where a list of ids would be looked for among all keys of an average tenant.
+        // `LATERAL` fetches each key by its id. With a list of ids, the planner would read all keys of the tenant.
         out.push_sql(" FROM (");
-        self.push_chosen(&mut out)?;
+        self.push_ids(&mut out)?;
         out.push_sql(r#") AS "chosen" CROSS JOIN LATERAL (SELECT "#);
         self.columns.walk_ast(out.reborrow())?;
         out.push_sql(r#" FROM "api_keys" WHERE "api_keys"."tenant_id" = "#);
@@ -197,8 +198,9 @@ impl QueryFragment<Pg> for WithPrefix<'_> {
         Ok(())
     }
 }
-/// The first text behind all that begin with a prefix, in the order of the characters' codes, if there is one.
-fn end_of(prefix: &str) -> Option<String> {
+
+/// The smallest text that is greater than every text with this prefix, compared by character code.
+fn upper_bound(prefix: &str) -> Option<String> {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
         if let Some(next) = (last..=char::MAX).nth(1) {
@@ -209,39 +211,40 @@ fn end_of(prefix: &str) -> Option<String> {
     None
 }
 
-// Whether there is a tenant, an end and a cursor makes another statement. The text tells them apart.
-impl QueryId for WithPrefix<'_> {
+// The SQL text depends on whether there is a tenant, an upper bound and a cursor, so Diesel caches the statement by
+// its text.
+impl QueryId for SelectKeysByPrefix<'_> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl Query for WithPrefix<'_> {
+impl Query for SelectKeysByPrefix<'_> {
     type SqlType = SqlTypeOf<Columns>;
 }
 
-impl RunQueryDsl<PgConnection> for WithPrefix<'_> {}
+impl RunQueryDsl<PgConnection> for SelectKeysByPrefix<'_> {}
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::end_of;
+    use super::upper_bound;
 
     #[test]
-    fn the_end_of_a_prefix_skips_what_is_no_character() {
-        for (prefix, end) in
+    fn the_upper_bound_of_a_prefix_skips_codes_that_are_no_character() {
+        for (prefix, bound) in
             [("sk-live", Some("sk-livf")), ("\u{d7ff}", Some("\u{e000}")), ("a\u{10ffff}", Some("b"))]
         {
-            assert_eq!(end_of(prefix).as_deref(), end);
+            assert_eq!(upper_bound(prefix).as_deref(), bound);
         }
-        assert_eq!((end_of(""), end_of("\u{10ffff}")), (None, None));
+        assert_eq!((upper_bound(""), upper_bound("\u{10ffff}")), (None, None));
     }
 
     proptest! {
         #[test]
-        fn a_text_is_within_the_range_exactly_when_it_begins_with_the_prefix(prefix: String, text: String, rest: String) {
+        fn a_text_is_in_the_range_exactly_when_it_starts_with_the_prefix(prefix: String, text: String, rest: String) {
             for text in [text, format!("{prefix}{rest}"), prefix.clone()] {
-                let in_range = *text >= *prefix && end_of(&prefix).is_none_or(|end| text < end);
+                let in_range = *text >= *prefix && upper_bound(&prefix).is_none_or(|bound| text < bound);
                 prop_assert_eq!(in_range, text.starts_with(&prefix));
             }
         }

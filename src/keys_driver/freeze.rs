@@ -1,4 +1,4 @@
-//! Freezing and unfreezing a key, and who froze it.
+//! Freezing and unfreezing a key, and reading who froze it. Revoking is in `revocation.rs`.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -11,41 +11,43 @@ use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
 use crate::{KeyId, Result, TenantId};
 
-/// Who freezes a key, when and why.
+/// A freeze with its time, its author and its reason, for
+/// [`update_key_frozen_by`](KeysDriver::update_key_frozen_by).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freeze<'a> {
-    /// When the key is frozen.
+    /// When the key is frozen, in UTC.
     pub at: DateTime<Utc>,
-    /// Who freezes it: at most 100 characters.
+    /// Who freezes the key, at most 100 characters.
     pub by: &'a str,
-    /// Why, if there is more to say.
+    /// Why the key is frozen. The text may have any length.
     pub reason: Option<&'a str>,
 }
 
-/// Who froze a key, when and why, as far as it was said.
+/// The stored time, author and reason of a freeze. Each one may be missing.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_keys, check_for_backend(Pg))]
 pub struct KeyFreezeSnapshot {
-    /// When the key was frozen.
+    /// When the key was frozen, in UTC.
     #[diesel(deserialize_as = MaybeTime)]
     pub frozen_at: Option<DateTime<Utc>>,
-    /// Who froze it.
+    /// Who froze the key.
     pub frozen_by: Option<String>,
-    /// Why it was frozen.
+    /// Why the key was frozen.
     pub freeze_reason: Option<String>,
 }
 
 impl<'c> KeysDriver<'c> {
-    /// Fetches who froze a key, when and why; `None` when it is not frozen, and for a missing key and
-    /// another tenant's.
+    /// Fetches who froze a key, when and why. Returns `None` if the key is not frozen, or if the tenant has no such
+    /// key. Nothing is locked.
     pub fn fetch_key_freeze(
         &mut self,
         tenant_id: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<KeyFreezeSnapshot>> {
-        // Not a filter: the planner thinks frozen keys so rare that it would read all of the tenant's.
+        // `is_frozen` is a column and not a filter. With the filter, the planner expects so few frozen keys that it
+        // would read all keys of the tenant.
         let freeze = api_keys::table
             .filter(api_keys::tenant_id.eq(tenant_id))
             .filter(api_keys::id.eq(key_id))
@@ -54,41 +56,45 @@ impl<'c> KeysDriver<'c> {
         Ok(freeze.and_then(|(is_frozen, freeze)| is_frozen.then_some(freeze)))
     }
 
-    /// Freezes a key: `is_frozen = true`, `frozen_at` as given. Freezing a frozen key moves `frozen_at`.
+    /// Freezes a key, and returns the changed key.
     ///
-    /// Nobody is named and no reason given: those of a former freeze are cleared. Returns the key as it
-    /// is after the change.
+    /// It sets `is_frozen = true` and `frozen_at`, in UTC, and clears the author and the reason of an earlier
+    /// freeze. A key that is already frozen gets the new `frozen_at`. The status does not change. The row stays
+    /// locked until the transaction ends.
     ///
     /// # Errors
     ///
-    /// [`Error::LockedElsewhere`](crate::Error::LockedElsewhere) and [`Error::NotInTransaction`](crate::Error::NotInTransaction) before anything is sent, when the
-    /// connection is not the one that locked the key, or its transaction was ended by hand.
-    /// [`Error::LockLost`](crate::Error::LockLost) when the transaction itself removed the row since, or the lock was lost and
-    /// another transaction changed the row.
+    /// - [`Error::LockedElsewhere`](crate::Error::LockedElsewhere) before anything is sent, if another connection
+    ///   locked the key.
+    /// - [`Error::NotInTransaction`](crate::Error::NotInTransaction) before anything is sent, if the transaction that
+    ///   locked the key has ended.
+    /// - [`Error::LockLost`](crate::Error::LockLost) if this transaction deleted the row, or if the lock was lost and
+    ///   another transaction changed the row.
     pub fn update_key_frozen(&mut self, key: LockedKey<'c>, frozen_at: DateTime<Utc>) -> Result<KeySnapshot> {
         self.update_key_freeze(key, Some(frozen_at), None, None)
     }
 
-    /// Freezes a key as [`update_key_frozen`](Self::update_key_frozen) does, and says who did it and why.
+    /// Freezes a key as [`update_key_frozen`](Self::update_key_frozen) does, and stores who froze it and why.
     ///
     /// # Errors
     ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen), and before anything is sent
-    /// [`Error::TooLong`](crate::Error::TooLong) when `by` has more than 100 characters, and [`Error::NulByte`](crate::Error::NulByte).
+    /// The errors of [`update_key_frozen`](Self::update_key_frozen). Also, before anything is sent:
+    /// [`Error::TooLong`](crate::Error::TooLong) if `by` has more than 100 characters, and
+    /// [`Error::NulByte`](crate::Error::NulByte).
     pub fn update_key_frozen_by(&mut self, key: LockedKey<'c>, freeze: &Freeze<'_>) -> Result<KeySnapshot> {
         require::fits("frozen_by", 100, freeze.by)?;
         require::is_text_if_any("freeze_reason", freeze.reason)?;
         self.update_key_freeze(key, Some(freeze.at), Some(freeze.by), freeze.reason)
     }
 
-    /// Unfreezes a key: `is_frozen = false`, and when, by whom and why are cleared. Its status stays:
-    /// unfreezing revives no revoked key.
+    /// Unfreezes a key, and returns the changed key.
     ///
-    /// Returns the key as it is after the change.
+    /// It sets `is_frozen = false` and clears the time, the author and the reason of the freeze. The status does not
+    /// change: a revoked key stays revoked. The row stays locked until the transaction ends.
     ///
     /// # Errors
     ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen).
+    /// The errors of [`update_key_frozen`](Self::update_key_frozen).
     pub fn update_key_unfrozen(&mut self, key: LockedKey<'c>) -> Result<KeySnapshot> {
         self.update_key_freeze(key, None, None, None)
     }

@@ -1,11 +1,14 @@
-//! The hash of a secret as a type, so that it is taken for no other text and shown nowhere.
+//! The hash of a secret. It has its own type, so that no other text can take its place and `Debug` does not show it.
 
 use std::fmt;
 
 use derive_more::From;
 use diesel_derive_newtype::DieselNewType;
 
-/// What is stored of a key's secret. It is written and looked up, and never shown.
+/// The hash of a key's secret, which the database stores instead of the secret.
+///
+/// The crate writes it and looks it up, but never returns it. It is opaque text, compared byte for byte. `Debug`
+/// does not show it:
 ///
 /// ```
 /// # use api_keys_driver::KeyHash;

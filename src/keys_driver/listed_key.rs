@@ -1,4 +1,4 @@
-//! How a page reads its keys from rows.
+//! Reading the rows of a page of keys. The statement of the page is in `listing`.
 
 use diesel::deserialize::{self, FromSql, FromSqlRow, StaticallySizedRow};
 use diesel::pg::Pg;
@@ -11,10 +11,10 @@ use crate::schema::api_keys;
 use crate::time::{MaybeTime, Time};
 use crate::{KeyId, KeyStatus, TenantId};
 
-/// A key as a page fetches it: without its tenant, which is the one that was asked for.
+/// A row of a page: a key without its tenant, which the caller already knows.
 ///
-/// It is read field by field. Diesel's derived way, through slices of the row and a tuple, costs
-/// nothing that is felt for one row, and a twentieth of the time of a page.
+/// The row is read field by field. Diesel's derived code reads it through slices of the row and a tuple, which takes
+/// 5 % of the time of a page.
 #[derive(Selectable)]
 #[diesel(table_name = api_keys)]
 pub(super) struct ListedKey {
@@ -33,7 +33,7 @@ pub(super) struct ListedKey {
 }
 
 impl ListedKey {
-    pub(super) fn of(self, tenant_id: &TenantId) -> KeySnapshot {
+    pub(super) fn into_snapshot(self, tenant_id: &TenantId) -> KeySnapshot {
         KeySnapshot {
             id: self.id,
             tenant_id: tenant_id.clone(),

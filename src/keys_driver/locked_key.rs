@@ -1,5 +1,5 @@
-//! The row lock of one key as a type, and the one way in which a locked key is changed. An attempt that does not
-//! wait is in `try_lock.rs`.
+//! The row lock of a key as a type, and the function through which every change of a locked key goes. Locking
+//! without waiting is in `try_lock.rs`.
 
 use std::any::Any;
 use std::fmt;
@@ -20,10 +20,10 @@ use crate::send::RunStatement;
 use crate::session::SessionId;
 use crate::{Error, KeyId, Result, TenantId};
 
-/// A key whose row this transaction holds locked: what a change of the key asks for, and is spent on.
+/// A key whose row is locked by this transaction. A method that changes the key takes it by value.
 ///
-/// It reads as the [`KeySnapshot`] that was found under the lock. Nobody else can make one, copy it or
-/// carry it out of the transaction's closure, so a change without the lock does not compile:
+/// It dereferences to the [`KeySnapshot`] that was read under the lock. Only the crate can make one. It cannot be
+/// copied, and it cannot leave the closure of the transaction. So a change needs the lock:
 ///
 /// ```
 /// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};
@@ -40,7 +40,7 @@ use crate::{Error, KeyId, Result, TenantId};
 /// # }
 /// ```
 ///
-/// A key that was only fetched is not enough:
+/// A key that was fetched without a lock does not compile:
 ///
 /// ```compile_fail,E0308
 /// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};
@@ -57,7 +57,7 @@ use crate::{Error, KeyId, Result, TenantId};
 /// # }
 /// ```
 ///
-/// It is spent by the first change:
+/// Each change needs a new lock, because the first change takes the value. A second change does not compile:
 ///
 /// ```compile_fail,E0382
 /// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};
@@ -75,7 +75,7 @@ use crate::{Error, KeyId, Result, TenantId};
 /// # }
 /// ```
 ///
-/// What leaves the closure is a snapshot:
+/// A snapshot can leave the closure:
 ///
 /// ```
 /// # use api_keys_driver::{Error, KeyId, KeySnapshot, KeysDriver, Result, TenantId};
@@ -89,7 +89,7 @@ use crate::{Error, KeyId, Result, TenantId};
 /// # }
 /// ```
 ///
-/// and never the lock, which ends with the transaction:
+/// The lock cannot, because it ends with the transaction:
 ///
 /// ```compile_fail
 /// # use api_keys_driver::{Error, KeyId, KeySnapshot, KeysDriver, Result, TenantId};
@@ -103,10 +103,10 @@ use crate::{Error, KeyId, Result, TenantId};
 /// # }
 /// ```
 ///
-/// An engine that begins, commits or rolls back by hand instead of in a closure can keep the value beyond
-/// its lock. A change is then refused with [`Error::LockLost`] if another transaction changed the row
-/// since, so that nothing is decided on what is no longer there; if nobody did, the change is made.
-#[must_use = "the row stays locked until the transaction ends, changed or not"]
+/// An engine that begins and ends its transactions without a closure can keep the value after the lock has ended.
+/// In that case, a change returns [`Error::LockLost`] if another transaction has changed the row. If the row has
+/// not changed, the change succeeds.
+#[must_use = "the row stays locked until the transaction ends, even if it is not changed"]
 pub struct LockedKey<'c> {
     snapshot: KeySnapshot,
     holder: SessionId,
@@ -114,8 +114,8 @@ pub struct LockedKey<'c> {
 }
 
 impl LockedKey<'_> {
-    /// Gives the lock's proof up and keeps what was read under it. The row stays locked until the
-    /// transaction ends.
+    /// Returns the snapshot that was read under the lock, and drops the right to change the key. The row stays
+    /// locked until the transaction ends.
     #[must_use]
     pub fn into_snapshot(self) -> KeySnapshot {
         self.snapshot
@@ -137,17 +137,18 @@ impl Deref for LockedKey<'_> {
 }
 
 impl<'c> KeysDriver<'c> {
-    /// Fetches a key and locks its row until the transaction ends, after waiting for any other holder.
+    /// Locks a key's row until the transaction ends, and returns the key as it is under the lock.
     ///
-    /// What is returned was read after the wait. `None` for a missing key and for another tenant's, as
-    /// in [`fetch_key_by_id`](Self::fetch_key_by_id); then nothing is locked. The lock is `FOR NO KEY
-    /// UPDATE`: other changes and locks of the row wait, readers do not, and neither does an insert
-    /// whose foreign key refers to the row. How long it waits at most is the session's `lock_timeout`.
+    /// The method waits if another transaction holds the lock. The session's `lock_timeout` limits the wait; then the
+    /// answer is [`Error::LockTimeout`]. Returns `None` if the tenant has no such key; then nothing is locked.
+    ///
+    /// The lock is `FOR NO KEY UPDATE`. Other changes and locks of the row wait for it. Readers do not wait, and
+    /// neither do inserts whose foreign key references the row.
     ///
     /// # Errors
     ///
-    /// [`Error::NotInTransaction`] before anything is sent, when Diesel knows of no transaction on the
-    /// connection. A `BEGIN` sent as SQL is not known to Diesel.
+    /// [`Error::NotInTransaction`] before anything is sent, if the connection has no transaction. Diesel does not see a
+    /// transaction that was begun by sending `BEGIN` as SQL.
     pub fn fetch_key_for_update(
         &mut self,
         tenant_id: &TenantId,
@@ -162,7 +163,7 @@ impl<'c> KeysDriver<'c> {
         Ok(snapshot.map(|snapshot| self.locked(snapshot)))
     }
 
-    /// The proof for a row that this connection has just locked.
+    /// Makes the value for a row that this connection has just locked.
     pub(super) fn locked(&mut self, snapshot: KeySnapshot) -> LockedKey<'c> {
         LockedKey { snapshot, holder: SessionId::of(self.conn), borrow: PhantomData }
     }
@@ -176,10 +177,10 @@ impl<'c> KeysDriver<'c> {
         }
     }
 
-    /// Changes the row of a locked key, and returns the key as it is afterwards. Every change of one key passes here.
+    /// Changes the row of a locked key, and returns the changed key. Every change of one key calls this function.
     ///
-    /// `Statement` is a type of the caller's own: see [`Prepared`].
-    #[expect(clippy::needless_pass_by_value, reason = "a lock is spent on its change")]
+    /// `Statement` is a type that identifies the statement: see [`Prepared`].
+    #[expect(clippy::needless_pass_by_value, reason = "a lock is good for one change")]
     pub(super) fn update_locked<Statement, Changes>(
         &mut self,
         key: LockedKey<'c>,
@@ -200,7 +201,7 @@ impl<'c> KeysDriver<'c> {
         })
     }
 
-    /// Runs a statement on the row of a locked key, which it names by its revision.
+    /// Runs a statement on the row of a locked key. The statement's condition includes the row's revision.
     pub(super) fn run_locked<T>(
         &mut self,
         key: &LockedKey<'c>,
@@ -210,15 +211,16 @@ impl<'c> KeysDriver<'c> {
         if let Some(answer) = statement(self.conn, key.revision)? {
             return Ok(answer);
         }
-        // The row changed since it was locked: this transaction did that, or the lock was lost.
+        // The row has changed since it was locked: either this transaction changed it, or the lock was lost.
         let own = self.fetch_own_revision(key)?;
         let answer = own.map(|revision| statement(self.conn, revision)).transpose()?.flatten();
         answer.ok_or_else(|| Error::LockLost(key.id.clone()))
     }
 
-    /// Fetches the revision of a row that this transaction wrote: no other row that it sees is in progress.
+    /// Fetches the revision of the key's row, if this transaction wrote the row. A row that the transaction sees
+    /// and whose writer is in progress is its own.
     ///
-    /// A statement of its own, because Citus refuses an `UPDATE` whose condition calls a volatile function.
+    /// It is a separate statement, because Citus refuses an `UPDATE` whose condition calls a volatile function.
     fn fetch_own_revision(&mut self, key: &LockedKey<'c>) -> Result<Option<i64>> {
         struct FetchOwnRevision;
 

@@ -1,5 +1,5 @@
-//! The lock of a tenant as a type: for what is decided on all of a tenant's keys, such as how many there may
-//! be. The lock of one key is in `locked_key.rs`.
+//! The lock of a tenant as a type, for rules about all keys of a tenant, such as a limit on their number. The lock of
+//! one key is in `locked_key.rs`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,10 +14,10 @@ use super::KeysDriver;
 use crate::send::RunStatement;
 use crate::{Error, Result, TenantId};
 
-/// A tenant that this transaction holds locked against others that ask for the same lock.
+/// A tenant whose lock is held by this transaction. See [`lock_tenant`](KeysDriver::lock_tenant).
 ///
-/// It reads as the [`TenantId`]. Nobody else can make one, and like a [`LockedKey`](super::LockedKey) it
-/// cannot leave the transaction's closure, so an engine can ask for it where one is needed:
+/// It dereferences to the [`TenantId`]. Only the crate can make one, and like a [`LockedKey`](super::LockedKey) it
+/// cannot leave the closure of the transaction. So an engine's function can require the lock as a parameter:
 ///
 /// ```
 /// # use api_keys_driver::{KeySnapshot, KeysDriver, LockedTenant, NewKey, Result};
@@ -46,11 +46,11 @@ impl fmt::Debug for LockedTenant<'_> {
 }
 
 impl<'c> KeysDriver<'c> {
-    /// Locks a tenant until the transaction ends, after waiting for any other holder.
+    /// Locks a tenant until the transaction ends. It waits if another transaction holds the lock.
     ///
-    /// Two transactions that each count a tenant's keys and insert one do not see each other's key, so both
-    /// may insert the last one that is allowed. Under this lock the second waits for the first, and then
-    /// counts its key:
+    /// Two transactions that each count a tenant's keys and then insert one do not see each other's key. So both may
+    /// insert the last key that a limit allows. With this lock, the second transaction waits for the first, and its
+    /// count includes the key of the first:
     ///
     /// ```
     /// use api_keys_driver::{Error, KeySnapshot, KeysDriver, NewKey, Result, Transaction};
@@ -77,17 +77,18 @@ impl<'c> KeysDriver<'c> {
     /// # assert!(insert_within_limit(&mut conn, &key("b"), 1).unwrap().is_none());
     /// ```
     ///
-    /// Only those who ask for the lock wait for it: no other method of this crate does, and neither does
-    /// another program that inserts keys. It is an advisory lock of the transaction, so a bouncer in
-    /// transaction mode is safe, and `lock_timeout` bounds the wait. Its key is a hash of the tenant's id:
-    /// two tenants may share one, and then wait for each other. Take it before the lock of a key. On a
-    /// sharded server it is taken where the tenant's keys are.
+    /// Only `lock_tenant` waits for this lock. Other methods of this crate do not, and neither do other programs that
+    /// insert keys. The lock is an advisory lock of the transaction, so it works through a bouncer in transaction
+    /// mode. `lock_timeout` limits the wait. The number of the lock is a hash of the tenant's id, so two tenants may,
+    /// rarely, share a lock and wait for each other. Lock the tenant before you lock one of its keys. On a sharded
+    /// server, the lock is on the shard that holds the tenant's keys.
     ///
     /// # Errors
     ///
-    /// [`Error::NotInTransaction`] before anything is sent. [`Error::RepeatableRead`] in a transaction at
-    /// that level, which would count the keys that were there before it waited. A `SERIALIZABLE` one is
-    /// ended by the server with [`Error::SerializationFailure`] instead.
+    /// - [`Error::NotInTransaction`] before anything is sent, if the connection has no transaction.
+    /// - [`Error::RepeatableRead`] in a `REPEATABLE READ` transaction, whose count would not include the keys that
+    ///   others inserted during the wait. The tenant is locked nevertheless. In a `SERIALIZABLE` transaction, the
+    ///   server detects the conflict instead, with [`Error::SerializationFailure`].
     pub fn lock_tenant(&mut self, tenant_id: &TenantId) -> Result<LockedTenant<'c>> {
         self.require_transaction()?;
         let (_, isolation): (String, String) = LockTenant(tenant_id).read_one(self.conn)?;
@@ -98,8 +99,8 @@ impl<'c> KeysDriver<'c> {
     }
 }
 
-/// By hand: it reads no column. The subselect is one row whatever the tenant has, reads none of its keys, and
-/// sends the statement to the tenant's shard.
+/// Written by hand, because it selects no column. The subselect sends the statement to the tenant's shard. It reads no
+/// keys and always returns one row.
 struct LockTenant<'a>(&'a TenantId);
 
 impl QueryId for LockTenant<'_> {

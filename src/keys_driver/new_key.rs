@@ -1,4 +1,4 @@
-//! Inserting a key. Many keys at once are in `new_keys.rs`.
+//! Inserting one key. Inserting a batch of keys is in `new_keys.rs`.
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -12,10 +12,10 @@ use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{Error, KeyId, KeyStatus, Result, TenantId};
 
-/// A key to be inserted: every column that an engine sets.
+/// A key to insert. It has every column that an engine sets.
 ///
-/// The engine makes the secret and hands over what is kept of it, a prefix and a hash.
-/// [`NewKey::new`] asks for what a key must have; the rest is set like any field:
+/// The engine makes the secret and passes only the secret's prefix and hash. [`NewKey::new`] takes the values that
+/// every key has. Set the other fields as follows:
 ///
 /// ```
 /// # use api_keys_driver::{KeyHash, KeyId, NewKey, TenantId};
@@ -29,8 +29,8 @@ use crate::{Error, KeyId, KeyStatus, Result, TenantId};
 /// # }
 /// ```
 ///
-/// A hash is a type of its own, so that a swapped pair does not compile, which would store the hash in a
-/// column that everybody sees:
+/// The hash has its own type, so that a swapped prefix and hash do not compile. Otherwise the hash could be stored in
+/// the column of the prefix, which is shown to people:
 ///
 /// ```compile_fail,E0308
 /// # use api_keys_driver::{KeyHash, KeyId, NewKey, TenantId};
@@ -45,40 +45,41 @@ use crate::{Error, KeyId, KeyStatus, Result, TenantId};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewKey {
-    /// The tenant that the key belongs to.
+    /// The tenant that the key belongs to, at most 36 characters.
     pub tenant_id: TenantId,
-    /// The key's own id, at most 36 characters. No other key of any tenant has it.
+    /// The key's id, at most 36 characters. It must be unique among the keys of all tenants.
     pub id: KeyId,
-    /// The user who asked for the key, if the engine knows: at most 36 characters.
+    /// The user who asked for the key, at most 36 characters.
     pub user_id: Option<String>,
-    /// What people call the key, at most 100 characters.
+    /// The key's name, at most 100 characters. Several keys may have the same name.
     pub name: String,
-    /// The first characters of the secret, by which people tell keys apart: at most 12.
+    /// The first characters of the secret, at most 12. They help people to recognise the key.
     pub key_prefix: String,
-    /// What is stored of the secret, at most 128 characters. No other key has it.
+    /// The hash of the secret, at most 128 characters. It must be unique among the keys of all tenants.
     pub key_hash: KeyHash,
-    /// What the key may do. The text is stored as it is.
+    /// What the key may do. The text is stored without change and may have any length.
     pub permissions_json: Option<String>,
-    /// Which workers the key may run. The text is stored as it is.
+    /// Which workers the key may run. The text is stored without change and may have any length.
     pub allowed_workers_json: Option<String>,
-    /// The most requests a minute, if limited. Not negative.
+    /// The most requests per minute, zero or more. `None` is no limit.
     pub rate_limit_rpm: Option<i32>,
-    /// The most runs at a time, if limited. Not negative.
+    /// The most runs at the same time, zero or more. `None` is no limit.
     pub max_concurrent_runs: Option<i32>,
-    /// The status to begin with: at most 50 characters.
+    /// The status of the new key, at most 50 characters.
     pub status: KeyStatus,
-    /// When the key expires, if it ever does.
+    /// When the key expires, in UTC. `None` is never.
     pub expires_at: Option<DateTime<Utc>>,
-    /// When the key was created, by the engine's clock.
+    /// When the key was created, in UTC, by the engine's clock.
     pub created_at: DateTime<Utc>,
-    /// Whether a test scenario made the key: then customers do not see it.
+    /// Whether a test scenario makes the key. Customers do not see such a key.
     pub is_synthetic: bool,
-    /// The scenario that made the key.
+    /// The id of the scenario that makes the key.
     pub synthetic_scenario_id: Option<String>,
 }
 
 impl NewKey {
-    /// An active key that never expires, may do what its lack of restrictions allows, and is not synthetic.
+    /// Makes an active key that never expires, has no limits and is not synthetic. It has no user and no texts for
+    /// permissions and workers.
     pub fn new(
         tenant_id: TenantId,
         id: KeyId,
@@ -108,7 +109,7 @@ impl NewKey {
 }
 
 impl NewKey {
-    /// Refuses what no row can hold, before anything is sent.
+    /// Checks that each value fits its column.
     pub(super) fn require_storable(&self) -> Result<()> {
         require::fits("tenant_id", 36, self.tenant_id.as_str())?;
         require::fits("id", 36, self.id.as_str())?;
@@ -135,23 +136,22 @@ impl NewKey {
 }
 
 impl KeysDriver<'_> {
-    /// Inserts a key and returns it as it is stored.
+    /// Inserts a key, and returns the stored key.
     ///
-    /// It is not frozen and was never used. Nothing is shortened or rounded to fit; a time keeps its
-    /// microseconds.
+    /// The new key is not frozen and has no uses. No text is shortened to fit. Times are stored in whole
+    /// microseconds; finer digits are cut off. No other key is locked.
     ///
     /// # Errors
     ///
-    /// Before anything is sent: [`Error::TooLong`] with the column for a text that has more characters than its
-    /// column holds, spaces at its end included, [`Error::NulByte`], and [`Error::Negative`] for a limit below
-    /// zero.
+    /// Before anything is sent: [`Error::TooLong`] for a text with more characters than its column holds, where
+    /// spaces at the end count; [`Error::NulByte`]; and [`Error::Negative`] for a limit below zero.
     ///
-    /// From the server: [`Error::KeyExists`] when a key has the id and [`Error::KeyHashExists`] when one has the
-    /// hash, whichever tenant it belongs to. On the database of the existing service, which refers to its
-    /// tenants and users, also [`Error::UnknownTenant`] and [`Error::UnknownUser`].
+    /// From the server: [`Error::KeyExists`] if a key of any tenant has the id, and [`Error::KeyHashExists`] if a key
+    /// of any tenant has the hash. The database of the existing service has foreign keys to its tenants and users, so
+    /// there [`Error::UnknownTenant`] and [`Error::UnknownUser`] are also possible.
     ///
-    /// As after any error of the server, it takes no more statements of the transaction: to go on in it,
-    /// insert inside a nested one.
+    /// After an error from the server, the transaction accepts no further statements. To continue in it, insert the
+    /// key inside a nested transaction.
     pub fn insert_key(&mut self, key: &NewKey) -> Result<KeySnapshot> {
         key.require_storable()?;
         diesel::insert_into(api_keys::table)

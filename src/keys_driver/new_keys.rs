@@ -1,4 +1,4 @@
-//! Inserting many keys in one statement. What a new key holds is in `new_key.rs`.
+//! Inserting a batch of keys in one statement. The struct of a new key is in `new_key.rs`.
 
 use std::collections::HashMap;
 
@@ -16,17 +16,17 @@ use crate::unnest::insert_unnested;
 use crate::{Error, KeyId, KeyStatus, Result, TenantId};
 
 impl KeysDriver<'_> {
-    /// Inserts any number of keys in one statement, and returns them as they are stored, in the order given.
+    /// Inserts a batch of keys in one statement, and returns the stored keys in the order of the batch.
     ///
-    /// All are inserted, or none. Each is stored as by [`insert_key`](Self::insert_key). The keys may be of
-    /// several tenants; a server that is sharded by tenant wants a call for each. Keep a batch to some thousands
-    /// of keys. An empty one sends nothing.
+    /// Either all keys are inserted or none. Each key is stored as by [`insert_key`](Self::insert_key). The keys may
+    /// belong to several tenants. On a server that is sharded by tenant, insert one batch per tenant. Keep a batch
+    /// below a few thousand keys. An empty batch sends nothing.
     ///
     /// # Errors
     ///
-    /// Before anything is sent, [`Error::InBatch`] with the position of a key that no row can hold, and with the
-    /// reason as its source. From the server as for [`insert_key`](Self::insert_key): the id, the tenant or the
-    /// user in the error is that of the key which was refused, also when two keys of the batch collide.
+    /// Before anything is sent: [`Error::InBatch`] if a value of a key does not fit its column. From the server: the
+    /// errors of [`insert_key`](Self::insert_key), with the id, tenant or user of the refused key. This is also so if
+    /// two keys of the batch have the same id or hash.
     ///
     /// ```
     /// # use api_keys_driver::{Error, KeyHash, KeysDriver, NewKey, TenantId};

@@ -1,5 +1,5 @@
-//! Why the server refused a new key, and which one of a batch. What can be told before anything is sent is in
-//! `require.rs`.
+//! Finds out why the server refused a new key, and which key of a batch it was. Checks before a statement is sent are
+//! in `require.rs`.
 
 use diesel::result::DatabaseErrorKind::{CheckViolation, ForeignKeyViolation, UniqueViolation};
 use diesel::result::Error as DieselError;
@@ -8,7 +8,7 @@ use super::KeyHash;
 use crate::error::{is_constraint, violated_constraint};
 use crate::{Error, KeyId, TenantId};
 
-/// What the server may refuse a new key for.
+/// The values of a new key for which the server may refuse it.
 pub(super) struct Candidate<'a> {
     pub(super) tenant_id: &'a TenantId,
     pub(super) id: &'a KeyId,
@@ -16,12 +16,12 @@ pub(super) struct Candidate<'a> {
     pub(super) key_hash: &'a KeyHash,
 }
 
-/// Names the candidate that the server refused, if it was refused for what it is.
+/// Returns the error for the candidate that the server refused. `None` if the error has another cause.
 pub(super) fn refusal(error: &DieselError, candidates: &[Candidate<'_>]) -> Option<Error> {
     let DieselError::DatabaseError(kind, said) = error else { return None };
     let constraint = violated_constraint(&**said)?;
     let details = said.details().unwrap_or_default();
-    // The values stand in the details in this form in every language.
+    // The details have the form `(column)=(value)` in every language of the server.
     let refused = |is_named: &dyn Fn(&Candidate<'_>) -> bool| match candidates {
         [only] => Some(only),
         several => several.iter().find(|candidate| is_named(candidate)),
@@ -44,7 +44,7 @@ pub(super) fn refusal(error: &DieselError, candidates: &[Candidate<'_>]) -> Opti
             refused(&|key| with("tenant_id", key.tenant_id.as_str()))
                 .map(|key| Error::UnknownTenant(key.tenant_id.clone()))
         }
-        // The existing service checks the form of a tenant's id: one of another form belongs to no tenant.
+        // The existing service has a `CHECK` on the form of a tenant's id. An id of another form has no tenant.
         CheckViolation if constraint.contains("tenant_id") => {
             refused(&|key| details.contains(&format!("({}, {}, ", key.id, key.tenant_id)))
                 .map(|key| Error::UnknownTenant(key.tenant_id.clone()))

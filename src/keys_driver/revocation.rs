@@ -1,4 +1,4 @@
-//! Revoking one key, or all keys of a tenant.
+//! Revoking one key, or all keys of a tenant. Deleting keys is in `delete.rs`.
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::case_when;
@@ -15,15 +15,17 @@ use crate::time::Time;
 use crate::{KeyStatus, Result, TenantId};
 
 impl<'c> KeysDriver<'c> {
-    /// Revokes a key: `status = 'revoked'`, `revoked_at` and `revoked_reason` as given.
+    /// Revokes a key, and returns the changed key.
     ///
-    /// A revoked key is returned as it is: the first time and reason stand, and no event is appended.
-    /// Whether the key is frozen stays as it was.
+    /// It sets `status = 'revoked'`, `revoked_at`, in UTC, and `revoked_reason`. A key that is already revoked does
+    /// not change: it keeps its first time and reason, and no event is appended. A frozen key stays frozen. The row
+    /// stays locked until the transaction ends.
     ///
     /// # Errors
     ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen), and before anything is sent
-    /// [`Error::TooLong`](crate::Error::TooLong) when the reason has more than 255 characters, and [`Error::NulByte`](crate::Error::NulByte).
+    /// The errors of [`update_key_frozen`](Self::update_key_frozen). Also, before anything is sent:
+    /// [`Error::TooLong`](crate::Error::TooLong) if the reason has more than 255 characters, and
+    /// [`Error::NulByte`](crate::Error::NulByte).
     pub fn update_key_revoked(
         &mut self,
         key: LockedKey<'c>,
@@ -33,7 +35,7 @@ impl<'c> KeysDriver<'c> {
         struct UpdateKeyRevoked;
 
         require_reason_fits(reason)?;
-        // The row decides and not `key`, which may be older: a transaction can lock a key twice.
+        // The condition reads the row and not `key`, because `key` may be outdated: a transaction can lock a key twice.
         let is_revoked = || api_keys::status.eq(KeyStatus::Revoked.as_str());
         let revoked_at = Some(Time::from(revoked_at));
         let changes = (
@@ -44,17 +46,17 @@ impl<'c> KeysDriver<'c> {
         self.update_locked::<UpdateKeyRevoked, _>(key, changes)
     }
 
-    /// Revokes every key of a tenant that is not revoked yet, and returns how many that were.
+    /// Revokes every key of a tenant that is not revoked yet, and returns the number of changed keys.
     ///
-    /// Frozen, expired and synthetic keys are revoked too. The rows are locked in the order of their ids
-    /// until the transaction ends, so this deadlocks neither with itself nor with
-    /// [`record_key_uses`](Self::record_key_uses). A key that another transaction inserts meanwhile is
-    /// not seen: keep new ones from being made first.
+    /// It also revokes frozen, expired and synthetic keys. The rows are locked in the order of their ids, after waiting
+    /// for other holders, until the transaction ends. So it does not deadlock with itself or with
+    /// [`record_key_uses`](Self::record_key_uses). The statement does not see keys that another transaction inserts
+    /// at the same time, so stop inserting keys first.
     ///
     /// # Errors
     ///
-    /// Before anything is sent, [`Error::TooLong`](crate::Error::TooLong) when the reason has more than 255 characters, and
-    /// [`Error::NulByte`](crate::Error::NulByte).
+    /// Before anything is sent: [`Error::TooLong`](crate::Error::TooLong) if the reason has more than 255 characters,
+    /// and [`Error::NulByte`](crate::Error::NulByte).
     pub fn update_all_keys_revoked(
         &mut self,
         tenant_id: &TenantId,
@@ -72,7 +74,7 @@ fn require_reason_fits(reason: Option<&str>) -> Result<()> {
     require::fits_if_any("revoked_reason", 255, reason)
 }
 
-/// By hand: Diesel has no `WITH`, and no other `UPDATE` locks its rows in a chosen order.
+/// Written by hand, because Diesel has no `WITH`. Only an `UPDATE` with a `WITH` locks its rows in a chosen order.
 struct UpdateAllKeysRevoked<'a> {
     tenant_id: &'a TenantId,
     revoked_at: Time,

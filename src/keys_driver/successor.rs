@@ -1,4 +1,4 @@
-//! A key in the place of another: the row that a rotation inserts. Letting the old key expire is in `expiry.rs`.
+//! Inserting a key that replaces another, for a rotation. Setting when the old key expires is in `expiry.rs`.
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::case_when;
@@ -15,23 +15,23 @@ use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyId, Result};
 
-/// What a key that takes another's place has of its own. Everything else it has from the old key.
+/// The values of a new key that replaces another. The new key copies all other values from the old one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySuccessor {
-    /// The new key's own id, at most 36 characters. No other key of any tenant has it.
+    /// The new key's id, at most 36 characters. It must be unique among the keys of all tenants.
     pub id: KeyId,
-    /// The first characters of the new secret: at most 12.
+    /// The first characters of the new secret, at most 12.
     pub key_prefix: String,
-    /// What is stored of the new secret, at most 128 characters. No other key has it.
+    /// The hash of the new secret, at most 128 characters. It must be unique among the keys of all tenants.
     pub key_hash: KeyHash,
-    /// When the new key was created, by the engine's clock.
+    /// When the new key was created, in UTC, by the engine's clock.
     pub created_at: DateTime<Utc>,
-    /// When the new key expires. `Keep` is the old key's expiry, and `Set(None)` never.
+    /// When the new key expires, in UTC. `Keep` copies the expiry of the old key. `Set(None)` is never.
     pub expires_at: Change<Option<DateTime<Utc>>>,
 }
 
 impl KeySuccessor {
-    /// A successor that expires when the old key does.
+    /// Makes a successor that expires when the old key does.
     pub fn new(
         id: KeyId,
         key_prefix: impl Into<String>,
@@ -43,23 +43,23 @@ impl KeySuccessor {
 }
 
 impl<'c> KeysDriver<'c> {
-    /// Inserts a key that may do what a locked key may do, and returns it as it is stored.
+    /// Inserts a key with the same rights as a locked key, and returns the stored key.
     ///
-    /// The server copies the old row, so that nothing which restricts the old key can be forgotten: tenant,
-    /// user, name, permissions, allowed workers, both limits, the expiry unless another is given, the
-    /// synthetic flag and scenario. The status and the freeze are copied too: a successor of a revoked key is
-    /// revoked, and of a frozen one frozen. The new key begins without uses and at revision 1. Columns that
-    /// the service has added to the table are not known here and get their defaults.
+    /// The server copies the old row, so that no restriction of the old key can be forgotten. It copies the tenant,
+    /// user, name, permissions, allowed workers, both limits, the synthetic flag and the scenario. It also copies the
+    /// expiry, unless `new` sets another. It copies the status and the freeze too: the successor of a revoked key is
+    /// revoked, and the successor of a frozen key is frozen. The new key has no uses. A column that another program
+    /// added to the table gets its default.
     ///
-    /// A rotation with grace locks the old key, inserts the successor and lets the old key expire, in one
-    /// transaction: either both happen or neither.
+    /// A rotation with a grace period locks the old key, inserts the successor, and sets the expiry of the old key,
+    /// all in one transaction:
     ///
     /// ```
     /// # use api_keys_driver::{Change, KeyHash, KeySnapshot, KeyStatus, KeySuccessor, KeysDriver, NewKey, Result, TenantId};
     /// # use chrono::{DateTime, TimeDelta, Utc};
     /// # use diesel::{Connection, PgConnection};
-    /// /// Replaces a key and lets it work until the grace ends. `None`: the key is not one to rotate, or it has
-    /// /// changed since `seen` was read, and somebody has to look again.
+    /// /// Replaces a key, which keeps working until the grace period ends. Returns `None` if the key must not be
+    /// /// rotated, or if it has changed since `seen` was read.
     /// fn rotate(
     ///     conn: &mut PgConnection,
     ///     seen: &KeySnapshot,
@@ -69,13 +69,13 @@ impl<'c> KeysDriver<'c> {
     ///     conn.transaction(|conn| {
     ///         let mut keys = KeysDriver::new(conn);
     ///         let Some(old) = keys.fetch_key_for_update(&seen.tenant_id, &seen.id)? else { return Ok(None) };
-    ///         let ends_before_the_grace = old.expires_at.is_some_and(|at| at <= grace_ends_at.max(new.created_at));
-    ///         if old.revision != seen.revision // frozen, revoked, or rotated by another since
+    ///         let expires_first = old.expires_at.is_some_and(|at| at <= grace_ends_at.max(new.created_at));
+    ///         if old.revision != seen.revision // it was changed after `seen` was read
     ///             || old.status != KeyStatus::Active
     ///             || old.is_frozen
-    ///             || ends_before_the_grace
+    ///             || expires_first
     ///         {
-    ///             return Ok(None); // the engine's rules; the driver has none
+    ///             return Ok(None); // these are the engine's rules; the driver has none
     ///         }
     ///         let new = keys.insert_key_successor(&old, new)?;
     ///         keys.update_key_expires_at(old, Some(grace_ends_at))?;
@@ -108,16 +108,16 @@ impl<'c> KeysDriver<'c> {
     /// # assert_eq!(rotate(&mut conn, &old, &successor("third"), grace_ends_at).unwrap(), None);
     /// ```
     ///
-    /// Of two rotations that start from the same snapshot, the second waits for the lock, finds a higher
-    /// revision, and does nothing, because the first one has always moved the expiry. A key that ends before
-    /// the grace does is left alone for this reason: pass a shorter grace for it.
+    /// Two rotations may start from the same snapshot. The first moves the expiry, which raises the revision. The
+    /// second waits for the lock, finds the higher revision, and does nothing. This works only if the first always
+    /// moves the expiry, so the function skips a key that expires before the grace period ends. To rotate such a key,
+    /// pass a shorter grace period.
     ///
     /// # Errors
     ///
-    /// [`Error::KeyExists`](crate::Error::KeyExists), [`Error::KeyHashExists`](crate::Error::KeyHashExists) and
-    /// [`Error::TooLong`](crate::Error::TooLong) as for
-    /// [`insert_key`](Self::insert_key); those that refuse a lock as for
-    /// [`update_key_frozen`](Self::update_key_frozen).
+    /// [`Error::KeyExists`](crate::Error::KeyExists), [`Error::KeyHashExists`](crate::Error::KeyHashExists),
+    /// [`Error::TooLong`](crate::Error::TooLong) and [`Error::NulByte`](crate::Error::NulByte) as for
+    /// [`insert_key`](Self::insert_key). Also the errors of [`update_key_frozen`](Self::update_key_frozen).
     pub fn insert_key_successor(&mut self, old: &LockedKey<'c>, new: &KeySuccessor) -> Result<KeySnapshot> {
         struct InsertKeySuccessor;
 
@@ -160,7 +160,7 @@ impl<'c> KeysDriver<'c> {
     }
 }
 
-/// What a successor has from the old key.
+/// The columns that a successor copies from the old key, apart from the tenant and the expiry.
 #[diesel::dsl::auto_type]
 fn copied() -> _ {
     (

@@ -1,4 +1,4 @@
-//! Locking a key without waiting.
+//! Locking a key without waiting. Locking with a wait is in `locked_key.rs`.
 
 use diesel::pg::Pg;
 use diesel::prelude::*;
@@ -11,35 +11,33 @@ use crate::schema::api_keys;
 use crate::send::RunStatement;
 use crate::{KeyId, Result, TenantId};
 
-/// What became of an attempt to lock a key without waiting.
+/// The result of an attempt to lock a key without waiting.
 #[derive(Debug)]
-#[must_use = "a key that was locked stays locked until the transaction ends, changed or not"]
+#[must_use = "a locked row stays locked until the transaction ends, even if it is not changed"]
 pub enum TryLock<'c> {
     /// The row is locked until the transaction ends.
     Locked(LockedKey<'c>),
-    /// Another transaction holds the row, or held it while this statement ran. Nothing is locked.
+    /// Another transaction holds the lock of the row, or held it while the statement ran. Nothing is locked.
     Busy,
-    /// The key is missing or another tenant's. Nothing is locked.
+    /// The tenant has no such key. Nothing is locked.
     NotFound,
 }
 
 impl<'c> KeysDriver<'c> {
-    /// Locks a key as [`fetch_key_for_update`](Self::fetch_key_for_update) does if nobody holds it, and
-    /// never waits for a row.
+    /// Locks a key's row as [`fetch_key_for_update`](Self::fetch_key_for_update) does, but does not wait for a row.
     ///
-    /// A busy row is an answer and not an error, so the transaction goes on. One statement looks for the
-    /// key and locks it. What decides between the answers is the look: [`TryLock::NotFound`] means that
-    /// the key was not this tenant's when the statement began. A key that was, and is deleted or handed to
-    /// another tenant by a transaction that commits before the statement gets to lock it, is
-    /// [`TryLock::Busy`], for that transaction held it; the next attempt does not find it. A key that
-    /// came to the tenant meanwhile is not found yet. What is locked is the row's newest version, read
-    /// under the lock.
+    /// If another transaction holds the lock, the answer is [`TryLock::Busy`]. This is not an error, so the transaction
+    /// can continue. The lock is on the newest version of the row, and that version is returned.
+    ///
+    /// [`TryLock::NotFound`] means that the tenant had no such key when the statement began. A key that another
+    /// transaction deletes, or moves to another tenant, while the statement runs is [`TryLock::Busy`]; the next
+    /// attempt does not find it.
     ///
     /// ```
     /// use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId, Transaction, TryLock};
     /// use diesel::PgConnection;
     ///
-    /// /// Unfreezes a key, unless somebody is at it.
+    /// /// Unfreezes a key, unless another transaction holds its lock.
     /// fn try_unfreeze(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> Result<&'static str> {
     ///     Transaction::attempts(3).run(conn, |conn| {
     ///         let mut keys = KeysDriver::new(conn);
@@ -61,9 +59,9 @@ impl<'c> KeysDriver<'c> {
     /// # Errors
     ///
     /// [`Error::NotInTransaction`](crate::Error::NotInTransaction) as for
-    /// [`fetch_key_for_update`](Self::fetch_key_for_update). Under `REPEATABLE READ` and above, a row that
-    /// was changed since the transaction's snapshot is
-    /// [`Error::SerializationFailure`](crate::Error::SerializationFailure).
+    /// [`fetch_key_for_update`](Self::fetch_key_for_update).
+    /// [`Error::SerializationFailure`](crate::Error::SerializationFailure) under `REPEATABLE READ` and `SERIALIZABLE`,
+    /// if another transaction changed the row after this transaction's snapshot.
     pub fn try_fetch_key_for_update(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Result<TryLock<'c>> {
         self.require_transaction()?;
         let locked = api_keys::table
@@ -80,7 +78,7 @@ impl<'c> KeysDriver<'c> {
             None => Ok(TryLock::NotFound),
             Some((false, _)) => Ok(TryLock::Busy),
             Some((true, Some(key))) => Ok(TryLock::Locked(self.locked(key))),
-            // A NULL in the row, which `Option` takes for a row that is not there.
+            // A column of the row is NULL, and Diesel reads a row with a NULL as a missing row.
             Some((true, None)) => {
                 Err(diesel::result::Error::DeserializationError(Box::new(UnexpectedNullError)).into())
             }
@@ -88,8 +86,9 @@ impl<'c> KeysDriver<'c> {
     }
 }
 
-/// A row if the key is seen, with `true` and the key in it if it could be locked. By hand, because
-/// Diesel has no `WITH`.
+/// Selects one row if the key exists: `true` and the key if the row could be locked, and otherwise `false`.
+///
+/// Written by hand, because Diesel has no `WITH`.
 #[derive(QueryId)]
 struct LockSeen<Seen, Locked> {
     seen: Seen,

@@ -1,4 +1,4 @@
-//! Recording uses of keys. What their calls add up to is in `usage.rs`.
+//! Recording uses of keys: their counter and the time of the last use. The sums over calls are in `usage.rs`.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,7 +13,7 @@ use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
 
-/// Uses of a key that are to be recorded.
+/// Uses of a key to record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct KeyUse {
@@ -21,31 +21,31 @@ pub struct KeyUse {
     pub tenant_id: TenantId,
     /// The key that was used.
     pub key_id: KeyId,
-    /// How often it was used.
+    /// The number of uses.
     pub count: u32,
-    /// When it was used, or last used.
+    /// The time of the last of these uses, in UTC.
     pub at: DateTime<Utc>,
 }
 
 impl KeysDriver<'_> {
-    /// Records uses of any number of keys in one statement, and returns how many keys it changed.
+    /// Records a batch of uses in one statement, and returns the number of changed keys.
     ///
-    /// `total_requests` grows by what is there when the row is written, so that no concurrent use is
-    /// lost, and stays at the end of `bigint`; `last_used_at` moves forward or stays. Several uses of a key add
-    /// up. A key that does not exist, or not in that tenant, changes nothing and is not counted. A use is no
-    /// change of the key: it raises no revision and appends no event.
+    /// The statement adds the count of each key to `total_requests`, which stops at the largest `bigint`. Concurrent
+    /// uses are not lost. `last_used_at` never moves back. The batch may hold several uses of the same key, which are
+    /// added up. A use of a key that the tenant does not have changes nothing and is not counted. A recorded use is
+    /// not a change of the key: it does not change the revision, and no event is appended.
     ///
-    /// One key that another transaction holds makes the whole batch wait: see
-    /// [`try_record_key_uses`](Self::try_record_key_uses). No element makes the batch fail: a time beyond
-    /// PostgreSQL's range is recorded as its end, and an id that no key can have is one that does not exist.
+    /// The batch waits if another transaction holds the lock of one of its keys. To avoid the wait, call
+    /// [`try_record_key_uses`](Self::try_record_key_uses). No element makes the batch fail: a time outside
+    /// PostgreSQL's range becomes `infinity` or `-infinity`, and an id that no key can have is skipped.
     ///
-    /// The rows are locked in the order of tenant and key, until the transaction ends, so batches that
-    /// overlap wait for each other and never deadlock, if a transaction records one batch and locks
-    /// nothing before it. The batch may span tenants: each use carries its own. A batch of one tenant names
-    /// it, so that a server that is sharded by tenant sends the statement to one shard; there, record a
-    /// batch for each tenant, because Citus refuses one that locks rows of several shards.
+    /// The rows are locked in the order of tenant and key, until the transaction ends. So batches that overlap wait
+    /// for each other and do not deadlock, as long as each transaction records one batch and locks nothing before
+    /// it. The keys may belong to several tenants. If all belong to one tenant, a server that is sharded by tenant
+    /// sends the statement to one shard. Citus refuses a batch that locks rows of several shards, so record one batch
+    /// per tenant there.
     ///
-    /// Keep a batch to some thousands of keys. An empty one sends nothing.
+    /// Keep a batch below a few thousand keys. An empty batch sends nothing.
     ///
     /// ```
     /// # use api_keys_driver::{KeyUse, KeysDriver, Result, TenantId};
@@ -65,28 +65,28 @@ impl KeysDriver<'_> {
         Ok(row_count(UpdateKeyUses(sums).change(self.conn)?))
     }
 
-    /// Records uses as [`record_key_uses`](Self::record_key_uses) does, of the keys that nobody holds, without waiting
-    /// for a row. Returns the uses of the others, as they were given.
+    /// Records uses as [`record_key_uses`](Self::record_key_uses) does, but skips the keys that another transaction has
+    /// locked. Returns the skipped uses without change.
     ///
-    /// One statement locks the rows that are free, changes them, and says which keys it found and could not lock. Each
-    /// use is either recorded or handed back. A key that does not exist, or not in that tenant, is neither: its uses
-    /// are dropped, as by [`record_key_uses`](Self::record_key_uses). One that is deleted, or handed to another tenant,
-    /// by a transaction that commits while the statement runs is handed back once more, and dropped the next time.
+    /// One statement locks the rows that are free, changes them, and reports the keys whose rows it could not lock. Uses
+    /// of a key that the tenant does not have are dropped, as in [`record_key_uses`](Self::record_key_uses). If another
+    /// transaction deletes the key, or moves it to another tenant, while the statement runs, its uses are returned;
+    /// the next attempt drops them.
     ///
-    /// The rows stay locked until the transaction ends; outside one, that is the end of the statement. One that
-    /// flushes between other work loses nothing if it keeps what is handed back:
+    /// The rows stay locked until the transaction ends; without a transaction, until the statement ends. A worker that
+    /// queues uses keeps the returned ones for the next attempt:
     ///
     /// ```
     /// use api_keys_driver::{KeyUse, KeysDriver, Result};
     /// use diesel::PgConnection;
     ///
-    /// /// Records what is queued. What is busy stays queued; if the call fails, all of it does.
+    /// /// Records the queued uses. Uses of locked keys stay queued. After an error, all uses stay queued.
     /// fn flush(conn: &mut PgConnection, queue: &mut Vec<KeyUse>) -> Result<()> {
     ///     *queue = KeysDriver::new(conn).try_record_key_uses(queue)?;
     ///     Ok(())
     /// }
     ///
-    /// /// Records the rest before the worker ends, and waits for it.
+    /// /// Records all queued uses before the worker ends, and waits for locked keys.
     /// fn flush_all(conn: &mut PgConnection, queue: &mut Vec<KeyUse>) -> Result<()> {
     ///     KeysDriver::new(conn).record_key_uses(queue)?;
     ///     queue.clear();
@@ -101,13 +101,14 @@ impl KeysDriver<'_> {
     /// # flush_all(&mut conn, &mut queue).unwrap();
     /// ```
     ///
-    /// A use has no id. When the connection is lost during the call, it may have been recorded: to queue it again
-    /// may count it twice, and to drop it may lose it. In a transaction, replace the queue after the commit.
+    /// A use has no id. If the connection is lost while the method runs, the uses may or may not be recorded. If the
+    /// caller sends them again, they may be counted twice; if it drops them, they may be lost. In a transaction,
+    /// replace the queue only after the commit.
     ///
     /// # Errors
     ///
-    /// Under `REPEATABLE READ` and above, a row that was changed since the transaction's snapshot is
-    /// [`Error::SerializationFailure`](crate::Error::SerializationFailure).
+    /// [`Error::SerializationFailure`](crate::Error::SerializationFailure) under `REPEATABLE READ` and `SERIALIZABLE`,
+    /// if another transaction changed a row after this transaction's snapshot.
     pub fn try_record_key_uses(&mut self, uses: &[KeyUse]) -> Result<Vec<KeyUse>> {
         let sums = Sums::of(uses);
         if sums.key_ids.is_empty() {
@@ -121,7 +122,7 @@ impl KeysDriver<'_> {
     }
 }
 
-/// The uses of each key added up, in the order of tenant and key.
+/// The sum of the uses of each key, in the order of tenant and key.
 struct Sums<'a> {
     tenant_ids: Vec<&'a str>,
     key_ids: Vec<&'a str>,
@@ -130,7 +131,7 @@ struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    /// Leaves out the ids that no key can have, for which the server would refuse the whole batch.
+    /// Adds the uses up. It skips ids with a NUL byte, for which the server would refuse the whole batch.
     fn of(uses: &'a [KeyUse]) -> Self {
         let mut sums = BTreeMap::new();
         let is_possible =
@@ -151,14 +152,14 @@ impl<'a> Sums<'a> {
         all
     }
 
-    /// The tenant of all uses, if it is one.
+    /// The tenant of all uses, if they have the same one.
     fn only_tenant(&self) -> Option<&&'a str> {
         let first = self.tenant_ids.first()?;
         self.tenant_ids.last().filter(|last| *last == first)
     }
 
-    /// Pushes the only tenant as a value, because only that tells a sharded server the shard, or the column that
-    /// has the tenant of each use.
+    /// Pushes the tenant as a bind value if all uses have the same one, because a sharded server finds the shard only
+    /// by a value. Otherwise pushes the column that holds the tenant of each use.
     fn push_tenant<'b>(&'b self, column: &str, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         if let Some(tenant_id) = self.only_tenant() {
             return out.push_bind_param::<Text, _>(tenant_id);
@@ -167,8 +168,8 @@ impl<'a> Sums<'a> {
         Ok(())
     }
 
-    /// Pushes `unnest(..) AS uses (..)`. The arrays stand in subselects, where the planner does not count their
-    /// elements, so that one plan is kept for batches of any size.
+    /// Pushes `unnest(..) AS uses (..)`. The arrays are in subselects, where the planner does not count their
+    /// elements. So the server keeps one plan for batches of any size.
     fn push_rows<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("unnest((SELECT ");
         out.push_bind_param::<Array<Text>, _>(&self.key_ids)?;
@@ -186,7 +187,7 @@ impl<'a> Sums<'a> {
         Ok(())
     }
 
-    /// Pushes the keys that the `uses` are of, locked in the order of tenant and key.
+    /// Pushes the join with the keys of the `uses`, and their lock in the order of tenant and key.
     fn push_lock<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(
             r#" JOIN "api_keys" ON "api_keys"."id" = "uses"."key_id" AND "api_keys"."tenant_id" = "#,
@@ -199,7 +200,7 @@ impl<'a> Sums<'a> {
         Ok(())
     }
 
-    /// Pushes the change of the rows in `locked`.
+    /// Pushes the `UPDATE` of the rows in `locked`.
     fn push_update<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(
             r#"UPDATE "api_keys"
@@ -216,7 +217,7 @@ impl<'a> Sums<'a> {
     }
 }
 
-/// By hand: Diesel has no `WITH`, and no other `UPDATE` locks its rows in a chosen order.
+/// Written by hand, because Diesel has no `WITH`. Only an `UPDATE` with a `WITH` locks its rows in a chosen order.
 struct UpdateKeyUses<'a>(Sums<'a>);
 
 impl QueryFragment<Pg> for UpdateKeyUses<'_> {
@@ -233,7 +234,7 @@ impl QueryFragment<Pg> for UpdateKeyUses<'_> {
     }
 }
 
-/// Answers with the keys that are there and were not locked.
+/// Returns the keys that exist and could not be locked.
 struct TryUpdateKeyUses<'a>(Sums<'a>);
 
 impl QueryFragment<Pg> for TryUpdateKeyUses<'_> {
@@ -249,14 +250,14 @@ impl QueryFragment<Pg> for TryUpdateKeyUses<'_> {
         out.push_sql(r#" SKIP LOCKED), "recorded" AS ("#);
         self.0.push_update(&mut out)?;
         out.push_sql(
-            // One key at a time, where a join would read every key of an average tenant.
+            // `LATERAL` fetches each key by its id. For a join, the planner would read all keys of the tenant.
             r#") SELECT "found"."tenant_id", "found"."id" FROM "uses" CROSS JOIN LATERAL (
                  SELECT "api_keys"."tenant_id", "api_keys"."id" FROM "api_keys"
                  WHERE "api_keys"."id" = "uses"."key_id" AND "api_keys"."tenant_id" = "#,
         );
         self.0.push_tenant(r#""uses"."tenant_id""#, &mut out)?;
         out.push_sql(
-            // Hashed, where an anti join of these would compare each with each.
+            // `NOT IN` uses a hash table. An anti join would compare each key with each locked key.
             r#" OFFSET 0) AS "found" WHERE ("found"."tenant_id", "found"."id")
                  NOT IN (SELECT "locked"."tenant_id", "locked"."id" FROM "locked")"#,
         );
@@ -268,7 +269,7 @@ impl Query for TryUpdateKeyUses<'_> {
     type SqlType = (Text, Text);
 }
 
-// A batch of one tenant is another statement than one of several. The text tells them apart.
+// The SQL text depends on whether the batch has one tenant or several, so Diesel caches the statement by its text.
 impl QueryId for UpdateKeyUses<'_> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;

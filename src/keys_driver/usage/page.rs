@@ -38,7 +38,7 @@ impl KeysDriver<'_> {
             WithUsage { keys, tenant_id, since: since.into() }.read_all(self.conn)?;
         rows.into_iter()
             .map(|(key, calls, spend, is_rounded)| {
-                let key = key.of(tenant_id);
+                let key = key.into_snapshot(tenant_id);
                 let usage = Sums { calls, spend, is_rounded }.of_key(tenant_id, &key.id)?;
                 Ok((key, usage))
             })
