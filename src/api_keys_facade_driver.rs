@@ -124,7 +124,7 @@ impl fmt::Debug for ApiKeysFacadeDriver<'_> {
 
 impl From<&ApiKeySnapshot> for KeyCursor {
     fn from(key: &ApiKeySnapshot) -> Self {
-        Self::behind(key.created_at, &key.id)
+        Self::after(key.created_at, &key.id)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The places in lists of keys that a caller keeps between two pages, and their texts. A list in another order has a
-//! cursor of its own type, so that one is not taken for the other.
+//! Cursors: positions in lists of keys that a caller keeps between two pages, and their texts. Each order of a list has
+//! its own cursor type, so that cursors of different lists cannot be mixed up. Pages by offset are in `page.rs`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,12 +9,13 @@ use chrono::{DateTime, Utc};
 use crate::KeyId;
 use crate::time::whole_micros;
 
-/// A place in a tenant's list of keys: behind the key that it was made from.
+/// A position in a list of keys that is ordered by `created_at DESC, id DESC`: directly after one key.
 ///
-/// It is a place and not a row: it stays good when its key is deleted, and two lists that are ordered
-/// alike, such as those of both drivers, may share it. It names no tenant; the query does.
+/// A cursor stays valid if its key is deleted. Lists with the same order can share it, such as the lists of the two
+/// drivers. It does not hold the tenant: a method takes the tenant as a parameter.
 ///
-/// Over the wire it is opaque text that fits in a URL and a header as it is. In serde's terms it is a string.
+/// Its `Display` text is opaque, and needs no escaping in a URL or a header. `FromStr` parses it. In serde it is a
+/// string.
 ///
 /// ```
 /// use api_keys_driver::{KeyCursor, KeyId, KeysDriver, Result, TenantId};
@@ -43,23 +44,26 @@ pub struct KeyCursor {
     pub(crate) id: KeyId,
 }
 
-/// The text is not one that a cursor of this type was displayed as.
+/// The text is not the `Display` text of a cursor of this type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a key cursor: pass back, unchanged, the text that one was displayed as, or start without one")]
+#[error(
+    "the text is not a cursor of this list: pass the text of a cursor unchanged, or start without a cursor"
+)]
 pub struct ParseKeyCursorError;
 
 impl KeyCursor {
-    /// Makes the place behind a key, from what the list is ordered by.
+    /// Makes the cursor directly after the key with this time and id.
     #[must_use]
-    pub fn behind(created_at: DateTime<Utc>, id: &KeyId) -> Self {
+    pub fn after(created_at: DateTime<Utc>, id: &KeyId) -> Self {
         Self { created_at: whole_micros(created_at), id: id.clone() }
     }
 }
 
-/// A place in the list of [`fetch_keys_expiring`](crate::KeysDriver::fetch_keys_expiring): behind the key that it was
-/// made from, as that key was then.
+/// A position in the list of [`fetch_keys_expiring`](crate::KeysDriver::fetch_keys_expiring): directly after the key
+/// that it was made from.
 ///
-/// Like a [`KeyCursor`] it is a place and not a row, and in a URL or in serde's terms it is opaque text.
+/// It holds the time and the id that the key had, so a later change of the key does not move it. Its text is opaque, as
+/// that of a [`KeyCursor`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
@@ -68,10 +72,11 @@ pub struct ExpiryCursor {
     pub(crate) id: KeyId,
 }
 
-/// A place in the list of [`fetch_keys_unused`](crate::KeysDriver::fetch_keys_unused): behind the key that it was made
-/// from, as that key was then.
+/// A position in the list of [`fetch_keys_unused`](crate::KeysDriver::fetch_keys_unused): directly after the key that
+/// it was made from.
 ///
-/// Like a [`KeyCursor`] it is a place and not a row, and in a URL or in serde's terms it is opaque text.
+/// It holds the time and the id that the key had, so a later change of the key does not move it. Its text is opaque, as
+/// that of a [`KeyCursor`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
@@ -80,8 +85,8 @@ pub struct UnusedCursor {
     pub(crate) id: KeyId,
 }
 
-/// Gives a cursor its text: a letter for the type, sixteen hexadecimal digits of microseconds since 1970, then two for
-/// each byte of the id.
+/// Implements the text of a cursor: a letter for its type, 16 hexadecimal digits for the microseconds since 1970, and
+/// two digits for each byte of the id.
 macro_rules! cursor_text {
     ($($Cursor:ident { $time:ident }, $letter:literal;)*) => {$(
         impl fmt::Display for $Cursor {
@@ -128,14 +133,15 @@ cursor_text! {
     UnusedCursor { used_at }, "u";
 }
 
-/// Reads a little more than is displayed, such as capital letters.
+/// Parses the digits. It also accepts texts that `Display` does not write, such as capital letters; the caller refuses
+/// them.
 fn parse(text: &str) -> Option<(DateTime<Utc>, KeyId)> {
     let (micros, id) = text.split_at_checked(16)?;
     let micros = i64::from_ne_bytes(u64::from_str_radix(micros, 16).ok()?.to_ne_bytes());
     let id =
         id.as_bytes().chunks(2).map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
     let id = String::from_utf8(id.collect::<Option<_>>()?).ok()?;
-    // No key's id holds a NUL byte: PostgreSQL's text cannot.
+    // PostgreSQL cannot store a NUL byte in a text, so no key has such an id.
     let id = (!id.contains('\0')).then_some(id)?;
     Some((DateTime::from_timestamp_micros(micros)?, id.into()))
 }

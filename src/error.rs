@@ -1,5 +1,5 @@
-//! Why a call did not answer, and what to do about it. What a failure is stands in `classify`; how a
-//! failed connection is told apart stands in `connect`.
+//! The crate's error and its advice. `classify` recognises failures of a statement, and `connect` recognises
+//! failures of a connection.
 
 mod classify;
 mod connect;
@@ -13,26 +13,24 @@ pub use self::connect::ConnectFailure;
 pub(crate) use self::connect::connect_error;
 pub(crate) use self::violation::{is_constraint, violated_constraint};
 
-/// A `Result` whose error is this crate's, unless another is named.
+/// A `Result` whose error is this crate's [`Error`](enum@Error) by default.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call did not answer. [`advice`](Error::advice) says what to do about it.
+/// Why a method failed. [`advice`](Error::advice) says what to do.
 ///
-/// "Not found" is not among the reasons: it is `None`. A message says what to do and leaves what the
-/// database said to [`source`](std::error::Error::source). Neither shows a secret. The server's `DETAIL`
-/// holds values of rows, hashes among them, so it is not kept: of a refused row, the source has the
-/// table, the column and the constraint.
+/// "Not found" is not an error: methods return `None`. A message says what happened and what to do. The server's own
+/// message is in [`source`](std::error::Error::source). Neither shows a secret. The server's `DETAIL` holds values of
+/// rows, which include hashes, so the crate drops it. The source still names the table, the column and the constraint.
 ///
-/// Diesel (2.3.14, the newest at this writing) does not pass the server's error codes on, and a client
-/// cannot ask for untranslated messages, so some kinds are known by the server's message only: deadlock,
-/// both timeouts, an aborted transaction, a lost prepared statement and a schema mismatch. The text must be
-/// the English one. On a server whose `lc_messages` is another language these arrive as [`Error::Query`],
-/// which nobody retries; `ALTER DATABASE .. SET lc_messages = 'C'` mends that.
+/// Diesel 2.3 does not pass the server's error codes on. So the crate recognises some kinds only by the server's
+/// English message: a deadlock, both timeouts, an aborted transaction, a lost prepared statement and a schema mismatch.
+/// If the server's `lc_messages` is another language, these kinds are [`Error::Query`], whose advice is
+/// [`Advice::Fail`]. To avoid this, run `ALTER DATABASE .. SET lc_messages = 'C'`.
 ///
 /// ```
 /// use api_keys_driver::{Advice, KeysDriver, PoolConfig, Result, TenantId};
 ///
-/// /// Counts a tenant's keys, once more on another connection if the first one is gone.
+/// /// Counts a tenant's keys. If the connection is lost, it tries once more on another connection.
 /// fn count_keys(pool: &api_keys_driver::Pool, tenant_id: &TenantId) -> Result<i64> {
 ///     let count = || KeysDriver::new(&mut *pool.get()?).count_keys(tenant_id);
 ///     match count() {
@@ -47,61 +45,64 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A row was to be locked or changed outside a transaction. Nothing was sent to the server.
-    #[error("there is no transaction: lock and change a key inside `connection.transaction(..)`")]
+    /// A method that locks or changes a key was called outside a transaction. Nothing was sent to the server.
+    #[error("the connection has no transaction: lock and change keys inside `connection.transaction(..)`")]
     NotInTransaction,
 
-    /// A transaction was to begin within another. Nothing was sent to the server.
-    #[error("there is a transaction already: begin this one on a connection that has none")]
+    /// A transaction was begun on a connection that already has one. Nothing was sent to the server.
+    #[error(
+        "the connection already has a transaction: use another connection, or `Transaction::or_savepoint`"
+    )]
     AlreadyInTransaction,
 
-    /// A tenant was to be locked in a `REPEATABLE READ` transaction, which sees nothing that was committed
-    /// after its first statement. The tenant is locked all the same, until the transaction ends.
+    /// A tenant was locked in a `REPEATABLE READ` transaction, which does not see keys that others inserted after
+    /// its first statement. The tenant stays locked until the transaction ends.
     #[error(
-        "a REPEATABLE READ transaction does not see the keys that others inserted: lock a tenant at another level"
+        "a REPEATABLE READ transaction does not see keys that others insert: lock the tenant in a READ COMMITTED one"
     )]
     RepeatableRead,
 
-    /// A [`LockedKey`](crate::LockedKey) came to the driver of a connection that does not hold its lock,
-    /// or whose connection was replaced by another since.
-    /// Nothing was sent to the server.
-    #[error("key {0} was locked through another connection: change it through the one that locked it")]
+    /// A [`LockedKey`](crate::LockedKey) was passed to the driver of a connection that did not lock the key. Nothing
+    /// was sent to the server.
+    #[error("key {0} was locked through another connection: change it through the connection that locked it")]
     LockedElsewhere(KeyId),
 
-    /// The row of a locked key is not the one that was locked. Its transaction removed it or moved it to
-    /// another tenant; or the transaction or the savepoint that locked it was ended by hand, and another
-    /// transaction changed the row since. Nothing was changed.
-    #[error("the lock of key {0} is lost, and its row is gone or changed: lock it again, and decide again")]
+    /// The row of a locked key was deleted, or changed by another transaction. Nothing was changed.
+    ///
+    /// Either the transaction itself deleted the row or moved it to another tenant. Or the transaction, or the
+    /// savepoint, that locked the row has ended, and another transaction has changed the row.
+    #[error(
+        "the lock of key {0} was lost, and its row was changed or deleted: lock the key and decide again"
+    )]
     LockLost(KeyId),
 
-    /// A key was to be inserted whose id a key has, of whichever tenant. Nothing was inserted.
-    #[error("there is a key {0}: insert the new one with another id")]
+    /// A key of some tenant already has the id of the new key. Nothing was inserted.
+    #[error("a key with the id {0} already exists: insert the new key with another id")]
     KeyExists(KeyId),
 
-    /// A key was to be inserted whose hash another key has, of whichever tenant. Nothing was inserted. The id
-    /// is that of the new key.
-    #[error("another key has the hash of the new key {0}: make another secret")]
+    /// A key of some tenant already has the hash of the new key. Nothing was inserted. The id is that of the new key.
+    #[error("another key already has the hash of the new key {0}: make another secret")]
     KeyHashExists(KeyId),
 
-    /// A key was to be inserted for a tenant that the database does not know. Nothing was inserted.
-    #[error("there is no tenant {0}: make the tenant first")]
+    /// The tenant of a new key does not exist. Nothing was inserted.
+    #[error("tenant {0} does not exist: create the tenant first")]
     UnknownTenant(TenantId),
 
-    /// A key was to be inserted for a user that the database does not know. Nothing was inserted.
-    #[error("there is no user {0}: make the user first, or leave the user out")]
+    /// The user of a new key does not exist. Nothing was inserted.
+    #[error("user {0} does not exist: create the user first, or insert the key without a user")]
     UnknownUser(String),
 
-    /// A text does not fit its column. Nothing was sent to the server.
-    #[error("{column} holds {limit} characters at most: shorten the text")]
+    /// A text has more characters than its column holds. Nothing was sent to the server.
+    #[error("{column} holds at most {limit} characters: shorten the text")]
     TooLong {
         /// The column.
         column: &'static str,
-        /// The most characters that it holds.
+        /// The number of characters that the column holds.
         limit: usize,
     },
 
-    /// A text holds a NUL byte, which no text of PostgreSQL can. Nothing was sent to the server.
-    #[error("{column} holds a NUL byte: leave it out")]
+    /// A text holds a NUL byte, which PostgreSQL cannot store in a text. Nothing was sent to the server.
+    #[error("{column} cannot hold a NUL byte: remove it from the text")]
     NulByte {
         /// The column.
         column: &'static str,
@@ -115,165 +116,172 @@ pub enum Error {
     },
 
     /// An amount has more digits than its column holds. Nothing was sent to the server.
-    #[error("{column} holds six digits before the decimal point and four behind it: round the amount first")]
-    NotExact {
+    #[error("{column} holds at most six digits before the decimal point and four after it: round the amount")]
+    TooManyDigits {
         /// The column.
         column: &'static str,
     },
 
-    /// One element of a batch is refused, and with it the batch. Nothing was sent to the server.
-    #[error("element {nth} of the batch, counted from 0, is refused: correct it, or leave it out")]
+    /// One element of a batch is invalid, so the whole batch is refused. Nothing was sent to the server.
+    #[error("element {nth} of the batch, counted from 0, is invalid: correct or remove it")]
     InBatch {
-        /// Which element, counted from 0.
+        /// The index of the element, counted from 0.
         nth: usize,
-        /// Why it is refused.
+        /// Why the element is invalid.
         source: Box<Error>,
     },
 
-    /// A usage series would have had so many buckets. Nothing was sent to the server.
+    /// A usage series would have this number of buckets, which is too many. Nothing was sent to the server.
     #[error("a series of {0} buckets is too long: ask for a shorter range, or for days instead of hours")]
     TooManyBuckets(i64),
 
-    /// The boundaries of usage went back at some place. Nothing was sent to the server.
-    #[error("the boundaries do not ascend: sort them")]
+    /// A boundary of usage is earlier than the one before it. Nothing was sent to the server.
+    #[error("the boundaries are not in ascending order: sort them")]
     BoundariesNotAscending,
 
-    /// A call that usage was asked of has a cost that is not a finite number (`NaN`).
+    /// A call in the requested range has the cost `NaN`, so its usage has no sum.
     #[error(
-        "a call of {who} has a cost that is not a number: set `proxy_calls.cost_cents` of that call, or ask for \
-         a range without it", who = key_or_tenant(tenant_id, key_id.as_ref())
+        "a call of {who} has the cost NaN: set `proxy_calls.cost_cents` of that call to a number, or ask for a \
+         range without it", who = key_or_tenant(tenant_id, key_id.as_ref())
     )]
     CostNotANumber {
-        /// The tenant whose call it is.
+        /// The tenant of the call.
         tenant_id: TenantId,
-        /// The key that the call was made with; `None` where the usage of a whole tenant was asked for.
+        /// The key of the call; `None` if the usage of a whole tenant was requested.
         key_id: Option<KeyId>,
     },
 
-    /// A position of an event is from another server, from before a failover, or from before the triggers
-    /// were made anew. What was followed to it may never have happened here.
+    /// A position of an event is from another server, from before a failover, or from before the triggers were
+    /// created again. The events up to that position may not exist on this server.
     #[error(
-        "the position is not from this server as it is now: read the keys themselves, and follow from a new head"
+        "the position does not belong to the current history of this server: read the keys, and follow from a new head"
     )]
     PositionElsewhere,
 
-    /// The tenant or the key of the next event is not UTF-8.
-    #[error("the event at {0} names a key that is not UTF-8: go on from there to step over it")]
+    /// The tenant or the key of the next event is not valid UTF-8.
+    #[error(
+        "the event at {0} has an id that is not valid UTF-8: continue from this position to skip the event"
+    )]
     UnreadableEvent(crate::EventPosition),
 
-    /// The triggers that record events are missing or disabled, so changes of keys are not told.
+    /// The triggers that record events are missing or disabled.
     #[error("changes of keys are not recorded: run `migrate`, and enable the triggers of `api_keys`")]
     EventsNotRecorded,
 
-    /// Two transactions waited for each other, and the server gave this one up.
-    #[error("the transaction was given up to end a deadlock: run it again")]
+    /// Two transactions waited for each other, and the server rolled this one back.
+    #[error("the server rolled the transaction back to resolve a deadlock: run the transaction again")]
     Deadlock(#[source] diesel::result::Error),
 
-    /// A transaction above `READ COMMITTED` met a concurrent change.
-    #[error("the transaction met a concurrent change: run it again")]
+    /// A `REPEATABLE READ` or `SERIALIZABLE` transaction conflicts with a concurrent change.
+    #[error("the transaction conflicts with a concurrent change: run the transaction again")]
     SerializationFailure(#[source] diesel::result::Error),
 
     /// Another transaction held a lock for longer than `lock_timeout`.
-    #[error("another transaction held the lock for too long: run the transaction again")]
+    #[error("another transaction held the lock for longer than `lock_timeout`: run the transaction again")]
     LockTimeout(#[source] diesel::result::Error),
 
     /// A statement took longer than `statement_timeout`.
-    #[error("a statement took too long: ask for less, or raise `statement_timeout`")]
+    #[error("a statement took longer than `statement_timeout`: ask for less, or raise the timeout")]
     StatementTimeout(#[source] diesel::result::Error),
 
-    /// The server or the session takes no writes and no locks. After a failover a connection may still
-    /// lead to what is now a replica.
-    #[error("the server takes no writes: connect to the primary")]
+    /// The server, or the transaction, is read-only: it accepts no changes and no row locks. After a failover, a
+    /// connection may still lead to the former primary, which is now a standby.
+    #[error("the server is read-only: connect to the primary")]
     ReadOnly(#[source] diesel::result::Error),
 
-    /// The connection is gone. What it had not committed is undone. A commit that was under way may have
-    /// happened: [`Transaction`](crate::Transaction) reports that as [`Error::CommitUnknown`].
-    #[error("the connection is lost: take another, and begin again")]
+    /// The connection was lost. The server rolls the open transaction back.
+    ///
+    /// If the connection was lost during a commit, the error is [`Error::CommitUnknown`] instead. For this, the commit
+    /// must be made by a [`Transaction`](crate::Transaction), or by a method of a driver outside a transaction.
+    #[error("the connection was lost: take another connection, and begin again")]
     ConnectionLost(#[source] diesel::result::Error),
 
-    /// The connection was lost between the commit and the server's answer, or a Citus coordinator lost a
-    /// shard's server then: it happened, or it did not.
-    #[error("the connection was lost during the commit: look whether it happened before doing it again")]
+    /// The connection was lost during a commit, so the change may or may not be committed. On a Citus coordinator, the
+    /// lost connection may be that to a shard's server.
+    #[error(
+        "the connection was lost during a commit: check whether the change happened before you repeat it"
+    )]
     CommitUnknown(#[source] diesel::result::Error),
 
-    /// An earlier statement of the transaction failed and its error was not passed on. The server rolled
-    /// the transaction back.
-    #[error("the transaction is undone: one of its statements failed, and the work must return that error")]
+    /// An earlier statement of the transaction failed, and its error was ignored. The server rolled the transaction
+    /// back.
+    #[error("the transaction was rolled back because a statement failed: return the error of that statement")]
     TransactionAborted(#[source] diesel::result::Error),
 
-    /// A value was there already that may be there only once.
-    #[error("{constraint} allows a value only once, and it is there already")]
+    /// A value must be unique, and a row already has it.
+    #[error("{constraint} allows each value only once, and the value already exists: use another value")]
     UniqueViolation {
         /// The constraint or index that refused the row.
         constraint: String,
-        /// What the server said.
+        /// The server's message.
         source: diesel::result::Error,
     },
 
-    /// A table, a column or a value in it is not what this crate was built for.
-    #[error("the database does not fit this version of the crate: run `migrate`, or use another version")]
+    /// A table, a column or a value does not have the form that this version of the crate expects.
+    #[error("the database does not match this version of the crate: run `migrate`, or use another version")]
     SchemaMismatch(#[source] diesel::result::Error),
 
-    /// The server has not the prepared statement that the connection counts on: the tables changed under
-    /// the connection, or a bouncer hands its sessions to others.
+    /// The server does not have a statement that the connection has prepared, or the tables have changed since. A
+    /// bouncer in transaction mode causes this if the statement cache is on.
     #[error(
-        "a prepared statement is lost: take another connection, and behind a transaction-mode bouncer \
-         turn the statement cache off"
+        "a prepared statement was lost: take another connection, and turn the statement cache off behind a \
+         bouncer in transaction mode"
     )]
     PreparedStatementLost(#[source] diesel::result::Error),
 
-    /// A text was to be written that the database cannot hold: it has a NUL byte, or a character that the
-    /// database's encoding lacks. No row has such a text, so a statement that only reads finds nothing instead
-    /// of failing with this.
-    #[error("the database's encoding has no such text: leave out NUL bytes, and characters that it lacks")]
+    /// A text to be written has a NUL byte, or a character that the database's encoding lacks.
+    ///
+    /// No row can hold such a text. So a method that only reads returns nothing instead of this error.
+    #[error("the database's encoding cannot hold the text: remove NUL bytes and characters that it lacks")]
     UnencodableText(#[source] diesel::result::Error),
 
-    /// The database holds a text that is not UTF-8, as a database whose encoding is `SQL_ASCII` may. The
-    /// source shows the bytes.
-    #[error("a stored text is not valid UTF-8: find it by the bytes that the source shows, and mend it")]
+    /// The database holds a text that is not valid UTF-8. This is possible if its encoding is `SQL_ASCII`. The source
+    /// shows the bytes.
+    #[error("a stored text is not valid UTF-8: find the text by the bytes in the source, and correct it")]
     InvalidText(#[source] diesel::result::Error),
 
     /// The server refused a statement for another reason.
-    #[error("a statement failed")]
+    #[error("a statement failed: see the source for the reason")]
     Query(#[source] diesel::result::Error),
 
-    /// The connection string cannot be read. What libpq said is left out, because it may quote the
-    /// password.
-    #[error("the connection string is not understood: check it, and percent-encode what a URL cannot hold")]
+    /// libpq cannot read the connection string. Its message is dropped, because it may quote the password.
+    #[error(
+        "the connection string is invalid: check its syntax, and percent-encode special characters in a URL"
+    )]
     ConnectionString,
 
-    /// No host of the connection string has an address at the moment: DNS does not answer, or a name is
-    /// wrong.
-    #[error("no address is known for the server's host: see that its name is right and that DNS answers")]
+    /// No host of the connection string has an address: a name is wrong, or DNS does not answer.
+    #[error("the server's host has no address: check the host's name, and that DNS answers")]
     UnknownHost,
 
-    /// The server answered and does not let this user in: a wrong password, a role that does not exist or
-    /// may not log in, or a line missing in `pg_hba.conf`.
-    #[error("the server does not let this user in: check the user, the password and `pg_hba.conf`")]
+    /// The server refuses the user: the password is wrong, the role does not exist or may not log in, or
+    /// `pg_hba.conf` has no line for it.
+    #[error("the server refused the login: check the user, the password and `pg_hba.conf`")]
     AccessDenied,
 
-    /// The server answered and has no such database.
-    #[error("the server has no such database: check its name in the connection string, or create it")]
+    /// The server does not have the database of the connection string.
+    #[error("the database does not exist: check its name in the connection string, or create it")]
     UnknownDatabase,
 
-    /// The connection string or the server asks for a TLS connection that cannot be made: libpq is built
-    /// without TLS, the server does not offer it, or its certificate is not accepted.
+    /// The connection string or the server requires TLS, and a TLS connection cannot be made. libpq may be built
+    /// without TLS, the server may not offer it, or its certificate may not be accepted.
     #[error(
         "a TLS connection cannot be made: check `sslmode` and the certificates, or link a libpq with TLS"
     )]
     Tls,
 
-    /// The server cannot be reached, or takes no connections at the moment. The source names the server
-    /// and says why.
-    #[error("there is no connection to the server: see that it runs and can be reached")]
+    /// The server cannot be reached, or does not accept connections. The source names the server and the reason.
+    #[error(
+        "the connection to the server failed: check that it runs, can be reached and accepts connections"
+    )]
     Connect(#[source] diesel::ConnectionError),
 
-    /// All connections of the pool were in use for as long as `get` waits.
-    #[error("all connections of the pool are in use: give one back sooner, or make the pool larger")]
+    /// All connections of the pool were in use, and none was returned within the pool's `wait`.
+    #[error("all connections of the pool are in use: return them sooner, or make the pool larger")]
     Pool(#[source] diesel::r2d2::PoolError),
 
-    /// The server is older than any that the crate works on. Nothing was changed.
-    #[error("the server is PostgreSQL {version}: use PostgreSQL {oldest} or newer")]
+    /// The server is older than the oldest version that the crate supports. Nothing was changed.
+    #[error("PostgreSQL {version} is not supported: use PostgreSQL {oldest} or newer")]
     UnsupportedServer {
         /// The server's version.
         version: String,
@@ -281,33 +289,33 @@ pub enum Error {
         oldest: i32,
     },
 
-    /// Something is in the way of the migration that can be known beforehand. Nothing was changed by what
-    /// is named here.
+    /// A check before the migration found obstacles, which the report names. The migrations that they concern have
+    /// changed nothing.
     #[error("the database is not ready to be migrated: {0}")]
     NotReady(Box<crate::Report>),
 
-    /// A migration waited for other sessions for as long as it was allowed to. What was done stands, and
-    /// the next call goes on from there.
+    /// A migration waited for other sessions until its time was over. The steps before it are done, and the next call
+    /// continues after them.
     #[error(
-        "the migration ({step}) waits for another session ({holders}): end that one or wait, then migrate again"
+        "the migration ({step}) waits for another session ({holders}): end that session or wait, then migrate again"
     )]
     MigrationWaits {
         /// The migration's name.
         step: String,
-        /// The sessions that held it up.
+        /// The sessions that the migration waited for.
         holders: crate::Holders,
     },
 
-    /// A migration stopped. Those before it stand, and nothing of it does. Mend what the source names
-    /// and migrate again; where the advice is [`Advice::RetryTransaction`], only migrate again.
-    #[error("a migration stopped")]
+    /// A migration failed and was rolled back. The migrations before it are applied. Correct what the source names,
+    /// and migrate again. If the advice is [`Advice::RetryTransaction`], just migrate again.
+    #[error("a migration failed: correct what the source names, then migrate again")]
     Migration(#[source] Box<dyn std::error::Error + Send + Sync>),
 
-    /// A text is not the text of a [`KeyCursor`](crate::KeyCursor).
+    /// A text cannot be parsed as a [`KeyCursor`](crate::KeyCursor), or as another cursor of a list of keys.
     #[error(transparent)]
     KeyCursor(#[from] ParseKeyCursorError),
 
-    /// A text is not the text of an [`EventPosition`](crate::EventPosition).
+    /// A text cannot be parsed as an [`EventPosition`](crate::EventPosition).
     #[error(transparent)]
     EventPosition(#[from] ParseEventPositionError),
 }
@@ -315,30 +323,30 @@ pub enum Error {
 /// What to do about an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Advice {
-    /// Run the whole transaction again, on the same connection: the server undid it, and it may well
+    /// Run the whole transaction again on the same connection. The server rolled it back, and the next attempt may
     /// succeed. [`Transaction`](crate::Transaction) does this.
     RetryTransaction,
-    /// Drop the connection, take another after a pause, and begin again there.
+    /// Drop the connection, wait a moment, take another connection, and begin again.
     ///
-    /// A driver's call and [`Transaction`](crate::Transaction) mark a connection on which this is the advice, so a
-    /// pool that it is given back to drops it, although it may look healthy. An engine's own statement is
-    /// only seen within [`Transaction`](crate::Transaction).
+    /// The drivers and [`Transaction`](crate::Transaction) mark the connection as broken, and the pool drops it when it
+    /// is returned. If an engine's own statement fails, the connection is marked only within a
+    /// [`Transaction`](crate::Transaction).
     Reconnect,
-    /// Take another connection and read what is there. Only that tells whether the transaction happened.
+    /// Take another connection, and read the rows to learn whether the change was committed.
     CheckOutcome,
-    /// Give up: to do the same again would fail the same way.
+    /// Report the error. The same attempt would fail again.
     Fail,
 }
 
 impl Advice {
-    /// Whether nothing more is to be sent on the connection.
-    pub(crate) fn condemns_the_connection(self) -> bool {
+    /// Whether the connection must not be used again.
+    pub(crate) fn requires_another_connection(self) -> bool {
         matches!(self, Self::Reconnect | Self::CheckOutcome)
     }
 }
 
 impl Error {
-    /// Says what to do about this error. What is not recognised is not retried: [`Advice::Fail`].
+    /// Returns what to do about this error. For an error that the crate does not recognise, it is [`Advice::Fail`].
     #[must_use]
     pub fn advice(&self) -> Advice {
         match self {
@@ -355,7 +363,7 @@ impl Error {
             | Self::UnencodableText(source)
             | Self::InvalidText(source)
             | Self::Query(source) => Kind::of(source).advice(),
-            // What was done stands, and another call may well get further.
+            // The finished steps stay applied, and the next call continues after them.
             Self::MigrationWaits { .. } => Advice::RetryTransaction,
             Self::CommitUnknown(_) => Advice::CheckOutcome,
             Self::Connect(_) | Self::UnknownHost | Self::Pool(_) => Advice::Reconnect,
@@ -372,7 +380,7 @@ impl Error {
             | Self::TooLong { .. }
             | Self::NulByte { .. }
             | Self::Negative { .. }
-            | Self::NotExact { .. }
+            | Self::TooManyDigits { .. }
             | Self::InBatch { .. }
             | Self::TooManyBuckets(_)
             | Self::BoundariesNotAscending
@@ -426,9 +434,11 @@ impl From<diesel::r2d2::PoolError> for Error {
     }
 }
 
-/// The advice of what an engine's own error wraps; of one that wraps nothing of ours, [`Advice::Fail`].
+/// The advice of the error that an engine's own error wraps. [`Advice::Fail`] if it wraps no error of this crate or
+/// of Diesel.
 ///
-/// A transparent wrapper hides the [`Error`] in it and shows what Diesel said, so both are looked for.
+/// A transparent wrapper skips the [`Error`] in it and returns Diesel's error as its source, so the function looks for
+/// both types.
 pub(crate) fn advice_on(error: &(dyn std::error::Error + 'static)) -> Advice {
     known_advice_on(error).unwrap_or(Advice::Fail)
 }

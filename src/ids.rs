@@ -1,4 +1,4 @@
-//! The ids of tenants and keys as two types.
+//! The ids of tenants and keys, as two types. The hash of a secret is in `keys_driver/key_hash.rs`.
 
 use std::borrow::Borrow;
 use std::convert::Infallible;
@@ -18,7 +18,7 @@ macro_rules! text_id {
         pub struct $name(String);
 
         impl $name {
-            /// Returns the id as the database has it.
+            /// Returns the stored text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -42,10 +42,10 @@ macro_rules! text_id {
 }
 
 text_id! {
-    /// Names a tenant: the isolation boundary that every statement is confined to.
+    /// The id of a tenant. A tenant owns keys, and a statement of one tenant never reaches the rows of another.
     ///
-    /// Opaque text, usually a UUID, compared byte for byte. It is not checked: a tenant that does
-    /// not exist has no keys. In Diesel's terms it is a `Text` value.
+    /// It is opaque text, usually a UUID, compared byte for byte. It is not checked: a tenant that does not exist has
+    /// no keys. In Diesel it is a `Text` value, in serde a string.
     ///
     /// ```
     /// # use api_keys_driver::TenantId;
@@ -56,11 +56,11 @@ text_id! {
 }
 
 text_id! {
-    /// Names a key within its tenant.
+    /// The id of a key.
     ///
-    /// Opaque text, usually a UUID, compared byte for byte. In Diesel's terms it is a `Text` value.
+    /// It is opaque text, usually a UUID, compared byte for byte. In Diesel it is a `Text` value, in serde a string.
     ///
-    /// A tenant's id and a key's are two types, so that a swapped pair does not compile:
+    /// The ids of a tenant and of a key are two types, so that a swapped pair does not compile:
     ///
     /// ```
     /// # use api_keys_driver::{KeyId, KeySnapshot, KeysDriver, Result, TenantId};

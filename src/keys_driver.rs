@@ -4,6 +4,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod active_by_time;
 mod auth;
 mod calls;
 mod changes;
@@ -28,7 +29,6 @@ mod try_lock;
 mod unused;
 mod usage;
 mod uses;
-mod worked_off;
 
 use std::fmt;
 

@@ -1,16 +1,16 @@
-//! A page by offset. A page by cursor is in `cursor.rs`.
+//! A page of a list by offset. Cursors are in `cursor.rs`.
 
-/// Selects a stretch of an ordered list: at most `limit` rows after skipping `offset`.
+/// A page of an ordered list: at most `limit` rows after the first `offset` rows.
 ///
-/// The default is the first 50. A limit of 0 and an offset past the end are empty pages, not errors.
+/// The default is the first 50 rows. A limit of 0 and an offset past the end return an empty page, not an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Page {
-    /// The most rows that are returned.
+    /// The largest number of rows to return.
     pub limit: u32,
-    /// The rows that are skipped. The server passes over them one by one, so a deep page costs what it skips. A
-    /// row that is inserted or deleted between two pages moves the others: a key is then shown twice, or not at
-    /// all. A [`KeyCursor`](crate::KeyCursor) has neither fault.
+    /// The number of rows to skip. The server reads the skipped rows, so a large offset is slow. If a key is
+    /// inserted or deleted between two pages, the next page may repeat or miss a key. A
+    /// [`KeyCursor`](crate::KeyCursor) avoids both problems.
     pub offset: u32,
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn is_exact_cost(column: &'static str, cost: Option<&BigDecimal>) -> 
         let (digits, scale) = (cost.normalized().digits(), cost.normalized().fractional_digit_count());
         scale <= 4 && i64::try_from(digits).is_ok_and(|digits| digits - scale <= 6)
     };
-    if cost.is_none_or(is_exact) { Ok(()) } else { Err(Error::NotExact { column }) }
+    if cost.is_none_or(is_exact) { Ok(()) } else { Err(Error::TooManyDigits { column }) }
 }
 
 #[cfg(test)]

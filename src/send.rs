@@ -117,7 +117,7 @@ fn change_or<T>(
 
 /// Marks the connection if the error's advice is to take another.
 fn condemning(conn: &mut PgConnection, error: Error) -> Error {
-    if error.advice().condemns_the_connection() {
+    if error.advice().requires_another_connection() {
         session::condemn(conn);
     }
     error

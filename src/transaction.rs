@@ -302,7 +302,7 @@ where
     });
     if let Err(error) = &done {
         roll_back(conn);
-        if advice_on(error.as_error()).condemns_the_connection() {
+        if advice_on(error.as_error()).requires_another_connection() {
             session::condemn(conn);
         }
     }

@@ -1,5 +1,5 @@
-//! The words that the database keeps as text and that engines match on: a key's status, and what an event tells.
-//! Texts that people write, such as names and reasons, are plain strings and do not belong here.
+//! Enums for texts in the database that engines match on: the status of a key, and the kind of an event. Texts that
+//! people write, such as names and reasons, are plain strings and do not belong here.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -26,12 +26,12 @@ macro_rules! vocabulary {
         #[non_exhaustive]
         pub enum $name {
             $($(#[$word_doc])* $word,)*
-            /// A text that this version of the crate does not know, as the database has it.
+            /// A stored text that this version of the crate does not know.
             Other(String),
         }
 
         impl $name {
-            /// Returns the text as the database has it.
+            /// Returns the stored text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 match self {
@@ -132,10 +132,10 @@ macro_rules! vocabulary {
 }
 
 vocabulary! {
-    /// The status of a key, as stored. Whether the key is frozen or past its expiry is stored elsewhere.
+    /// The stored status of a key. It does not say whether the key is frozen or past its expiry.
     ///
-    /// Two statuses are equal when their texts are. The order is that of the texts. In Diesel's terms
-    /// it is a `Text` value, in serde's a string.
+    /// Two statuses are equal if their texts are equal. The order is the order of the texts. In Diesel it is a `Text`
+    /// value, in serde a string.
     ///
     /// ```
     /// use api_keys_driver::KeyStatus;
@@ -144,32 +144,32 @@ vocabulary! {
     /// assert_eq!(KeyStatus::from("on hold").as_str(), "on hold");
     /// ```
     KeyStatus {
-        /// `active`: the key was neither revoked nor marked as expired.
+        /// `active`: the key is neither revoked nor marked as expired.
         Active = "active",
-        /// `revoked`: the key was withdrawn for good.
+        /// `revoked`: the key was revoked and must not be used again.
         Revoked = "revoked",
-        /// `expired`: the service marked the key as expired. A key past its `expires_at` may still be `active`.
+        /// `expired`: a service marked the key as expired. A key past its `expires_at` may still be `active`.
         Expired = "expired",
     }
 }
 
 vocabulary! {
-    /// What an event tells of a key.
+    /// The kind of an event: what happened to the key.
     ///
-    /// Two kinds are equal when their texts are. The order is that of the texts. In Diesel's terms
-    /// it is a `Text` value, in serde's a string.
+    /// Two kinds are equal if their texts are equal. The order is the order of the texts. In Diesel it is a `Text`
+    /// value, in serde a string.
     KeyEventKind {
-        /// `inserted`: the key was made.
+        /// `inserted`: the key was inserted.
         Inserted = "inserted",
-        /// `frozen`: the key was frozen, or the time, the name or the reason of its freeze changed.
+        /// `frozen`: the key was frozen, or the time, the author or the reason of its freeze changed.
         Frozen = "frozen",
         /// `unfrozen`: the key was unfrozen.
         Unfrozen = "unfrozen",
-        /// `revoked`: the key was revoked, or the time or the reason of that changed.
+        /// `revoked`: the key was revoked, or the time or the reason of its revocation changed.
         Revoked = "revoked",
-        /// `expiry_set`: the key expires at another moment, or no longer.
+        /// `expiry_set`: the key's expiry was set, moved or removed.
         ExpirySet = "expiry_set",
-        /// `changed`: anything else changed, such as the name, or a status other than `revoked`.
+        /// `changed`: another value changed, such as the name, or the status to a value other than `revoked`.
         Changed = "changed",
         /// `deleted`: the key was deleted.
         Deleted = "deleted",

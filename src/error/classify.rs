@@ -1,4 +1,5 @@
-//! What a failure is, told from Diesel's own kinds and, where Diesel has none, from the server's words.
+//! Recognises the kind of a failed statement by Diesel's error kinds, and otherwise by the server's message. Failed
+//! connections are in `connect.rs`.
 
 use diesel::result::DatabaseErrorKind::{
     ClosedConnection, ReadOnlyTransaction, SerializationFailure, UnableToSendCommand, UniqueViolation,
@@ -28,7 +29,7 @@ pub(super) enum Kind {
 impl Kind {
     pub(super) fn of(error: &DieselError) -> Self {
         match error {
-            // A standby that must replay ends a session with the code of a serialization failure.
+            // A standby that ends a session to replay changes sends the code of a serialization failure.
             DieselError::DatabaseError(_, said) if said.message().starts_with("terminating connection ") => {
                 Self::ConnectionLost
             }
@@ -39,17 +40,17 @@ impl Kind {
             DieselError::DatabaseError(UniqueViolation, said) => Self::UniqueViolation {
                 constraint: said.constraint_name().unwrap_or("a unique index").to_owned(),
             },
-            DieselError::DatabaseError(_, said) => Self::of_message(said.message()),
+            DieselError::DatabaseError(_, said) => Self::from_message(said.message()),
             DieselError::DeserializationError(_) => Self::SchemaMismatch,
             _ => Self::Other,
         }
     }
 
-    /// The server's primary messages, word for word, names left out. What is not here is [`Kind::Other`].
-    fn of_message(message: &str) -> Self {
+    /// Compares with the server's English messages, without the names in them. Any other message is [`Kind::Other`].
+    fn from_message(message: &str) -> Self {
         let is_about = |before: &str, after: &str| message.starts_with(before) && message.ends_with(after);
         match message {
-            // The second one is a Citus coordinator's.
+            // A Citus coordinator sends the second message.
             "deadlock detected"
             | "canceling the transaction since it was involved in a distributed deadlock" => Self::Deadlock,
             "canceling statement due to lock timeout" => Self::LockTimeout,
@@ -58,9 +59,9 @@ impl Kind {
                 Self::TransactionAborted
             }
             "cached plan must not change result type" => Self::PreparedStatementLost,
-            // Diesel sees only some ends of a connection: it depends on what libpq has read by then.
+            // Diesel does not recognise every lost connection. It depends on how much libpq has read.
             _ if message.starts_with("server closed the connection unexpectedly\n") => Self::ConnectionLost,
-            // A Citus coordinator lost a shard's server while the transaction committed there.
+            // A Citus coordinator lost the connection to a shard's server during the commit.
             _ if is_about("could not commit transaction for shard ", " on at least one active node") => {
                 Self::CommitUnknown
             }
@@ -70,7 +71,7 @@ impl Kind {
             {
                 Self::PreparedStatementLost
             }
-            // A Rust string is UTF-8, so only its NUL bytes are invalid; other bytes are the database's.
+            // A Rust string is valid UTF-8, so only a NUL byte can come from it. Other bytes come from the database.
             "invalid byte sequence for encoding \"UTF8\": 0x00" => Self::UnencodableText,
             _ if is_about("character with byte sequence ", "\"")
                 && message.contains(" in encoding \"UTF8\" has no equivalent in encoding \"") =>
@@ -105,12 +106,12 @@ impl Kind {
     }
 }
 
-/// The advice of what stopped a migration. Diesel hides the server's error in a type of its own that has
-/// no source, and ends that type's text with the server's message.
+/// The advice for a failed migration. Diesel's error type for migrations has no source, but its text ends with the
+/// server's message.
 pub(super) fn advice_on_migration(source: &(dyn std::error::Error + Send + Sync + 'static)) -> Advice {
     known_advice_on(source).unwrap_or_else(|| {
         let text = source.to_string();
         let message = text.split_once(" with: ").map_or("", |(_, message)| message);
-        Kind::of_message(message).advice()
+        Kind::from_message(message).advice()
     })
 }

@@ -1,4 +1,5 @@
-//! Why there is no connection, told from libpq's words: some lines for each host that was tried.
+//! Recognises why a connection failed by libpq's message, which has some lines for each host that it tried. Failed
+//! statements are in `classify.rs`.
 
 use std::fmt;
 
@@ -7,13 +8,13 @@ use diesel::r2d2::PoolError;
 
 use super::Error;
 
-/// Tells a failed connection apart, and keeps nothing of what libpq said that may quote the password.
+/// Returns the error for a failed connection, without any part of libpq's message that may quote the password.
 ///
-/// libpq quotes what it cannot read, and of a string that it misreads, a part of the password may be the
-/// host, the user or the database. A server's address is safe once a connection to it was tried.
+/// libpq quotes what it cannot read. If it misreads the connection string, it may take a part of the password for the
+/// host, the user or the database. A server's address is safe to show after libpq has tried to connect to it.
 pub(crate) fn connect_error(error: ConnectionError) -> Error {
     match error {
-        ConnectionError::BadConnection(said) => of_words(&said),
+        ConnectionError::BadConnection(message) => from_message(&message),
         ConnectionError::InvalidCString(_) | ConnectionError::InvalidConnectionUrl(_) => {
             Error::ConnectionString
         }
@@ -21,10 +22,10 @@ pub(crate) fn connect_error(error: ConnectionError) -> Error {
     }
 }
 
-/// With several hosts, libpq goes on after one that it does not reach, and stops at the first that
-/// refuses the user or the database.
-fn of_words(said: &str) -> Error {
-    let lines = || said.lines().map(|line| (line, reason(line)));
+/// With several hosts, libpq continues after a host that it cannot reach. It stops at the first host that refuses the
+/// user or the database.
+fn from_message(message: &str) -> Error {
+    let lines = || message.lines().map(|line| (line, reason(line)));
     let says = |words: &[&str]| lines().any(|(_, reason)| words.iter().any(|word| reason.contains(word)));
     if says(&["authentication", "pg_hba.conf", "no password supplied", "not permitted to log in"])
         || says(&["role \"..\" does not exist", "permission denied for database", "no such user"])
@@ -36,8 +37,8 @@ fn of_words(said: &str) -> Error {
         Error::Tls
     } else if lines().any(|(line, _)| line.starts_with(REACHED)) {
         let reached = lines().filter(|(line, _)| line.starts_with(REACHED));
-        let said: Vec<_> = reached.map(|(line, reason)| [address(line), FAILED, &reason].concat()).collect();
-        Error::Connect(ConnectionError::BadConnection(said.join("\n")))
+        let shown: Vec<_> = reached.map(|(line, reason)| [address(line), FAILED, &reason].concat()).collect();
+        Error::Connect(ConnectionError::BadConnection(shown.join("\n")))
     } else if says(&["could not translate host name"]) {
         Error::UnknownHost
     } else {
@@ -48,12 +49,12 @@ fn of_words(said: &str) -> Error {
 const REACHED: &str = "connection to server ";
 const FAILED: &str = " failed: ";
 
-/// The server's address in a line, or the whole of a line that has none.
+/// The server's address in a line. If the line has none, the whole line.
 fn address(line: &str) -> &str {
     line.split_once(FAILED).map_or(line, |(address, _)| address)
 }
 
-/// What a line says of the failure. A name in quotes may be a part of a password, and is left out.
+/// The reason in a line. A name in quotes may be a part of a password, so it becomes `..`.
 fn reason(line: &str) -> String {
     let reason = line.strip_prefix(address(line)).and_then(|rest| rest.strip_prefix(FAILED)).unwrap_or(line);
     match (reason.find('"'), reason.rfind('"')) {
@@ -62,8 +63,8 @@ fn reason(line: &str) -> String {
     }
 }
 
-/// Why a pool could not open or keep a connection, without a password. r2d2 hands its text on, to its
-/// error handler and as the reason of a [`PoolError`].
+/// Why a pool could not open a connection, or dropped one. Its text shows no password. r2d2 passes the text to its
+/// error handler, and shows it as the reason of a [`PoolError`].
 #[derive(Debug)]
 pub struct ConnectFailure(Error);
 
@@ -87,23 +88,27 @@ impl fmt::Display for ConnectFailure {
 
 impl std::error::Error for ConnectFailure {}
 
-/// r2d2 keeps the text of the last failure to connect. Without one, every connection was in use.
+/// The error for a failed `get`. r2d2 adds the text of the last failed connection. If there is none, all connections
+/// were in use.
 pub(super) fn pool_error(error: PoolError) -> Error {
     let text = error.to_string();
-    let Some((_, words)) = text.split_once("timed out waiting for connection: ") else {
+    let Some((_, message)) = text.split_once("timed out waiting for connection: ") else {
         return Error::Pool(error);
     };
-    let unreached = Error::Connect(ConnectionError::BadConnection(String::new())).to_string();
-    if let Some(said) = words.strip_prefix(&unreached) {
-        return Error::Connect(ConnectionError::BadConnection(said.trim_start_matches(": ").into()));
+    let connect = Error::Connect(ConnectionError::BadConnection(String::new())).to_string();
+    if let Some(reason) = message.strip_prefix(&connect) {
+        return Error::Connect(ConnectionError::BadConnection(reason.trim_start_matches(": ").into()));
     }
-    let told_apart = [
+    let without_source = [
         Error::AccessDenied,
         Error::UnknownDatabase,
         Error::Tls,
         Error::UnknownHost,
         Error::ConnectionString,
     ];
-    // Not one of these: from a pool that this crate did not make, in libpq's words.
-    told_apart.into_iter().find(|known| known.to_string() == words).unwrap_or_else(|| of_words(words))
+    // Any other message is libpq's own, from a pool that this crate did not make.
+    without_source
+        .into_iter()
+        .find(|error| error.to_string() == message)
+        .unwrap_or_else(|| from_message(message))
 }

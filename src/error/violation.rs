@@ -1,12 +1,13 @@
-//! What the server said without the values of rows, one of which may be a hash, and the constraint that it named.
+//! Removes the values of rows, which may be hashes, from the server's errors, and reads the violated constraint from
+//! them.
 
 use diesel::result::{DatabaseErrorInformation, Error};
 
-/// Drops the details of what the server said: of a refused row, they quote all of it. What holds no value
-/// is kept.
+/// Removes the `DETAIL` from an error of the server, because it quotes the values of a refused row. The other fields
+/// hold no values.
 pub(crate) fn without_values(error: Error) -> Error {
     match error {
-        Error::DatabaseError(kind, said) => Error::DatabaseError(kind, Box::new(Said::of(&*said))),
+        Error::DatabaseError(kind, said) => Error::DatabaseError(kind, Box::new(WithoutDetail::new(&*said))),
         Error::RollbackErrorOnCommit { rollback_error, commit_error } => Error::RollbackErrorOnCommit {
             rollback_error: Box::new(without_values(*rollback_error)),
             commit_error: Box::new(without_values(*commit_error)),
@@ -15,7 +16,7 @@ pub(crate) fn without_values(error: Error) -> Error {
     }
 }
 
-struct Said {
+struct WithoutDetail {
     message: String,
     hint: Option<String>,
     table: Option<String>,
@@ -24,8 +25,8 @@ struct Said {
     position: Option<i32>,
 }
 
-impl Said {
-    fn of(said: &(dyn DatabaseErrorInformation + Send + Sync)) -> Self {
+impl WithoutDetail {
+    fn new(said: &(dyn DatabaseErrorInformation + Send + Sync)) -> Self {
         Self {
             message: said.message().into(),
             hint: said.hint().map(Into::into),
@@ -37,7 +38,7 @@ impl Said {
     }
 }
 
-impl DatabaseErrorInformation for Said {
+impl DatabaseErrorInformation for WithoutDetail {
     fn message(&self) -> &str {
         &self.message
     }
@@ -67,14 +68,14 @@ impl DatabaseErrorInformation for Said {
     }
 }
 
-/// Returns the constraint that refused a row. A Citus coordinator passes on the words of a shard's server, but
-/// not its fields.
+/// Returns the constraint that refused a row. A Citus coordinator passes on the message of a shard's server but not its
+/// fields, so the name is then read from the message.
 pub(crate) fn violated_constraint(said: &(dyn DatabaseErrorInformation + Send + Sync)) -> Option<&str> {
     let in_words = || said.message().split_once(" constraint \"")?.1.strip_suffix('"');
     said.constraint_name().or_else(in_words)
 }
 
-/// Says whether a name is that of a constraint, or of its copy on a shard, such as `api_keys_pkey_102008`.
+/// Whether `name` is the name of a constraint, or of its copy on a shard, such as `api_keys_pkey_102008`.
 pub(crate) fn is_constraint(name: &str, constraint: &str) -> bool {
     let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     name.strip_prefix(constraint)
@@ -86,7 +87,7 @@ mod tests {
     use super::is_constraint;
 
     #[test]
-    fn a_constraint_is_known_with_and_without_the_number_of_a_shard() {
+    fn a_constraint_is_recognised_with_and_without_the_number_of_a_shard() {
         for name in ["api_keys_pkey", "api_keys_pkey_102008", "api_keys_pkey_0"] {
             assert!(is_constraint(name, "api_keys_pkey"), "{name}");
         }

@@ -1,4 +1,4 @@
-//! What recognising a key takes, and what it may do.
+//! What an engine needs to recognise a key and to decide what it may do. Lists of keys are in `list.rs`.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -10,56 +10,56 @@ use crate::send::RunStatement;
 use crate::time::MaybeTime;
 use crate::{KeyId, KeyStatus, Result, TenantId};
 
-/// What it takes to judge whether a key may be used, and for what.
+/// A key with what an engine needs to decide whether it may be used, and for what.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_keys, check_for_backend(Pg))]
 #[non_exhaustive]
 pub struct KeyAuthSnapshot {
-    /// The key's own id.
+    /// The key's id.
     pub id: KeyId,
     /// The tenant that the key belongs to.
     pub tenant_id: TenantId,
-    /// The user who asked for the key, if the engine said so.
+    /// The user who asked for the key, if the engine recorded one.
     pub user_id: Option<String>,
-    /// The status, as stored.
+    /// The stored status.
     pub status: KeyStatus,
-    /// Whether the key is frozen, whatever its status.
+    /// Whether the key is frozen. This does not depend on its status.
     pub is_frozen: bool,
-    /// When the key expires, if it ever does. Its status may still be `active` afterwards.
+    /// When the key expires; `None` is never. The status may still be `active` after this time.
     #[diesel(deserialize_as = MaybeTime)]
     pub expires_at: Option<DateTime<Utc>>,
-    /// When the key was revoked, if it was.
+    /// When the key was revoked; `None` if it was not.
     #[diesel(deserialize_as = MaybeTime)]
     pub revoked_at: Option<DateTime<Utc>>,
-    /// What the key may do, the stored text as it is: not parsed, and not always JSON.
+    /// What the key may do. This is the stored text, which is not parsed and may not be JSON.
     pub permissions_json: Option<String>,
-    /// Which workers the key may run, the stored text as it is.
+    /// Which workers the key may run. This is the stored text, which is not parsed and may not be JSON.
     pub allowed_workers_json: Option<String>,
-    /// The most requests a minute, if limited.
+    /// The most requests per minute; `None` is no limit.
     pub rate_limit_rpm: Option<i32>,
-    /// The most runs at a time, if limited.
+    /// The most runs at the same time; `None` is no limit.
     pub max_concurrent_runs: Option<i32>,
     /// Whether a test scenario made the key.
     pub is_synthetic: bool,
-    /// Counts the key's changes. A cache keeps the answer with the highest one.
+    /// A number that grows with each change of the key. A cache keeps the snapshot with the highest revision.
     pub revision: i64,
 }
 
 impl KeysDriver<'_> {
-    /// Fetches the key that has a hash, of whichever tenant; `None` when no key has it.
+    /// Fetches the key with this hash. Returns `None` if no key of any tenant has it.
     ///
-    /// Nothing is judged: a revoked, frozen or expired key is found like any other. The statement carries no
-    /// tenant, because the tenant is what the look-up finds out.
+    /// The method does not decide whether the key is valid: it also finds revoked, frozen and expired keys.
+    /// The statement carries no tenant, because the caller learns the tenant from the answer. Nothing is locked.
     pub fn fetch_key_by_hash(&mut self, key_hash: &KeyHash) -> Result<Option<KeyAuthSnapshot>> {
         KeyAuthSnapshot::query().filter(api_keys::key_hash.eq(key_hash)).read_optional(self.conn)
     }
 
-    /// Fetches of a key what [`fetch_key_by_hash`](Self::fetch_key_by_hash) answers; `None` for a missing key
-    /// and for another tenant's.
+    /// Fetches the same columns as [`fetch_key_by_hash`](Self::fetch_key_by_hash), by id. Returns `None` if the
+    /// tenant has no such key.
     ///
-    /// This is how an engine that has no secret at hand learns what a key may do: its permissions, its
-    /// limits, and whose it is. Nothing is judged and nothing is locked.
+    /// Use it in an engine that does not have the secret and needs the key's permissions, limits or user. The
+    /// method does not decide whether the key is valid, and it locks nothing.
     pub fn fetch_key_auth_by_id(
         &mut self,
         tenant_id: &TenantId,

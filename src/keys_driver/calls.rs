@@ -1,4 +1,4 @@
-//! Writing calls, for services that have nobody else to do it. What calls add up to is in `usage.rs`.
+//! Inserting metered calls, for services in which no other program writes them. The sums over calls are in `usage.rs`.
 
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
@@ -13,23 +13,23 @@ use crate::time::Time;
 use crate::unnest::insert_unnested;
 use crate::{Error, KeyId, Result, TenantId, require};
 
-/// A call to be inserted: a metered request that was made with a key.
+/// A call to insert: a metered request that was made with a key.
 ///
-/// [`NewCall::new`] asks for what a call must have; the rest is set like any field. Texts without a stated limit
-/// may have any length.
+/// [`NewCall::new`] takes the values that every call has. Set the other fields as in the example of
+/// [`insert_calls`](KeysDriver::insert_calls). A text without a stated limit may have any length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCall {
     /// The tenant whose key was used, at most 100 characters.
     pub tenant_id: TenantId,
-    /// The call's own id, at most 100 characters. No other call of any tenant has it.
+    /// The call's id, at most 100 characters. It must be unique among the calls of all tenants.
     pub id: String,
     /// The key that was used, at most 100 characters.
     pub key_id: Option<KeyId>,
     /// The user for whom the call was made, at most 255 characters.
     pub user_id: Option<String>,
-    /// What was called, at most 100 characters.
+    /// The endpoint that was called, at most 100 characters.
     pub endpoint: String,
-    /// The model that was asked for, at most 100 characters.
+    /// The requested model, at most 100 characters.
     pub model: String,
     /// The hash of the request, at most 64 characters.
     pub request_hash: String,
@@ -39,36 +39,37 @@ pub struct NewCall {
     pub response_hash: Option<String>,
     /// The response as it is stored.
     pub response_json: Option<String>,
-    /// The status that was answered, in HTTP's numbers.
+    /// The HTTP status code of the response.
     pub status_code: Option<i32>,
-    /// The error that was answered, at most 50 characters.
+    /// The error code of the response, at most 50 characters.
     pub error_code: Option<String>,
-    /// Tokens of the request.
+    /// The number of tokens in the request.
     pub input_tokens: Option<i32>,
-    /// Tokens of the response.
+    /// The number of tokens in the response.
     pub output_tokens: Option<i32>,
-    /// What the call cost in cents: at most six digits before the decimal point and four behind it.
+    /// The cost of the call in cents: at most six digits before the decimal point and four after it. `None`
+    /// counts as a cost of 0.
     pub cost_cents: Option<BigDecimal>,
-    /// What the policies decided. The text is stored as it is.
+    /// The decisions of the policies. The text is stored without change.
     pub policy_decisions_json: Option<String>,
     /// Whether the call was blocked.
     pub was_blocked: Option<bool>,
-    /// Why it was blocked, at most 100 characters.
+    /// Why the call was blocked, at most 100 characters.
     pub block_reason: Option<String>,
     /// How long the call took, in milliseconds.
     pub latency_ms: Option<i32>,
-    /// How long it took upstream, in milliseconds.
+    /// How long the upstream service took, in milliseconds.
     pub upstream_latency_ms: Option<i32>,
     /// Whether the response may be replayed for the same request.
     pub replay_eligible: Option<bool>,
-    /// The call whose response was replayed, at most 100 characters.
+    /// The id of the call whose response was replayed, at most 100 characters.
     pub replayed_from_id: Option<String>,
-    /// When the call was made. Usage is added up by it.
+    /// When the call was made, in UTC. Usage counts the call at this time.
     pub created_at: DateTime<Utc>,
 }
 
 impl NewCall {
-    /// A call with the key of a tenant, of which nothing else is known.
+    /// Makes a call without a cost. The texts are empty and the optional fields are `None`.
     pub fn new(tenant_id: TenantId, id: impl Into<String>, key_id: KeyId, created_at: DateTime<Utc>) -> Self {
         Self {
             tenant_id,
@@ -117,21 +118,21 @@ impl NewCall {
 }
 
 impl KeysDriver<'_> {
-    /// Inserts any number of calls in one statement, and returns how many it inserted.
+    /// Inserts a batch of calls in one statement, and returns the number of inserted calls.
     ///
-    /// A call whose id is there already is left as it is, is no error and is not counted. So a batch can be sent
-    /// again when the answer to it was lost, and no call is metered twice: give each call its id before the first
-    /// attempt. Nothing is shortened or rounded: the cost is stored to the last digit.
+    /// A call whose id already exists is not an error: its row does not change, and it is not counted. So a
+    /// caller that lost the answer can send the batch again, and no call is metered twice. For this, give each
+    /// call its id before the first attempt. No value is shortened or rounded.
     ///
-    /// The calls may be of several tenants; a server that is sharded by tenant wants a statement for each. Keep a
-    /// batch to some thousands of calls. An empty one sends nothing. Whether the key exists is not checked, since
-    /// calls outlive their key. The key's own counter is raised by
-    /// [`record_key_uses`](Self::record_key_uses) and not by this.
+    /// The calls may belong to several tenants. On a server that is sharded by tenant, send one batch per tenant.
+    /// Keep a batch below a few thousand calls. An empty batch sends nothing. The method does not check that the
+    /// key exists, because calls outlive their key. It does not change the key's `total_requests`: see
+    /// [`record_key_uses`](Self::record_key_uses). No key is locked.
     ///
     /// # Errors
     ///
-    /// [`Error::InBatch`] before anything is sent, with the position of a call that no row can hold. Its source is
-    /// [`Error::TooLong`], [`Error::NulByte`] or [`Error::NotExact`], with the column.
+    /// [`Error::InBatch`] before anything is sent, if a value of a call does not fit its column. Its source is
+    /// [`Error::TooLong`], [`Error::NulByte`] or [`Error::TooManyDigits`], with the column.
     ///
     /// ```
     /// use api_keys_driver::{BigDecimal, KeyId, KeysDriver, NewCall, Result, TenantId};
@@ -200,7 +201,7 @@ struct InsertCalls<'a>(CallRows<'a>);
 impl QueryFragment<Pg> for InsertCalls<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         self.0.walk_ast(out.reborrow())?;
-        // Without a target: a table that is partitioned by time has no unique index on the id alone.
+        // The clause names no index: a table that is partitioned by time has no unique index on the id alone.
         out.push_sql(" ON CONFLICT DO NOTHING");
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Changing what a key is called, may do and is limited to. What makes it stop working is in `freeze.rs`,
-//! `revocation.rs` and `expiry.rs`.
+//! Changing a key's name, permissions and limits. Freezing is in `freeze.rs`, revoking in `revocation.rs`, and
+//! expiry in `expiry.rs`.
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::case_when;
@@ -12,7 +12,7 @@ use crate::schema::api_keys;
 use crate::time::Time;
 use crate::{Result, require};
 
-/// What is to be changed of a key. The default changes nothing.
+/// The changes of a key for [`update_key`](KeysDriver::update_key). The default changes nothing.
 ///
 /// ```
 /// # use api_keys_driver::{Change, KeyChanges};
@@ -25,30 +25,30 @@ use crate::{Result, require};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyChanges<'a> {
-    /// What people call the key: at most 100 characters.
+    /// The key's name, at most 100 characters.
     pub name: Change<&'a str>,
-    /// What the key may do. The text is stored as it is.
+    /// What the key may do. The text is stored without change.
     pub permissions_json: Change<Option<&'a str>>,
-    /// Which workers the key may run. The text is stored as it is.
+    /// Which workers the key may run. The text is stored without change.
     pub allowed_workers_json: Change<Option<&'a str>>,
-    /// The most requests a minute, if limited. Not negative.
+    /// The most requests per minute, zero or more. `None` is no limit.
     pub rate_limit_rpm: Change<Option<i32>>,
-    /// The most runs at a time, if limited. Not negative.
+    /// The most runs at the same time, zero or more. `None` is no limit.
     pub max_concurrent_runs: Change<Option<i32>>,
-    /// When the key expires, if it ever does.
+    /// When the key expires, in UTC. `None` is never.
     pub expires_at: Change<Option<DateTime<Utc>>>,
 }
 
 impl<'c> KeysDriver<'c> {
-    /// Changes a key's name, permissions, allowed workers, limits and expiry, as far as the changes say so.
+    /// Changes a key's name, permissions, allowed workers, limits and expiry, and returns the changed key.
     ///
-    /// What is kept stays as it is in the row. Returns the key as it is after the change. The revision is one
-    /// higher and the change has its event, unless every value was there already.
+    /// Each field of `changes` is either set or kept. If a value differs from the stored one, the revision grows
+    /// and an event is appended. The row stays locked until the transaction ends.
     ///
     /// ```
     /// # use api_keys_driver::{Change, KeyChanges, KeyId, KeySnapshot, KeysDriver, Result, TenantId};
     /// # use diesel::{Connection, PgConnection};
-    /// /// Allows a key so many requests a minute, or any number.
+    /// /// Sets a key's limit of requests per minute; `None` removes it.
     /// fn limit(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId, rpm: Option<i32>) -> Result<Option<KeySnapshot>> {
     ///     conn.transaction(|conn| {
     ///         let mut keys = KeysDriver::new(conn);
@@ -64,7 +64,7 @@ impl<'c> KeysDriver<'c> {
     ///
     /// # Errors
     ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen), and before anything is sent
+    /// The errors of [`update_key_frozen`](Self::update_key_frozen). Also, before anything is sent:
     /// [`Error::TooLong`](crate::Error::TooLong) for the name, [`Error::NulByte`](crate::Error::NulByte) for a
     /// text, and [`Error::Negative`](crate::Error::Negative) for a limit.
     pub fn update_key(&mut self, key: LockedKey<'c>, changes: &KeyChanges<'_>) -> Result<KeySnapshot> {
@@ -82,7 +82,7 @@ impl<'c> KeysDriver<'c> {
         require::is_not_negative("rate_limit_rpm", rate_limit_rpm)?;
         require::is_not_negative("max_concurrent_runs", max_concurrent_runs)?;
 
-        /// `column = CASE WHEN it is set THEN the value ELSE column END`: one statement, whatever is set.
+        /// `column = CASE WHEN <is set> THEN <value> ELSE column END`: one prepared statement for all changes.
         macro_rules! set {
             ($column:ident) => {
                 api_keys::$column.eq(case_when(changes.$column.is_set().into_sql::<Bool>(), $column)

@@ -1,4 +1,4 @@
-//! How many keys a tenant has.
+//! Counting a tenant's keys. Counts of what customers see are in `api_keys_facade_driver.rs`.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use crate::send::RunStatement;
 use crate::{KeyStatus, Result, TenantId};
 
 impl KeysDriver<'_> {
-    /// Counts the keys that [`fetch_keys`](Self::fetch_keys) pages through.
+    /// Counts the tenant's keys: the same keys that [`fetch_keys`](Self::fetch_keys) lists.
     ///
-    /// The server counts them one by one; for "more than 100" ask
+    /// The server counts the keys one by one. To learn only whether there are more than 100, call
     /// [`count_keys_up_to`](Self::count_keys_up_to).
     pub fn count_keys(&mut self, tenant_id: &TenantId) -> Result<i64> {
         Listing::all(tenant_id).count(self.conn)
     }
 
-    /// Counts the tenant's keys, but no further than a bound: the answer is never above it.
+    /// Counts the tenant's keys and stops at `bound`, so the answer is at most `bound`.
     ///
     /// ```
     /// # use api_keys_driver::{KeysDriver, Result, TenantId};
@@ -37,9 +37,9 @@ impl KeysDriver<'_> {
         Listing::all(tenant_id).count_up_to(bound, self.conn)
     }
 
-    /// Counts the tenant's keys by their status, as stored. A status that no key has is not there.
+    /// Counts the tenant's keys by their stored status. A status without keys is not in the map.
     ///
-    /// The counts add up to [`count_keys`](Self::count_keys).
+    /// The sum of the counts is [`count_keys`](Self::count_keys).
     pub fn count_keys_by_status(&mut self, tenant_id: &TenantId) -> Result<BTreeMap<KeyStatus, i64>> {
         let counts: Vec<(KeyStatus, i64)> = api_keys::table
             .filter(api_keys::tenant_id.eq(tenant_id))

@@ -1,4 +1,4 @@
-//! Deleting one key, or the keys of a tenant, and what is kept of them.
+//! Deleting one key, or a tenant's keys in batches. Revoking, which keeps the row, is in `revocation.rs`.
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -13,22 +13,27 @@ use crate::send::RunStatement;
 use crate::{KeyId, Result, TenantId};
 
 impl<'c> KeysDriver<'c> {
-    /// Deletes a locked key, and returns it as it was.
+    /// Deletes a locked key, and returns it as it was before.
     ///
-    /// To take a key out of use, revoke it: a deleted key cannot be told from one that never was, and its id and its
-    /// hash may be given again. The deletion waits for transactions that refer to the key by a foreign key, such as
-    /// one that inserts a `worker_runs` row, and does to those rows what the foreign key says.
+    /// To take a key out of use, revoke it instead. A deleted key looks like a key that never existed, and a new key
+    /// may get its id and its hash. The deletion waits for transactions whose rows reference the key by a foreign key,
+    /// such as one that inserts into `worker_runs`. The foreign key decides what happens to those rows.
     ///
-    /// What is kept, for a right to erasure: `api_key_events` has the key's id, its tenant, times and statuses, and in
-    /// `actor` and `reason` who froze it and why, and `proxy_calls` has its id and, in `user_id`, `request_json` and
-    /// `response_json`, what its users sent. The name, the prefix, the hash and the user of the key are gone with its
-    /// row. What is personal is removed by the engine's own statements in the same transaction:
+    /// Some data outlives the key. This matters for a right to erasure:
+    ///
+    /// - `api_key_events` keeps the key's id, tenant, times and statuses. Its columns `actor` and `reason` say who
+    ///   froze the key and why.
+    /// - `proxy_calls` keeps the key's id. Its columns `user_id`, `request_json` and `response_json` hold what users
+    ///   sent and received.
+    ///
+    /// The name, the prefix, the hash and the user of the key are deleted with its row. An engine removes the personal
+    /// data that remains with its own statements, in the same transaction:
     ///
     /// ```
     /// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};
     /// # use api_keys_driver::schema::{api_key_events, proxy_calls};
     /// # use diesel::prelude::*;
-    /// /// Deletes a key and what is personal of its past.
+    /// /// Deletes a key and the personal data in its events and calls.
     /// fn erase(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> Result<bool> {
     ///     conn.transaction(|conn| {
     ///         let mut keys = KeysDriver::new(conn);
@@ -43,7 +48,7 @@ impl<'c> KeysDriver<'c> {
     ///         let calls = proxy_calls::table
     ///             .filter(proxy_calls::tenant_id.eq(tenant_id))
     ///             .filter(proxy_calls::api_key_id.eq(key_id));
-    ///         diesel::update(calls) // of a key with many calls, in batches
+    ///         diesel::update(calls) // in batches, if the key has many calls
     ///             .set((
     ///                 proxy_calls::user_id.eq(None::<&str>),
     ///                 proxy_calls::request_json.eq(""),
@@ -64,8 +69,8 @@ impl<'c> KeysDriver<'c> {
     ///
     /// # Errors
     ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen). A foreign key that forbids the deletion is
-    /// [`Error::Query`](crate::Error::Query).
+    /// The errors of [`update_key_frozen`](Self::update_key_frozen). [`Error::Query`](crate::Error::Query) if a foreign
+    /// key forbids the deletion.
     #[expect(clippy::needless_pass_by_value, reason = "a lock is spent on its change")]
     pub fn delete_key(&mut self, key: LockedKey<'c>) -> Result<KeySnapshot> {
         struct DeleteKey;
@@ -80,16 +85,18 @@ impl<'c> KeysDriver<'c> {
         })
     }
 
-    /// Deletes up to `limit` keys of a tenant, the newest first, and returns how many that were.
+    /// Deletes up to `limit` keys of a tenant, newest first, and returns the number of deleted keys.
     ///
-    /// Frozen, revoked and synthetic keys are deleted too. Call it until it returns 0, each time in a transaction of
-    /// its own: a batch locks its rows in the order of their ids and waits for their holders, so it deadlocks neither
-    /// with itself nor with [`record_key_uses`](Self::record_key_uses), and a batch of a thousand holds nobody up for
-    /// long. Two that delete the same tenant's keys at once wait for each other, and the second may find its batch
-    /// gone and return 0 while the first goes on. A key that another transaction inserts meanwhile is not seen: keep
-    /// new ones from being made first.
+    /// It also deletes frozen, revoked and synthetic keys. Call it until it returns 0, each time in a new transaction.
+    /// The rows are locked in the order of their ids, after waiting for other holders, until the transaction ends. So
+    /// it does not deadlock with itself or with [`record_key_uses`](Self::record_key_uses). Batches of about a
+    /// thousand keys keep the locks short.
     ///
-    /// What is kept of each key is as for [`delete_key`](Self::delete_key).
+    /// If two transactions delete the same tenant's keys at the same time, the second waits for the first. It may then
+    /// return 0 although keys remain, because the first deleted its batch. A statement does not see keys that another
+    /// transaction inserts at the same time, so stop inserting keys before you delete all of them.
+    ///
+    /// The data that outlives each key is the same as for [`delete_key`](Self::delete_key).
     ///
     /// ```
     /// # use api_keys_driver::{KeysDriver, Result, TenantId};
@@ -114,7 +121,7 @@ struct OnlyId {
     id: KeyId,
 }
 
-/// By hand: Diesel has no `WITH`, and no other `DELETE` locks its rows in a chosen order.
+/// Written by hand, because Diesel has no `WITH`. Only a `DELETE` with a `WITH` locks its rows in a chosen order.
 struct DeleteKeys<'a> {
     tenant_id: &'a TenantId,
     batch: SelectKeys<'a, <OnlyId as Selectable<Pg>>::SelectExpression>,

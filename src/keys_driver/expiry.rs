@@ -1,9 +1,10 @@
-//! When keys expire: setting it, and finding the keys that expire next.
+//! Setting when a key expires, and listing the keys that expire next. The statement of the list is in
+//! `active_by_time.rs`.
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 
-use super::worked_off::WorkedOff;
+use super::active_by_time::SelectActiveByTime;
 use super::{KeySnapshot, KeysDriver, LockedKey};
 use crate::schema::api_keys;
 use crate::send::RunStatement;
@@ -11,16 +12,15 @@ use crate::time::Time;
 use crate::{ExpiryCursor, Result, TenantId};
 
 impl<'c> KeysDriver<'c> {
-    /// Sets or clears when a key expires. Its status stays, also when that moment is past.
+    /// Sets when a key expires, in UTC, and returns the changed key. `None` means that it never expires.
     ///
-    /// Returns the key as it is after the change.
-    ///
-    /// How a rotation lets the old key work on for a while is at
-    /// [`insert_key_successor`](Self::insert_key_successor).
+    /// The status does not change, even if the time is in the past. The row stays locked until the transaction
+    /// ends. [`insert_key_successor`](Self::insert_key_successor) shows a rotation in which the old key keeps
+    /// working for some time.
     ///
     /// # Errors
     ///
-    /// As for [`update_key_frozen`](Self::update_key_frozen).
+    /// The errors of [`update_key_frozen`](Self::update_key_frozen).
     pub fn update_key_expires_at(
         &mut self,
         key: LockedKey<'c>,
@@ -32,12 +32,14 @@ impl<'c> KeysDriver<'c> {
         self.update_locked::<UpdateKeyExpiresAt, _>(key, api_keys::expires_at.eq(expires_at))
     }
 
-    /// Fetches the tenant's `active` keys that expire before a moment, soonest first, then by id, behind a cursor or
-    /// from the start.
+    /// Fetches the tenant's `active` keys that expire before a time, after a cursor or from the start.
     ///
-    /// Those that have expired already and are still `active` come first. Frozen and synthetic keys are there
-    /// too; a key that never expires is not. The list is meant to be worked off: a key that is revoked or
-    /// prolonged meanwhile leaves it and moves no other, so that a walk meets each key once that stays in it.
+    /// The key that expires first comes first; keys that expire at the same time are in the order of their ids.
+    /// Keys that have already expired and are still `active` are in the list. So are frozen and synthetic keys.
+    /// Keys that never expire are not. Nothing is locked.
+    ///
+    /// A key leaves the list when it is revoked or its expiry moves beyond `before`. The other keys keep their
+    /// positions, so a loop over the pages can change the keys as it goes and sees every other key exactly once:
     ///
     /// ```
     /// use api_keys_driver::{ExpiryCursor, KeysDriver, Result, TenantId};
@@ -58,7 +60,7 @@ impl<'c> KeysDriver<'c> {
     ///                     Some(key) if key.expires_at.is_some_and(|at| at < now) => {
     ///                         keys.update_key_revoked(key, now, Some("expired")).map(drop)
     ///                     }
-    ///                     _ => Ok(()), // gone, or prolonged since
+    ///                     _ => Ok(()), // deleted or prolonged since the page was read
     ///                 }
     ///             })?;
     ///         }
@@ -75,8 +77,8 @@ impl<'c> KeysDriver<'c> {
         cursor: Option<&ExpiryCursor>,
         limit: u32,
     ) -> Result<Vec<KeySnapshot>> {
-        let place = cursor.map(|cursor| (cursor.expires_at.into(), &cursor.id));
+        let after = cursor.map(|cursor| (cursor.expires_at.into(), &cursor.id));
         let expires_at = r#""api_keys"."expires_at""#;
-        WorkedOff::new(expires_at, tenant_id, before.into(), place, limit).read_all(self.conn)
+        SelectActiveByTime::new(expires_at, tenant_id, before.into(), after, limit).read_all(self.conn)
     }
 }

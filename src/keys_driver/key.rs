@@ -51,7 +51,7 @@ pub struct KeySnapshot {
 
 impl From<&KeySnapshot> for KeyCursor {
     fn from(key: &KeySnapshot) -> Self {
-        Self::behind(key.created_at, &key.id)
+        Self::after(key.created_at, &key.id)
     }
 }
 

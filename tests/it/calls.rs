@@ -152,7 +152,7 @@ fn a_cost_that_the_column_would_round_is_refused_with_the_calls_position() {
         let batch = [new_call("a"), new_call("b"), priced("c", cost)];
         let (refused, sent) = statements_of(&mut conn, |conn| KeysDriver::new(conn).insert_calls(&batch));
         let Err(Error::InBatch { nth: 2, source }) = refused else { panic!("{cost}: {refused:?}") };
-        assert!(matches!(*source, Error::NotExact { column: "cost_cents" }), "{cost}: {source:?}");
+        assert!(matches!(*source, Error::TooManyDigits { column: "cost_cents" }), "{cost}: {source:?}");
         assert!(sent.is_empty());
     }
     let exact = ["-0", "1.50000000", "-999999.9999", "1e5"].map(|cost| priced(cost, cost));

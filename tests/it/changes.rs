@@ -151,15 +151,15 @@ fn what_does_not_fit_is_named_before_anything_is_sent() {
     restricted().insert(&mut conn);
     let (long, keep) = ("ß".repeat(100) + " ", KeyChanges::default());
     for (changes, expected) in [
-        (KeyChanges { name: Change::Set(&long), ..keep }, "name holds 100 characters at most"),
-        (KeyChanges { name: Change::Set("\0"), ..keep }, "name holds a NUL byte"),
+        (KeyChanges { name: Change::Set(&long), ..keep }, "name holds at most 100 characters"),
+        (KeyChanges { name: Change::Set("\0"), ..keep }, "name cannot hold a NUL byte"),
         (
             KeyChanges { permissions_json: Change::Set(Some("a\0")), ..keep },
-            "permissions_json holds a NUL byte",
+            "permissions_json cannot hold a NUL byte",
         ),
         (
             KeyChanges { allowed_workers_json: Change::Set(Some("\0")), ..keep },
-            "allowed_workers_json holds a NUL",
+            "allowed_workers_json cannot hold a NUL byte",
         ),
         (KeyChanges { rate_limit_rpm: Change::Set(Some(-1)), ..keep }, "rate_limit_rpm is negative"),
         (

@@ -65,7 +65,7 @@ pub(crate) const METHODS: &[Method] = &[
         debug(KeysDriver::new(conn).fetch_keys_after(&with.tenant_id, Some(&with.cursor), with.page.limit))
     }),
     read("fetch_keys_after.unknown_time", |conn, with| {
-        let cursor = KeyCursor::behind(DateTime::<Utc>::MAX_UTC, &with.key_id);
+        let cursor = KeyCursor::after(DateTime::<Utc>::MAX_UTC, &with.key_id);
         debug(KeysDriver::new(conn).fetch_keys_after(&with.tenant_id, Some(&cursor), with.page.limit))
     }),
     read("fetch_keys_with_usage", |conn, with| {

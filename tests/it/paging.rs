@@ -202,21 +202,21 @@ fn a_cursor_comes_back_from_its_text_as_it_was() {
         ["", "key", "0b9e6a54-13b5-4f6f-9d0e-2f6f0c6f8a11", "ключ", "🔑", "e\u{301}", "a b/c?d=%20&e", "\""]
     {
         for time in times {
-            let cursor = KeyCursor::behind(time, &id.into());
+            let cursor = KeyCursor::after(time, &id.into());
             let text = cursor.to_string();
             assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{text}");
             assert_eq!(text.parse(), Ok(cursor), "{text}");
         }
     }
     assert_eq!(
-        KeyCursor::behind(at("2026-01-01T00:00:00.000001999Z"), &key("key")),
-        KeyCursor::behind(at("2026-01-01T00:00:00.000001Z"), &key("key"))
+        KeyCursor::after(at("2026-01-01T00:00:00.000001999Z"), &key("key")),
+        KeyCursor::after(at("2026-01-01T00:00:00.000001Z"), &key("key"))
     );
 }
 
 #[test]
 fn a_text_that_is_no_cursor_is_refused_with_what_to_do() {
-    let good = KeyCursor::behind(at("2026-01-01T00:00:00Z"), &key("key")).to_string();
+    let good = KeyCursor::after(at("2026-01-01T00:00:00Z"), &key("key")).to_string();
     let bad = [
         String::new(),
         " ".into(),
@@ -271,7 +271,7 @@ fn a_walk_meets_keys_of_impossible_times_once() {
 fn a_cursor_before_every_time_is_the_end_of_the_list() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
-    let cursor = KeyCursor::behind(DateTime::<Utc>::MIN_UTC, &key("key"));
+    let cursor = KeyCursor::after(DateTime::<Utc>::MIN_UTC, &key("key"));
     assert_eq!(KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 50).unwrap(), []);
 }
 

@@ -56,7 +56,7 @@ fn a_cursor_is_its_text() {
     assert_eq!(value, json!(cursor.to_string()));
     assert_eq!(serde_json::from_value::<KeyCursor>(value).unwrap(), cursor);
     let error = serde_json::from_value::<KeyCursor>(json!("the third page")).unwrap_err();
-    assert!(error.to_string().starts_with("not a key cursor"), "{error}");
+    assert!(error.to_string().starts_with("the text is not a cursor"), "{error}");
 }
 
 #[test]

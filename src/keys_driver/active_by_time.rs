@@ -1,5 +1,4 @@
-//! A list of active keys that is worked off while it changes: its statement. Which lists there are is said in
-//! `expiry.rs` and `unused.rs`.
+//! The statement that lists active keys in the order of a time. The methods are in `expiry.rs` and `unused.rs`.
 
 use diesel::dsl::SqlTypeOf;
 use diesel::pg::{Pg, PgConnection};
@@ -15,34 +14,34 @@ type Columns = <KeySnapshot as Selectable<Pg>>::SelectExpression;
 
 static ACTIVE: KeyStatus = KeyStatus::Active;
 
-/// The active keys of a tenant whose time is before a moment, in the order of that time and the id, behind a place.
+/// Selects the active keys of a tenant whose `time` is earlier than `before`, in the order of that time and the id.
 ///
-/// The moment, the place and the limit stand in subselects, so that the server plans the statement once: see
+/// The values of the range and the limit are in subselects, so that the server plans the statement once: see
 /// `listing/statement.rs`.
-pub(super) struct WorkedOff<'a> {
+pub(super) struct SelectActiveByTime<'a> {
     columns: Columns,
-    /// The time that the list is ordered by, as SQL.
+    /// The SQL expression of the time that orders the list.
     time: &'static str,
     tenant_id: &'a TenantId,
     before: Time,
-    place: Option<(Time, &'a KeyId)>,
+    after: Option<(Time, &'a KeyId)>,
     limit: i64,
 }
 
-impl<'a> WorkedOff<'a> {
+impl<'a> SelectActiveByTime<'a> {
     pub(super) fn new(
         time: &'static str,
         tenant_id: &'a TenantId,
         before: Time,
-        place: Option<(Time, &'a KeyId)>,
+        after: Option<(Time, &'a KeyId)>,
         limit: u32,
     ) -> Self {
         let columns = <KeySnapshot as Selectable<Pg>>::construct_selection();
-        Self { columns, time, tenant_id, before, place, limit: limit.into() }
+        Self { columns, time, tenant_id, before, after, limit: limit.into() }
     }
 }
 
-impl QueryFragment<Pg> for WorkedOff<'_> {
+impl QueryFragment<Pg> for SelectActiveByTime<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         let time = self.time;
         out.push_sql("SELECT ");
@@ -54,9 +53,9 @@ impl QueryFragment<Pg> for WorkedOff<'_> {
         out.push_sql(&format!(" AND {time} < (SELECT "));
         out.push_bind_param::<Timestamptz, _>(&self.before)?;
         out.push_sql(")");
-        if let Some((at, id)) = &self.place {
+        if let Some((at, id)) = &self.after {
             out.push_sql(&format!(r#" AND ({time}, "api_keys"."id") > ((SELECT "#));
-            // A place whose time saturates: its key, while it exists, knows the time.
+            // Rust cannot hold the exact time, so it is read from the key's row, if that still exists.
             if at.is_saturated() {
                 out.push_sql(&format!(
                     r#"coalesce((SELECT {time} FROM "api_keys" WHERE "api_keys"."tenant_id" = "#
@@ -81,14 +80,14 @@ impl QueryFragment<Pg> for WorkedOff<'_> {
     }
 }
 
-// Which time it is, and whether there is a place, makes another statement. The text tells them apart.
-impl QueryId for WorkedOff<'_> {
+// The SQL text depends on the expression of the time and on the cursor, so Diesel caches the statement by its text.
+impl QueryId for SelectActiveByTime<'_> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl Query for WorkedOff<'_> {
+impl Query for SelectActiveByTime<'_> {
     type SqlType = SqlTypeOf<Columns>;
 }
 
-impl RunQueryDsl<PgConnection> for WorkedOff<'_> {}
+impl RunQueryDsl<PgConnection> for SelectActiveByTime<'_> {}
