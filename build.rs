@@ -1,4 +1,4 @@
-//! Lists the migrations with their SQL for `src/migrations/step.rs`, and rebuilds when one is added.
+//! Writes the list of migrations, with their SQL, for `src/migrations/step.rs`. Cargo runs it again when a migration changes.
 
 use std::fmt::Write;
 use std::path::Path;

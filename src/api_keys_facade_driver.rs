@@ -1,5 +1,5 @@
-//! The customer's view of a tenant's keys, and the two snapshots that it returns. It changes nothing, and shows
-//! no synthetic key; what engines need is in [`KeysDriver`](crate::KeysDriver).
+//! The customer's view of a tenant's keys, and its two snapshots. It is read-only and hides synthetic keys. Methods for
+//! engines are in [`KeysDriver`](crate::KeysDriver).
 
 #![deny(clippy::disallowed_methods)]
 
@@ -16,7 +16,7 @@ use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
 use crate::{KeyCursor, KeyId, KeyStatus, Page, Result, TenantId};
 
-/// A key in the customer's list.
+/// A key in the customer's list. Times are in UTC.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -41,11 +41,11 @@ pub struct ApiKeySnapshot {
     pub expires_at: Option<DateTime<Utc>>,
     /// How often the key was used, as the service counted it.
     pub total_requests: i64,
-    /// Always `false`: the facade shows no other key.
+    /// Always `false`, because the facade hides synthetic keys.
     pub is_synthetic: bool,
 }
 
-/// A key on the customer's page of that key.
+/// A key with the details that the customer sees. Times are in UTC.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -70,36 +70,36 @@ pub struct ApiKeyDetailSnapshot {
     pub expires_at: Option<DateTime<Utc>>,
     /// How often the key was used, as the service counted it.
     pub total_requests: i64,
-    /// What the key may do, the stored text as it is: not parsed, and not always JSON.
+    /// What the key may do. This is the stored text, which is not parsed and may not be JSON.
     pub permissions_json: Option<String>,
-    /// Which workers the key may run, the stored text as it is.
+    /// Which workers the key may run. This is the stored text, which is not parsed and may not be JSON.
     pub allowed_workers_json: Option<String>,
-    /// The most requests a minute, if limited.
+    /// The most requests per minute; `None` is no limit.
     pub rate_limit_rpm: Option<i32>,
-    /// The most runs at a time, if limited.
+    /// The most runs at the same time; `None` is no limit.
     pub max_concurrent_runs: Option<i32>,
-    /// When the key was revoked, if it was.
+    /// When the key was revoked; `None` if it was not.
     #[diesel(deserialize_as = MaybeTime)]
     pub revoked_at: Option<DateTime<Utc>>,
-    /// Why the key was revoked, if somebody said.
+    /// Why the key was revoked, if a reason was stored.
     pub revoked_reason: Option<String>,
 }
 
-/// The customer's view of a tenant's keys: read-only, and without synthetic keys.
+/// Reads a tenant's keys as the customer sees them: without synthetic keys.
 ///
-/// Like [`KeysDriver`](crate::KeysDriver) it borrows a connection, decides nothing, and sends one
-/// statement a method, confined to the tenant. A key made by a test scenario is not there: it is in
-/// no page and no count, and fetching it is `None`.
+/// Like [`KeysDriver`](crate::KeysDriver), it borrows a connection and makes no decisions. Each method sends one
+/// statement that is limited to one tenant, and locks nothing. A synthetic key (a key that a test scenario made) is in
+/// no page and no count, and fetching it returns `None`.
 ///
 /// # Errors
 ///
-/// As for [`KeysDriver`](crate::KeysDriver#errors).
+/// The errors of [`KeysDriver`](crate::KeysDriver#errors).
 ///
 /// ```
 /// use api_keys_driver::{ApiKeysFacadeDriver, KeyStatus, Page, Result, TenantId};
 /// use diesel::PgConnection;
 ///
-/// /// "12 active keys", and the newest of them.
+/// /// The number of active keys, and the names of the newest three.
 /// fn active_keys(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<(i64, Vec<String>)> {
 ///     let mut api_keys = ApiKeysFacadeDriver::new(conn);
 ///     let count = api_keys.count_api_keys(tenant_id, Some(&KeyStatus::Active))?;
@@ -115,7 +115,7 @@ pub struct ApiKeysFacadeDriver<'c> {
     conn: &'c mut PgConnection,
 }
 
-/// Shows no field: Diesel's connection has no `Debug`.
+/// Shows no field, because Diesel's connection does not implement `Debug`.
 impl fmt::Debug for ApiKeysFacadeDriver<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiKeysFacadeDriver").finish_non_exhaustive()
@@ -136,8 +136,7 @@ impl<'c> ApiKeysFacadeDriver<'c> {
 
     /// Fetches a page of the tenant's keys, newest first: `created_at DESC, id DESC`.
     ///
-    /// A status selects the keys that have exactly that status, as stored. A status that no key has selects
-    /// none.
+    /// With a status, the page holds only the keys whose stored status is equal to it.
     pub fn fetch_api_keys(
         &mut self,
         tenant_id: &TenantId,
@@ -147,10 +146,10 @@ impl<'c> ApiKeysFacadeDriver<'c> {
         Listing::shown(tenant_id, status).page(page).load(self.conn, identity)
     }
 
-    /// Fetches the keys behind a cursor, or the newest, in the order of [`fetch_api_keys`](Self::fetch_api_keys).
+    /// Fetches the keys after a cursor, or from the start, in the order of [`fetch_api_keys`](Self::fetch_api_keys).
     ///
-    /// As with [`KeysDriver::fetch_keys_after`](crate::KeysDriver::fetch_keys_after), a cursor costs the
-    /// same at any depth, and a walk meets each key that exists throughout exactly once.
+    /// As with [`KeysDriver::fetch_keys_after`](crate::KeysDriver::fetch_keys_after), a cursor costs the same at any
+    /// depth, and a loop over the pages sees each key that is not inserted or deleted meanwhile exactly once.
     pub fn fetch_api_keys_after(
         &mut self,
         tenant_id: &TenantId,
@@ -161,13 +160,13 @@ impl<'c> ApiKeysFacadeDriver<'c> {
         Listing::shown(tenant_id, status).after(cursor, limit).load(self.conn, identity)
     }
 
-    /// Counts the keys that [`fetch_api_keys`](Self::fetch_api_keys) pages through with the same status.
+    /// Counts the keys that [`fetch_api_keys`](Self::fetch_api_keys) lists for the same status.
     pub fn count_api_keys(&mut self, tenant_id: &TenantId, status: Option<&KeyStatus>) -> Result<i64> {
         Listing::shown(tenant_id, status).count(self.conn)
     }
 
-    /// Counts the same keys as [`count_api_keys`](Self::count_api_keys), but no further than a bound:
-    /// the answer is never above it.
+    /// Counts the same keys as [`count_api_keys`](Self::count_api_keys) and stops at `bound`, so the answer is at most
+    /// `bound`.
     pub fn count_api_keys_up_to(
         &mut self,
         tenant_id: &TenantId,
@@ -177,7 +176,7 @@ impl<'c> ApiKeysFacadeDriver<'c> {
         Listing::shown(tenant_id, status).count_up_to(bound, self.conn)
     }
 
-    /// Fetches one key; `None` for a missing key, another tenant's, and a synthetic one.
+    /// Fetches one key. Returns `None` if the tenant has no such key, or if the key is synthetic.
     pub fn fetch_api_key_by_id(
         &mut self,
         tenant_id: &TenantId,

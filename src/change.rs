@@ -1,14 +1,14 @@
-//! What a statement does with one value: leave it, or set it. Which values those are is said where the statement is.
+//! The choice between keeping and setting a value. The structs that use it are next to their methods in `keys_driver`.
 
-/// What becomes of a value: it stays as it is, or is set to another.
+/// Whether a method keeps a stored value or sets a new one.
 ///
-/// Of a value that may be missing, `Set(None)` removes it, which is not the same as `Keep`.
+/// For an optional value, `Set(None)` removes the stored value, and `Keep` keeps it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Change<T> {
-    /// The value stays.
+    /// Keeps the stored value.
     #[default]
     Keep,
-    /// The value is set to this one.
+    /// Sets this value.
     Set(T),
 }
 

@@ -1,6 +1,5 @@
-//! The engines' driver. Each file of the folder holds one topic: its methods, and the types they take and
-//! return. How a list is paged and counted is in `listing`; what customers see is in
-//! `api_keys_facade_driver`.
+//! The driver for engines. Each file of the folder has one topic: its methods, and the types that they take and return.
+//! Statements of lists and counts are in `listing`. The customer's view is in `api_keys_facade_driver`.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -51,28 +50,34 @@ pub use self::try_lock::TryLock;
 pub use self::usage::{Bucket, KeyUsageSnapshot, UsageBucket, UsageDrift, UsageRecount, UsageRollUp};
 pub use self::uses::KeyUse;
 
-/// Reads and writes the keys of any tenant, from their first day to their last, for engines.
+/// Reads and changes keys, for engines. It covers the whole life of a key, from its insertion to its deletion.
 ///
-/// A driver borrows a connection for as long as it is needed and costs nothing to make. It decides
-/// nothing: no status is checked, no clock is read, nothing is retried, and no transaction is begun
-/// or ended. Each method is one statement, confined to the tenant, and sees what the caller's
-/// transaction sees; only [`fetch_key_by_hash`](Self::fetch_key_by_hash) and
-/// [`fetch_keys_of_any_tenant_by_prefix`](Self::fetch_keys_of_any_tenant_by_prefix), which find the tenant out, and
-/// what follows all keys (`fetch_key_events_after` and `_head`, `fetch_denied_keys_after`, `compact_key_events`)
-/// carry none.
-/// Synthetic keys are keys like any other here; customers look through
-/// [`ApiKeysFacadeDriver`](crate::ApiKeysFacadeDriver), which hides them.
+/// A driver borrows a connection, and costs nothing to make. It makes no decisions: it checks no status, reads no clock,
+/// retries nothing, and does not begin or end a transaction. Each method sends one statement, which sees what the
+/// caller's transaction sees. Synthetic keys (keys that test scenarios made) are included;
+/// [`ApiKeysFacadeDriver`](crate::ApiKeysFacadeDriver) hides them.
 ///
-/// Times are UTC, in whole microseconds as PostgreSQL keeps them: finer digits are cut off.
+/// Each statement is limited to one tenant, except in these methods:
+///
+/// - [`fetch_key_by_hash`](Self::fetch_key_by_hash) and
+///   [`fetch_keys_of_any_tenant_by_prefix`](Self::fetch_keys_of_any_tenant_by_prefix), because their caller does not
+///   know the tenant
+/// - `fetch_key_events_after`, `fetch_key_events_head`, `fetch_denied_keys_after` and `compact_key_events`, because they
+///   concern the keys of all tenants
+///
+/// Times are in UTC, in whole microseconds, as in PostgreSQL. Finer digits are cut off. A time outside PostgreSQL's range
+/// becomes `infinity` or `-infinity`. A stored time outside the range of [`DateTime`](chrono::DateTime) is read as its
+/// last or first time.
 ///
 /// # Errors
 ///
-/// Each method says with [`Error`](crate::Error) why the server did not answer. A text that no row can hold,
-/// because it has a NUL byte or a character that the database's encoding lacks, finds nothing, and is
-/// [`Error::UnencodableText`](crate::Error::UnencodableText) where it would be written. In a transaction the
-/// server refuses further statements after either. A time outside PostgreSQL's range is `infinity` or
-/// `-infinity`, and a stored time outside that of [`DateTime`](chrono::DateTime) is the last or the first
-/// moment that it holds.
+/// Each method can return the errors of [`Error`](enum@crate::Error) that come from the server or the connection. The
+/// documentation of a method names only its additional errors.
+///
+/// No row can hold a text with a NUL byte, or with a character that the database's encoding lacks. A method that reads
+/// such a text finds nothing, and a method that writes it returns
+/// [`Error::UnencodableText`](crate::Error::UnencodableText). In both cases, the server refuses further statements in the
+/// same transaction.
 ///
 /// ```
 /// use api_keys_driver::{KeysDriver, Page, Result, TenantId};
@@ -92,40 +97,41 @@ pub struct KeysDriver<'c> {
 }
 
 impl<'c> KeysDriver<'c> {
-    /// Borrows a connection.
+    /// Makes a driver that borrows a connection. Nothing is sent.
     pub fn new(conn: &'c mut PgConnection) -> Self {
         Self { conn }
     }
 
-    /// Lends the connection, for the engine's own statements in the same transaction.
+    /// Returns the connection, for the engine's own statements in the same transaction.
     pub fn connection(&mut self) -> &mut PgConnection {
         self.conn
     }
 }
 
-/// Shows no field: Diesel's connection has no `Debug`.
+/// Shows no field, because Diesel's connection does not implement `Debug`.
 impl fmt::Debug for KeysDriver<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeysDriver").finish_non_exhaustive()
     }
 }
 
-/// Borrows a connection as a [`KeysDriver`]: the name that existing callers know.
+/// Makes a [`KeysDriver`]. It is the same as [`KeysDriver::new`], under the name that existing callers use.
 pub fn get_keys_driver(conn: &mut PgConnection) -> KeysDriver<'_> {
     KeysDriver::new(conn)
 }
 
-/// Borrows a connection as a [`KeysDriver`]: the name that existing callers know. It does not keep them from writing.
+/// Makes a [`KeysDriver`]. It is the same as [`KeysDriver::new`], under the name that existing callers use. The driver
+/// can also write.
 pub fn get_keys_read_driver(conn: &mut PgConnection) -> KeysDriver<'_> {
     KeysDriver::new(conn)
 }
 
-/// Borrows a connection as a [`KeysDriver`]: the name that existing callers know.
+/// Makes a [`KeysDriver`]. It is the same as [`KeysDriver::new`], under the name that existing callers use.
 pub fn get_keys_write_driver(conn: &mut PgConnection) -> KeysDriver<'_> {
     KeysDriver::new(conn)
 }
 
-/// A number of changed rows, in the type of all counts: PostgreSQL's `bigint`.
+/// Converts a number of changed rows to `i64`, the type of all counts.
 fn row_count(changed: usize) -> i64 {
     i64::try_from(changed).unwrap_or(i64::MAX)
 }

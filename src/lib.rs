@@ -1,19 +1,19 @@
-//! The data layer for API keys on PostgreSQL: blocking, through Diesel, with rows mapped into plain structs.
+//! A data layer for API keys on PostgreSQL: a blocking crate on Diesel that returns plain structs.
 //!
-//! Two drivers borrow a connection and ask it questions. [`KeysDriver`] is the engines': it lists,
-//! counts, meters, recognises, locks and changes the keys of any tenant, from their first day to their
-//! last. [`ApiKeysFacadeDriver`] is the customer's view: it only reads, and hides the keys that test
-//! scenarios made. What they return are snapshots, which own what they hold and never hold a key's hash.
+//! Two drivers borrow a connection and send statements. [`KeysDriver`] is for engines: it finds, lists, counts,
+//! locks and changes keys, and reads their usage and their events. [`ApiKeysFacadeDriver`] is the customer's view: it
+//! is read-only, and hides synthetic keys, which test scenarios made. The drivers return snapshots: structs that own
+//! their values, are detached from the connection, and never hold the hash of a key.
 //!
-//! A driver reads and writes; it decides nothing. The engine above owns the transaction, the clock
-//! and the rules, and changes a key only with the proof that it holds the key's lock:
+//! A driver makes no decisions. The engine, which is the code that calls the driver, owns the transaction, the clock and
+//! the rules. To change a key, the engine must hold the lock of its row:
 //!
 //! ```
 //! use api_keys_driver::{KeyId, KeySnapshot, KeysDriver, Result, TenantId};
 //! use chrono::{DateTime, Utc};
 //! use diesel::{Connection, PgConnection};
 //!
-//! /// Freezes a key that leaked, unless somebody was faster. `None`: there is no such key.
+//! /// Freezes a key that leaked, unless it is already frozen. Returns `None` if the tenant has no such key.
 //! fn freeze_leaked_key(
 //!     conn: &mut PgConnection,
 //!     tenant_id: &TenantId,
@@ -35,20 +35,20 @@
 //! # assert_eq!(frozen.unwrap(), None);
 //! ```
 //!
-//! [`migrate`] brings an empty database, or the one of the existing Python service, to the schema that
-//! the drivers need. [`PoolConfig`] makes a pool whose connections hold no lock for ever,
-//! [`Transaction`] a transaction whose `Ok` means committed, and [`Error::advice`](crate::Error::advice) says what to do
-//! when something went wrong. An engine may use its own for each of these.
+//! [`migrate`] creates the schema in an empty database, or brings the database of the existing Python service to it.
+//! Three parts are optional, and an engine can use its own instead. [`PoolConfig`] makes a connection pool with timeouts.
+//! [`Transaction`] runs a transaction again if the server advises it, and its `Ok` means committed.
+//! [`Error::advice`](crate::Error::advice) says what to do about an error.
 //!
 //! # When not to use it
 //!
-//! It is for blocking code: in an async service each call would hold up a thread of the executor. It
-//! knows PostgreSQL only. It neither makes nor hashes secrets, and says of no key whether it is valid.
+//! The crate is for blocking code: in an async service, each method would block a thread of the executor. It supports
+//! only PostgreSQL. It does not make or hash secrets, and it does not decide whether a key is valid.
 //!
 //! # Features
 //!
-//! - `serde`: `Serialize` and `Deserialize` on ids, pages, cursors and snapshots. Money is a string there, so
-//!   that no reader rounds it.
+//! - `serde`: `Serialize` and `Deserialize` on ids, pages, cursors and snapshots, and `Deserialize` on [`PoolConfig`].
+//!   Amounts of money are strings, so that no reader rounds them.
 
 mod api_keys_facade_driver;
 mod change;
@@ -66,7 +66,7 @@ mod page;
 mod pool;
 mod prepared;
 mod require;
-/// The tables, for an engine's own statements.
+/// Diesel's definitions of the tables, for an engine's own statements.
 #[allow(missing_docs, reason = "printed by Diesel")]
 pub mod schema;
 mod send;

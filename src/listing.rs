@@ -1,5 +1,4 @@
-//! A tenant's keys as a list: newest first, a page at a time, and counted. Lists in another order, such as
-//! by expiry, do not belong here.
+//! Lists and counts of a tenant's keys, newest first. Lists in another order are in `keys_driver/active_by_time.rs`.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -17,23 +16,23 @@ use diesel::prelude::*;
 use diesel::query_builder::QueryFragment;
 use diesel::query_dsl::CompatibleType;
 
-use self::form::{Nth, by_scope, by_start};
+use self::form::{Form, by_scope, by_start};
 use self::scope::Scope;
 pub(crate) use self::scope::shown;
 use self::start::Start;
 pub(crate) use self::statement::SelectKeys;
-use self::statement::{CountKeys, CountKeysUpTo, Unseen};
+use self::statement::{CountKeys, CountKeysUpTo, OpaqueNumber};
 use crate::prepared::Prepared;
 use crate::send::{self, RunStatement};
 use crate::{KeyCursor, KeyStatus, Page, Result, TenantId};
 
-/// The keys of a scope from a start on, newest first, at most `limit` of them.
+/// A list of keys: which keys (`scope`), where it starts, and how many keys it has at most.
 ///
 /// A new list starts at the newest key and has no limit.
 pub(crate) struct Listing<'a> {
     scope: Scope<'a>,
     start: Start<'a>,
-    limit: Unseen,
+    limit: OpaqueNumber,
 }
 
 impl<'a> Listing<'a> {
@@ -42,17 +41,17 @@ impl<'a> Listing<'a> {
         Self::of(Scope::all(tenant_id))
     }
 
-    /// The keys of a tenant that have a name.
+    /// The keys of a tenant with this name.
     pub(crate) fn named(tenant_id: &'a TenantId, name: &'a str) -> Self {
         Self::of(Scope::named(tenant_id, name))
     }
 
-    /// The keys of a tenant that a user asked for.
+    /// The keys of a tenant whose `user_id` is this user.
     pub(crate) fn of_user(tenant_id: &'a TenantId, user_id: &'a str) -> Self {
         Self::of(Scope::of_user(tenant_id, user_id))
     }
 
-    /// The keys of a tenant that customers see, of one status if one is given.
+    /// The keys of a tenant that customers see: all of them, or those with this status.
     pub(crate) fn shown(tenant_id: &'a TenantId, status: Option<&'a KeyStatus>) -> Self {
         Self::of(match status {
             None => Scope::shown(tenant_id),
@@ -61,25 +60,25 @@ impl<'a> Listing<'a> {
     }
 
     fn of(scope: Scope<'a>) -> Self {
-        Self { scope, start: Start::Newest, limit: Unseen::rows(u32::MAX) }
+        Self { scope, start: Start::Newest, limit: OpaqueNumber::new(u32::MAX) }
     }
 
-    /// A stretch of the list.
+    /// One page of the list, by offset.
     pub(crate) fn page(self, Page { limit, offset }: Page) -> Self {
-        Self { start: Start::skipping(offset), limit: Unseen::rows(limit), ..self }
+        Self { start: Start::skipping(offset), limit: OpaqueNumber::new(limit), ..self }
     }
 
-    /// What follows a cursor, or the beginning.
+    /// One page of the list: the first keys after the cursor, or the first keys of the list.
     pub(crate) fn after(self, cursor: Option<&'a KeyCursor>, limit: u32) -> Self {
-        Self { start: Start::after(cursor), limit: Unseen::rows(limit), ..self }
+        Self { start: Start::after(cursor), limit: OpaqueNumber::new(limit), ..self }
     }
 
-    /// Selects the list as rows, whose columns Diesel checks.
+    /// Makes the statement that selects the columns of `Row`, which Diesel checks.
     pub(crate) fn select<Row: Selectable<Pg>>(self) -> SelectKeys<'a, Row::SelectExpression> {
         SelectKeys { columns: Row::construct_selection(), listing: self }
     }
 
-    /// Loads the list, and reads each row as a key.
+    /// Loads the list, and converts each row to a key.
     #[expect(clippy::disallowed_methods, reason = "it is within `send::read`")]
     pub(crate) fn load<Row, Key>(self, conn: &mut PgConnection, read: impl Fn(Row) -> Key) -> Result<Vec<Key>>
     where
@@ -104,11 +103,11 @@ impl<'a> Listing<'a> {
         })
     }
 
-    /// Counts the keys of the scope, but no further than a bound.
+    /// Counts the keys of the scope, and stops at `bound`.
     pub(crate) fn count_up_to(self, bound: u32, conn: &mut PgConnection) -> Result<i64> {
         struct CountUpTo<Scope>(Scope);
 
-        let bound = Unseen::rows(bound);
+        let bound = OpaqueNumber::new(bound);
         by_scope!(self.scope, OfScope => {
             Prepared::<CountUpTo<OfScope>, _>::new(CountKeysUpTo { scope: self.scope, bound }).read_one(conn)
         })
@@ -118,7 +117,7 @@ impl<'a> Listing<'a> {
 /// The SQL types of the columns of a row.
 type SqlTypes<Row> = SqlTypeOf<<Row as Selectable<Pg>>::SelectExpression>;
 
-/// Collects keys in one allocation, unlike Diesel's `load`, which does not look at how many rows there are.
+/// Collects the keys in one allocation. Diesel's `load` allocates several times, because it ignores the number of rows.
 fn collect<Row, Key>(
     rows: impl Iterator<Item = QueryResult<Row>>,
     read: impl Fn(Row) -> Key,

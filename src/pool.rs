@@ -1,5 +1,5 @@
-//! The pool and what it is configured with. How it opens and drops connections stands in `pool::manager`,
-//! what a connection string holds in `pool::connection_string`.
+//! The configuration of a connection pool. Opening, testing and dropping connections is in `pool::manager`, and
+//! reading connection strings in `pool::connection_string`.
 
 mod connection_string;
 mod manager;
@@ -14,7 +14,7 @@ pub use self::manager::PoolManager;
 use crate::timeouts::whole_milliseconds;
 use crate::{Result, Timeouts};
 
-/// A pool of connections, as r2d2 has it. A clone is the same pool.
+/// An r2d2 pool of connections. A clone uses the same pool.
 pub type Pool = r2d2::Pool<PoolManager>;
 
 /// Whether connections keep their prepared statements.
@@ -22,55 +22,55 @@ pub type Pool = r2d2::Pool<PoolManager>;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum StatementCache {
-    /// Each statement is parsed once a connection. For connections that reach the server directly.
+    /// Each connection prepares a statement once. Use it if connections go directly to the server.
     #[default]
     On,
-    /// Nothing is kept in the server's session, neither statements nor settings. For connections through a
-    /// bouncer in transaction mode, which hands the session to others after each transaction.
+    /// Connections keep no prepared statements and no settings in the server's session. Use it behind a bouncer in
+    /// transaction mode, which gives the session to another client after each transaction.
     Off,
 }
 
-/// Makes a [`Pool`] whose sessions end by themselves when they hang, so that no row stays locked for ever.
+/// Configures a [`Pool`] whose connections have timeouts, so that a worker that hangs does not lock a row for ever.
 ///
-/// | setting | default | what it bounds |
+/// | setting | default | meaning |
 /// |---|---|---|
-/// | [`size`](Self::size) | 4 | the connections |
+/// | [`size`](Self::size) | 4 | the number of connections |
 /// | [`wait`](Self::wait) | 10 s | how long `get` waits for a free connection |
-/// | [`connect_timeout`](Self::connect_timeout) | 3 s | how long each host may take to answer at first |
-/// | [`max_lifetime`](Self::max_lifetime) | 30 min; 1 min with several hosts | the age of a connection |
-/// | [`idle_timeout`](Self::idle_timeout) | 10 min | how long a connection may go unused |
-/// | [`min_idle`](Self::min_idle) | `size` | the unused connections that are kept open |
-/// | [`test_on_check_out`](Self::test_on_check_out) | yes | |
+/// | [`connect_timeout`](Self::connect_timeout) | 3 s | how long each host may take to accept a connection |
+/// | [`max_lifetime`](Self::max_lifetime) | 30 min; 1 min with several hosts | the age at which a connection is replaced |
+/// | [`idle_timeout`](Self::idle_timeout) | 10 min | how long a connection may be unused |
+/// | [`min_idle`](Self::min_idle) | `size` | the number of unused connections that stay open |
+/// | [`test_on_check_out`](Self::test_on_check_out) | yes | whether `get` tests a connection |
 /// | [`timeouts`](Self::timeouts) | [30 s, 5 s, 10 s](Timeouts) | a statement, a wait for a lock, an idle transaction |
-/// | [`tcp_user_timeout`](Self::tcp_user_timeout) | 30 s | how long what was sent may stay unacknowledged |
-/// | [`keepalives_idle`](Self::keepalives_idle) | 30 s | silence before the peer is probed; after three probes 10 s apart it is gone |
-/// | [`application_name`](Self::application_name) | `api_keys_driver` | |
-/// | [`statement_cache`](Self::statement_cache) | on | |
+/// | [`tcp_user_timeout`](Self::tcp_user_timeout) | 30 s | how long sent data may stay unacknowledged |
+/// | [`keepalives_idle`](Self::keepalives_idle) | 30 s | the silence before the server is probed; after three probes, 10 s apart, the connection is lost |
+/// | [`application_name`](Self::application_name) | `api_keys_driver` | the name in the server's views and logs |
+/// | [`statement_cache`](Self::statement_cache) | on | whether connections keep prepared statements |
 ///
-/// A connection is tested before `get` hands it out, which is one round trip, so a connection to a server
-/// that was restarted is replaced before anyone sees it. [`PoolManager`] says which connections are
-/// dropped. For what r2d2 has beyond this, such as its event handler, take [`builder`](Self::builder).
+/// `get` tests a connection before it returns it, which takes one round trip. So a connection to a server that was
+/// restarted is replaced. [`PoolManager`] says which connections the pool drops. Use [`builder`](Self::builder) for
+/// settings that only r2d2 has, such as an event handler.
 ///
 /// # Several hosts
 ///
-/// libpq tries the hosts of a connection string in order, each for `connect_timeout`; the default `wait`
-/// leaves room for three that do not answer. With `target_session_attrs=read-write` a pool hands out no
-/// session on a server that takes no writes any more. A server that only thinks it is still the primary
-/// cannot be told that way, so connections live for one minute at most.
+/// libpq tries the hosts of a connection string in order, each for `connect_timeout`. The default `wait` is long
+/// enough for three hosts that do not answer. With `target_session_attrs=read-write`, the pool does not return a
+/// connection to a server that has become read-only. This test does not detect a former primary that still accepts
+/// writes. For this reason, connections to several hosts live for at most one minute.
 ///
-/// # What no timeout bounds
+/// # Hangs without a timeout
 ///
-/// The timeouts of the session are kept by the server. A server process that is stopped (`SIGSTOP`, a
-/// frozen virtual machine whose host still answers) keeps none of them, and its kernel goes on
-/// acknowledging what is sent, so that neither `tcp_user_timeout` nor the probes notice. libpq has no
-/// bound of its own for a statement. What supervises the server has to end such a process.
+/// The server enforces the timeouts of a session. A server process that is stopped (by `SIGSTOP`, or in a frozen
+/// virtual machine whose host still answers) does not enforce them. Its kernel still acknowledges the sent data, so
+/// `tcp_user_timeout` and the probes do not detect this. libpq has no timeout for a statement. The supervisor of the
+/// server must end such a process.
 ///
 /// # Behind a bouncer
 ///
-/// Behind PgBouncer in transaction mode, turn the statement cache off. Then the timeouts are not sent
-/// either, because they would stay in a session that is others' next. Give them to the role instead
-/// (`ALTER ROLE worker SET lock_timeout = '5s'`, and so on), so that the bouncer's own connections have
-/// them from the start, or to each [`Transaction`](crate::Transaction::timeouts).
+/// Turn the statement cache off behind PgBouncer in transaction mode. The pool then does not set the timeouts either,
+/// because another client would get a session with these settings. Set them for the role instead
+/// (`ALTER ROLE worker SET lock_timeout = '5s'`, and so on), so that the bouncer's connections have them from the
+/// start. Or set them for each transaction with [`Transaction::timeouts`](crate::Transaction::timeouts).
 ///
 /// ```
 /// use api_keys_driver::{KeysDriver, PoolConfig, Timeouts};
@@ -89,9 +89,9 @@ pub enum StatementCache {
 /// # }
 /// ```
 ///
-/// With the feature `serde`, a configuration is read from a file or from the environment: `database_url`
-/// is required, each other setting has its default, durations are texts such as `"500ms"`, and an unknown
-/// name is an error. It is not written, because it holds the password.
+/// With the feature `serde`, a configuration can be deserialised, for example from a file. `database_url` is required,
+/// and every other setting has its default. Durations are texts such as `"500ms"`. An unknown name is an error. A
+/// configuration cannot be serialised, because it holds the password.
 #[derive(Clone)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
@@ -160,8 +160,10 @@ mod default {
 }
 
 impl PoolConfig {
-    /// Takes a URL or key-value pairs, as libpq reads them. What they set themselves is not changed; what a
-    /// service file or libpq's environment variables set is.
+    /// Makes a configuration for a connection string of libpq: a URL or key-value pairs.
+    ///
+    /// The settings of the pool do not override parameters in the connection string. They do override a service file
+    /// and libpq's environment variables.
     pub fn new(database_url: impl Into<String>) -> Self {
         Self {
             database_url: database_url.into(),
@@ -180,71 +182,72 @@ impl PoolConfig {
         }
     }
 
-    /// Sets how many connections there are, at least one.
+    /// Sets the number of connections, at least one.
     #[must_use]
     pub fn size(self, size: u32) -> Self {
         Self { size, ..self }
     }
 
-    /// Sets how long `get` waits for a connection. Longer is [`Error::Pool`](crate::Error::Pool) when all are in use, and the
-    /// reason when none can be made, such as [`Error::Connect`](crate::Error::Connect).
+    /// Sets how long `get` waits for a connection. After that, `get` returns [`Error::Pool`](crate::Error::Pool) if all
+    /// connections are in use. If no connection can be opened, it returns the reason, such as
+    /// [`Error::Connect`](crate::Error::Connect).
     #[must_use]
     pub fn wait(self, wait: Duration) -> Self {
         Self { wait, ..self }
     }
 
-    /// Sets how long each host may take to answer a new connection: whole seconds, two at least.
+    /// Sets how long each host may take to accept a connection, in whole seconds, at least two.
     #[must_use]
     pub fn connect_timeout(self, connect_timeout: Duration) -> Self {
         Self { connect_timeout, ..self }
     }
 
-    /// Sets the age at which a connection is replaced: when it is given back, or while it is unused, within
-    /// 30 seconds. Zero is no limit.
+    /// Sets the age at which a connection is replaced: when it is returned to the pool, or within 30 seconds while it
+    /// is unused. Zero is no limit.
     #[must_use]
     pub fn max_lifetime(self, max_lifetime: Duration) -> Self {
         Self { max_lifetime: Some(max_lifetime), ..self }
     }
 
-    /// Sets how long a connection may go unused before it is closed, if there are more than
-    /// [`min_idle`](Self::min_idle). Zero is no limit.
+    /// Sets how long a connection may be unused before it is closed. [`min_idle`](Self::min_idle) connections stay
+    /// open. Zero is no limit.
     #[must_use]
     pub fn idle_timeout(self, idle_timeout: Duration) -> Self {
         Self { idle_timeout, ..self }
     }
 
-    /// Sets how many unused connections are kept open.
+    /// Sets the number of unused connections that stay open, at most [`size`](Self::size).
     #[must_use]
     pub fn min_idle(self, min_idle: u32) -> Self {
         Self { min_idle: Some(min_idle), ..self }
     }
 
-    /// Sets whether a connection is tested before it is handed out. Without the test, the first call after
-    /// a server's restart fails once for each connection.
+    /// Sets whether `get` tests a connection before it returns it. Without the test, each connection fails once after
+    /// a restart of the server.
     #[must_use]
     pub fn test_on_check_out(self, test_on_check_out: bool) -> Self {
         Self { test_on_check_out, ..self }
     }
 
-    /// Sets the session's timeouts.
+    /// Sets the timeouts of each session. They are not set if the statement cache is off.
     #[must_use]
     pub fn timeouts(self, timeouts: Timeouts) -> Self {
         Self { timeouts, ..self }
     }
 
-    /// Sets how long what was sent over TCP may stay unacknowledged before the connection is lost.
+    /// Sets how long data that was sent over TCP may stay unacknowledged before the connection is lost.
     #[must_use]
     pub fn tcp_user_timeout(self, tcp_user_timeout: Duration) -> Self {
         Self { tcp_user_timeout, ..self }
     }
 
-    /// Sets how long a TCP connection may be silent before its other end is probed: whole seconds.
+    /// Sets how long a TCP connection may be silent before the server is probed, in whole seconds, at least one.
     #[must_use]
     pub fn keepalives_idle(self, keepalives_idle: Duration) -> Self {
         Self { keepalives_idle, ..self }
     }
 
-    /// Sets the name by which the server's views and logs show the connections.
+    /// Sets the name of the connections in the server's views and logs.
     #[must_use]
     pub fn application_name(self, application_name: impl Into<String>) -> Self {
         Self { application_name: application_name.into(), ..self }
@@ -256,19 +259,22 @@ impl PoolConfig {
         Self { statement_cache, ..self }
     }
 
-    /// Connects once, so that what is wrong shows here, and makes the pool.
+    /// Makes the pool. It opens one connection first, so that a wrong configuration fails here.
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionString`](crate::Error::ConnectionString), [`Error::AccessDenied`](crate::Error::AccessDenied), [`Error::UnknownDatabase`](crate::Error::UnknownDatabase) and [`Error::Tls`](crate::Error::Tls),
-    /// which a repetition does not mend; [`Error::UnknownHost`](crate::Error::UnknownHost) and [`Error::Connect`](crate::Error::Connect), which it may.
+    /// - [`Error::ConnectionString`](crate::Error::ConnectionString), [`Error::AccessDenied`](crate::Error::AccessDenied),
+    ///   [`Error::UnknownDatabase`](crate::Error::UnknownDatabase) and [`Error::Tls`](crate::Error::Tls): another
+    ///   attempt fails again.
+    /// - [`Error::UnknownHost`](crate::Error::UnknownHost) and [`Error::Connect`](crate::Error::Connect): another
+    ///   attempt may succeed.
     pub fn build(&self) -> Result<Pool> {
         let manager = self.manager();
         manager.open()?;
         Ok(self.builder().build_unchecked(manager))
     }
 
-    /// Returns r2d2's builder with these settings, for those that only r2d2 has. It takes
+    /// Returns r2d2's builder with these settings, to add settings that only r2d2 has. Build the pool with
     /// [`manager`](Self::manager).
     ///
     /// ```
@@ -302,7 +308,7 @@ impl PoolConfig {
             .test_on_check_out(self.test_on_check_out)
     }
 
-    /// Returns what opens and tests the pool's connections, for r2d2's builder.
+    /// Returns the manager that opens and tests the connections, for r2d2's builder.
     #[must_use]
     pub fn manager(&self) -> PoolManager {
         PoolManager {
@@ -333,7 +339,7 @@ impl PoolConfig {
     }
 }
 
-/// Shows everything but the connection string, which may hold a password.
+/// Shows all settings except the connection string, which may hold a password.
 impl fmt::Debug for PoolConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolConfig")
@@ -360,7 +366,7 @@ mod tests {
     use super::PoolConfig;
 
     #[test]
-    fn what_bounds_a_connection_is_in_front_of_what_the_string_has() {
+    fn the_parameters_of_the_pool_come_before_those_of_the_connection_string() {
         let config = PoolConfig::new("host=h")
             .connect_timeout(Duration::from_millis(7900))
             .tcp_user_timeout(Duration::from_micros(1500))
@@ -372,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_not_given_up_before_it_was_tried() {
+    fn timeouts_of_zero_become_the_smallest_that_libpq_accepts() {
         let config = PoolConfig::new("h").connect_timeout(Duration::ZERO).keepalives_idle(Duration::ZERO);
         let string = config.connection_string();
         assert!(string.contains("connect_timeout='2'") && string.contains("keepalives_idle='1'"), "{string}");

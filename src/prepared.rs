@@ -1,4 +1,4 @@
-//! Keeps prepared what Diesel would parse and plan at each call.
+//! Lets Diesel cache prepared statements that it does not cache by itself.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -7,11 +7,11 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 
-/// A statement that is prepared once a connection, although Diesel would parse and plan it at each call.
+/// A statement that each connection prepares once, although Diesel by itself would prepare it for each execution.
 ///
-/// Diesel caches no `UPDATE`, because the SQL of one may depend on its values (an `Option` in a
-/// changeset leaves its column out). `Statement`, a type of the call site's own, is the promise that
-/// this one's does not: the prepared statement is found again by it.
+/// Diesel does not cache an `UPDATE`, because its SQL may depend on its values: an `Option` in a changeset may leave
+/// out a column. With `Statement`, the caller promises that the SQL is always the same. `Statement` must be a type that
+/// only this statement uses, because Diesel finds the prepared statement by it.
 pub(crate) struct Prepared<Statement, Q> {
     query: Q,
     statement: PhantomData<Statement>,

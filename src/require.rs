@@ -1,11 +1,12 @@
-//! What can be told of a value before anything is sent: that it fits its column. What only the server can tell is in
-//! `error/violation.rs`.
+//! Checks that a value fits its column, before a statement is sent. Errors of the server about new keys are in
+//! `keys_driver/refusal.rs`.
 
 use bigdecimal::BigDecimal;
 
 use crate::{Error, Result};
 
-/// The text fits a column of so many characters. PostgreSQL itself would cut spaces at its end without a word.
+/// Requires that the text has at most `limit` characters and no NUL byte. PostgreSQL would cut off spaces at the end
+/// without an error.
 pub(crate) fn fits(column: &'static str, limit: usize, text: &str) -> Result<()> {
     is_at_most(column, limit, text)?;
     is_text(column, text)
@@ -19,7 +20,7 @@ pub(crate) fn fits_if_any(column: &'static str, limit: usize, text: Option<&str>
     text.map_or(Ok(()), |text| fits(column, limit, text))
 }
 
-/// The text is one that PostgreSQL can hold.
+/// Requires that the text has no NUL byte, which PostgreSQL cannot store.
 pub(crate) fn is_text(column: &'static str, text: &str) -> Result<()> {
     if text.contains('\0') { Err(Error::NulByte { column }) } else { Ok(()) }
 }
@@ -32,7 +33,7 @@ pub(crate) fn is_not_negative(column: &'static str, limit: Option<i32>) -> Resul
     if limit.is_some_and(i32::is_negative) { Err(Error::Negative { column }) } else { Ok(()) }
 }
 
-/// The amount fits a `numeric(10,4)`. PostgreSQL itself would round it.
+/// Requires that a `numeric(10,4)` holds all digits of the amount. PostgreSQL would round the amount without an error.
 pub(crate) fn is_exact_cost(column: &'static str, cost: Option<&BigDecimal>) -> Result<()> {
     let is_exact = |cost: &BigDecimal| {
         let (digits, scale) = (cost.normalized().digits(), cost.normalized().fractional_digit_count());

@@ -1,6 +1,8 @@
-//! How the drivers send a statement. Each of their calls passes here, and none may use Diesel's own methods
-//! (`.clippy.toml` forbids them). Only here is a connection marked that an error condemns, a change whose
-//! outcome is open told from one that is undone, and a text that no row can hold answered with nothing.
+//! Sends the statements of the drivers. A driver must not call Diesel's own methods; `.clippy.toml` forbids them.
+//!
+//! Three things happen only here. A connection is marked as broken if the advice of an error requires another
+//! connection. A change on a lost connection becomes `CommitUnknown` if it may have been committed. A read with a text
+//! that no row can hold returns nothing.
 
 use diesel::prelude::*;
 use diesel::query_dsl::methods::{ExecuteDsl, LoadQuery};
@@ -9,8 +11,8 @@ use diesel::result::Error as DieselError;
 
 use crate::{Error, Result, session};
 
-/// Sends a statement, once. `read_` is for what changes nothing, or only within a transaction.
-#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+/// Sends a statement, once. `read_` is for statements that change no row; they may lock rows.
+#[expect(clippy::disallowed_methods, reason = "this is the only place that may use them")]
 pub(crate) trait RunStatement: RunQueryDsl<PgConnection> + Sized {
     fn read_all<'q, Row>(self, conn: &mut PgConnection) -> Result<Vec<Row>>
     where
@@ -54,19 +56,19 @@ pub(crate) trait RunStatement: RunQueryDsl<PgConnection> + Sized {
         change(conn, |conn| self.load(conn))
     }
 
-    /// Returns the inserted rows. `named` may name an error from what the server said of a row, which is not kept.
+    /// Returns the inserted rows. `recognise` may read the server's `DETAIL`, which other errors do not keep.
     fn insert<'q, Row>(
         self,
         conn: &mut PgConnection,
-        named: impl FnOnce(&DieselError) -> Option<Error>,
+        recognise: impl FnOnce(&DieselError) -> Option<Error>,
     ) -> Result<Vec<Row>>
     where
         Self: LoadQuery<'q, PgConnection, Row>,
     {
-        change_or(conn, |conn| self.load(conn), named)
+        change_or(conn, |conn| self.load(conn), recognise)
     }
 
-    /// Returns how many rows were changed.
+    /// Returns the number of changed rows.
     fn change(self, conn: &mut PgConnection) -> Result<usize>
     where
         Self: ExecuteDsl<PgConnection>,
@@ -77,20 +79,19 @@ pub(crate) trait RunStatement: RunQueryDsl<PgConnection> + Sized {
 
 impl<Query: RunQueryDsl<PgConnection>> RunStatement for Query {}
 
-/// Runs what changes nothing, or only within a transaction. What is asked for by a text that no row can
-/// hold is not there.
+/// Runs a statement that changes no row. If it searches for a text that no row can hold, the answer is empty.
 pub(crate) fn read<T: Default>(
     conn: &mut PgConnection,
     send: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
 ) -> Result<T> {
     match send(conn).map_err(Error::from) {
         Err(Error::UnencodableText(_)) => Ok(T::default()),
-        answer => answer.map_err(|error| condemning(conn, error)),
+        answer => answer.map_err(|error| mark_if_broken(conn, error)),
     }
 }
 
-/// Runs a change. Outside a transaction it commits by itself, so a connection that is lost after the
-/// statement was sent leaves open whether it happened.
+/// Runs a change. Outside a transaction, the statement commits by itself. If the connection is lost after it was sent,
+/// the change may or may not be committed.
 fn change<T>(conn: &mut PgConnection, send: impl FnOnce(&mut PgConnection) -> QueryResult<T>) -> Result<T> {
     change_or(conn, send, |_| None)
 }
@@ -98,14 +99,14 @@ fn change<T>(conn: &mut PgConnection, send: impl FnOnce(&mut PgConnection) -> Qu
 fn change_or<T>(
     conn: &mut PgConnection,
     send: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
-    named: impl FnOnce(&DieselError) -> Option<Error>,
+    recognise: impl FnOnce(&DieselError) -> Option<Error>,
 ) -> Result<T> {
     let commits_by_itself = !session::is_in_transaction(conn);
     send(conn).map_err(|error| {
         let was_sent = !matches!(error, DieselError::DatabaseError(UnableToSendCommand, _));
-        condemning(
+        mark_if_broken(
             conn,
-            match named(&error).unwrap_or_else(|| error.into()) {
+            match recognise(&error).unwrap_or_else(|| error.into()) {
                 Error::ConnectionLost(source) if commits_by_itself && was_sent => {
                     Error::CommitUnknown(source)
                 }
@@ -115,10 +116,10 @@ fn change_or<T>(
     })
 }
 
-/// Marks the connection if the error's advice is to take another.
-fn condemning(conn: &mut PgConnection, error: Error) -> Error {
+/// Marks the connection as broken if the error's advice is to take another one.
+fn mark_if_broken(conn: &mut PgConnection, error: Error) -> Error {
     if error.advice().requires_another_connection() {
-        session::condemn(conn);
+        session::mark_broken(conn);
     }
     error
 }

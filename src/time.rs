@@ -1,5 +1,5 @@
-//! Times between Rust and PostgreSQL, whose ranges differ: every time that goes to the server or comes from
-//! it passes here. Where a range ends, a time saturates instead of failing.
+//! Converts times between Rust and PostgreSQL, whose ranges differ. Every time in a statement or a row uses this file.
+//! A time outside the other range becomes the end of that range, and is not an error.
 
 use std::fmt;
 
@@ -11,31 +11,31 @@ use diesel::pg::{Pg, PgValue};
 use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::{Nullable, Timestamptz};
 
-/// From PostgreSQL's epoch back to Unix's, in microseconds.
+/// The time from the Unix epoch to PostgreSQL's epoch (2000-01-01), in microseconds.
 const SINCE_1970: i64 = 946_684_800_000_000;
-/// PostgreSQL's first moment, 4714-11-24 BC, in its own count. Its last one is later than chrono's.
+/// PostgreSQL's first time, 4714-11-24 BC, in microseconds since its epoch. Its last time is later than chrono's.
 const FIRST: i64 = -211_813_488_000_000_000;
-/// How PostgreSQL keeps `infinity` and `-infinity`.
+/// PostgreSQL's values for `infinity` and `-infinity`.
 const INFINITY: i64 = i64::MAX;
 const MINUS_INFINITY: i64 = i64::MIN;
 
-/// A moment as it is bound and read.
+/// A time in a statement or a row.
 ///
-/// PostgreSQL's `infinity`, and what lies beyond chrono's range, is read as [`DateTime::MAX_UTC`];
-/// `-infinity` as [`DateTime::MIN_UTC`]. In the other direction these two are `infinity` and
-/// `-infinity`, and so is what lies before PostgreSQL's range. A leap second is the second after it.
+/// PostgreSQL's `infinity`, and a time after chrono's range, is read as [`DateTime::MAX_UTC`]; `-infinity` is read as
+/// [`DateTime::MIN_UTC`]. These two are sent as `infinity` and `-infinity`. A time before PostgreSQL's range is sent as
+/// `-infinity`. A leap second is sent as the next second.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, AsExpression, FromSqlRow)]
 #[diesel(sql_type = Timestamptz)]
 pub struct Time(DateTime<Utc>);
 
 impl Time {
-    /// Whether several moments of the server are read as this one.
+    /// Whether several times of the server are read as this time.
     pub(crate) fn is_saturated(self) -> bool {
         PgTimestamp::from(self).0 == INFINITY
     }
 }
 
-/// As in Diesel's instrumentation and logs: the moment alone.
+/// Shows only the time, for Diesel's instrumentation and logs.
 impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -87,7 +87,7 @@ impl FromSql<Timestamptz, Pg> for Time {
     }
 }
 
-/// A moment that may be `NULL`, as it is read.
+/// A time in a row that may be `NULL`.
 #[derive(Clone, Copy, Debug, FromSqlRow)]
 pub struct MaybeTime(Option<Time>);
 
@@ -107,7 +107,7 @@ impl FromSql<Nullable<Timestamptz>, Pg> for MaybeTime {
     }
 }
 
-/// A moment without the leap second that chrono allows in any minute, in whole microseconds.
+/// Cuts a time off to whole microseconds. A leap second becomes the next second.
 pub(crate) fn whole_micros(time: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_a_range_are_infinite_and_read_back_as_they_were() {
+    fn the_ends_of_chronos_range_are_infinite_and_are_read_back_unchanged() {
         let (min, max) = (DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
         assert_eq!((sent(min), sent(max)), (i64::MIN, i64::MAX));
         assert_eq!((read(i64::MIN), read(i64::MAX)), (min, max));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_beyond_the_other_range_saturates() {
+    fn a_time_outside_the_other_range_becomes_the_end_of_that_range() {
         let last_of_postgresql = 9_223_371_331_199_999_999;
         assert_eq!(read(last_of_postgresql), DateTime::<Utc>::MAX_UTC);
         let first = read(FIRST);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_second_is_the_second_after_it() {
+    fn a_leap_second_becomes_the_next_second() {
         let time: DateTime<Utc> = "2026-01-01T12:34:59.25Z".parse().unwrap();
         let leap = time.with_nanosecond(1_250_000_000).unwrap();
         let next: DateTime<Utc> = "2026-01-01T12:35:00.25Z".parse().unwrap();

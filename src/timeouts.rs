@@ -1,28 +1,27 @@
-//! The server's limits on a session or a transaction, and how they are written in SQL.
+//! The timeouts of a session or a transaction, and their SQL. Timeouts of a connection are in `pool.rs`.
 
 use std::time::Duration;
 
-/// How long the server lets a session go on before it ends what the session does. Zero is no limit.
+/// The server's timeouts for a session or a transaction. Zero is no limit.
 ///
-/// Together they bound how long a worker that hangs can hold a row lock: it is in a statement, waits
-/// for another's lock, or sits idle in its transaction. A transaction that keeps sending statements is
-/// bounded by none of them.
+/// Together they limit how long a worker that hangs can hold a row lock. Such a worker runs a statement, waits for a
+/// lock, or is idle in its transaction. They do not limit a transaction that keeps sending statements.
 ///
-/// PostgreSQL counts in whole milliseconds: anything finer is rounded up.
+/// PostgreSQL uses whole milliseconds. A shorter fraction is rounded up.
 ///
-/// With the feature `serde`, a timeout is a text such as `"500ms"`, and one that is missing has its default.
+/// With the feature `serde`, a timeout is a text such as `"500ms"`. A missing timeout has its default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct Timeouts {
-    /// The longest that a statement may run (`statement_timeout`). 30 seconds unless set.
+    /// How long a statement may run (`statement_timeout`). The default is 30 seconds.
     #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub statement: Duration,
-    /// The longest that a statement may wait for a lock (`lock_timeout`). 5 seconds unless set.
+    /// How long a statement may wait for a lock (`lock_timeout`). The default is 5 seconds.
     #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub lock: Duration,
-    /// The longest that a transaction may sit between two statements
-    /// (`idle_in_transaction_session_timeout`). Then the connection is closed. 10 seconds unless set.
+    /// How long a transaction may be idle between two statements (`idle_in_transaction_session_timeout`). After that,
+    /// the server closes the connection. The default is 10 seconds.
     #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub idle_in_transaction: Duration,
 }
@@ -38,7 +37,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The settings as SQL, each behind `set`: `SET` or `SET LOCAL`.
+    /// Returns the timeouts as SQL. `set` is `SET` or `SET LOCAL`.
     pub(crate) fn to_sql(self, set: &str) -> String {
         let [statement, lock, idle] =
             [self.statement, self.lock, self.idle_in_transaction].map(whole_milliseconds);
@@ -49,7 +48,7 @@ impl Timeouts {
     }
 }
 
-/// Rounded up, so that a short limit does not become none, and cut off at the most that the server takes.
+/// Rounds up, so that a short limit does not become 0, which is no limit. The result is at most the server's maximum.
 pub(crate) fn whole_milliseconds(duration: Duration) -> u128 {
     duration.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128)
 }

@@ -1,5 +1,4 @@
-//! A transaction that cannot report a commit that did not happen. What its work may fail with stands in
-//! `transaction::error`.
+//! Runs an engine's work in a transaction. The errors that the work may return are in `transaction::error`.
 
 mod error;
 
@@ -20,28 +19,28 @@ use crate::{Advice, Error, Result, TenantId, Timeouts, session};
 
 type Transactions = AnsiTransactionManager;
 
-/// Runs an engine's work in a transaction: begins it, commits it, and runs it again when the server
-/// advises so.
+/// Runs an engine's work in a transaction: begins it, commits it, and runs it again after an error whose advice is
+/// [`Advice::RetryTransaction`].
 ///
-/// A driver never does any of this; an engine may do it in its own way. What this adds to Diesel's
-/// `connection.transaction(..)`:
+/// The drivers never begin or end a transaction. An engine can use this type, or Diesel's
+/// `connection.transaction(..)`. This type differs from Diesel's method as follows:
 ///
-/// - `Ok` means committed. When the work swallows the error of a statement, the server has undone the
-///   transaction, and the answer is [`Error::TransactionAborted`]. Diesel would answer `Ok`.
-/// - A deadlock, a serialization failure and a lock timeout run the work again, at once and from the
-///   start, up to the given number of attempts. The work must do nothing that cannot be undone.
-/// - A connection that is lost during the commit is [`Error::CommitUnknown`]: it is never run again.
-/// - A panic of the work undoes the transaction before it goes on. After Diesel's, a caught panic leaves
-///   the transaction open: what is written next on the connection is acknowledged, and lost.
-/// - A connection that an error condemns is marked as broken, so that its pool drops it.
+/// - `Ok` means committed. If the work ignores the error of a statement, the server rolls the transaction back, and
+///   the result is [`Error::TransactionAborted`]. Diesel's method returns `Ok`.
+/// - After a deadlock, a serialization failure or a lock timeout, the work runs again from the start, at once, up to
+///   the given number of attempts. So the work must have no effects outside the transaction.
+/// - If the connection is lost during the commit, the result is [`Error::CommitUnknown`], and the work does not run
+///   again.
+/// - If the work panics, the transaction is rolled back before the panic continues. With Diesel's method, a caught
+///   panic leaves the transaction open: later changes on the connection seem to succeed, and are lost.
+/// - If the advice of an error requires another connection, the connection is marked as broken, and its pool drops it.
 ///
-/// It costs what Diesel's does: `BEGIN` and `COMMIT` are one round trip each. Diesel's instrumentation
-/// sees the same events.
+/// The cost is the same as with Diesel's method: one round trip for `BEGIN` and one for `COMMIT`. Diesel's
+/// instrumentation gets the same events.
 ///
-/// `Ok` means as much as the server's own answer to `COMMIT`. On a server with a synchronous standby that
-/// is gone, the answer waits without a limit, and a session whose wait is cancelled
-/// (`pg_cancel_backend`) answers that the commit is done although only this server has it. The warning
-/// that the server sends along is not passed on by Diesel.
+/// `Ok` means that the server has confirmed `COMMIT`. If a synchronous standby is lost, the server waits for it without
+/// a limit. If somebody cancels this wait (`pg_cancel_backend`), the server confirms a commit that the standby does not
+/// have. The server also sends a warning, but Diesel does not pass it on.
 ///
 /// ```
 /// use api_keys_driver::{Error, KeyId, KeySnapshot, KeyStatus, KeysDriver, PoolConfig, TenantId, Transaction};
@@ -76,7 +75,7 @@ type Transactions = AnsiTransactionManager;
 /// # assert!(freeze(&mut conn, &"nobody".into(), &"key".into(), Utc::now()).unwrap().is_none());
 /// ```
 ///
-/// A lock cannot leave the closure:
+/// A lock cannot leave the closure, so this does not compile:
 ///
 /// ```compile_fail
 /// # use api_keys_driver::{KeyId, KeySnapshot, KeysDriver, Result, TenantId, Transaction};
@@ -90,7 +89,7 @@ type Transactions = AnsiTransactionManager;
 /// # }
 /// ```
 ///
-/// A snapshot can:
+/// A snapshot can leave it:
 ///
 /// ```
 /// # use api_keys_driver::{KeyId, KeySnapshot, KeysDriver, Result, TenantId, Transaction};
@@ -107,46 +106,45 @@ type Transactions = AnsiTransactionManager;
 pub struct Transaction {
     attempts: u32,
     timeouts: Option<Timeouts>,
-    nests: bool,
+    or_savepoint: bool,
     on_retry: Option<Arc<OnRetry>>,
 }
 
 type OnRetry = dyn Fn(&Retry<'_>) + Send + Sync;
 
-/// An attempt of a [`Transaction`] that failed and is made again.
+/// A failed attempt of a [`Transaction`], before the next attempt.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Retry<'e> {
-    /// Which attempt failed: 1 is the first.
+    /// The number of the failed attempt, counted from 1.
     pub attempt: u32,
-    /// What the work, or the commit, failed with.
+    /// The error of the work or of the commit.
     pub reason: &'e (dyn std::error::Error + 'static),
 }
 
 impl Transaction {
-    /// Allows a number of attempts, the first one included. There is always a first one.
+    /// Makes a transaction with this number of attempts, including the first. 0 means 1.
     #[must_use]
     pub fn attempts(attempts: u32) -> Self {
-        Self { attempts, timeouts: None, nests: false, on_retry: None }
+        Self { attempts, timeouts: None, or_savepoint: false, on_retry: None }
     }
 
-    /// Sets timeouts for the transaction only, in the round trip of its `BEGIN`.
+    /// Sets timeouts for this transaction only, in the round trip of `BEGIN`.
     ///
-    /// This is for connections through a transaction-mode bouncer, where a session has no settings of
-    /// its own. On a direct connection those of [`PoolConfig`](crate::PoolConfig) are there already.
+    /// Use it behind a bouncer in transaction mode, where a session cannot keep settings. Direct connections already
+    /// have the timeouts of [`PoolConfig`](crate::PoolConfig).
     #[must_use]
     pub fn timeouts(self, timeouts: Timeouts) -> Self {
         Self { timeouts: Some(timeouts), ..self }
     }
 
-    /// Uses a savepoint where a transaction is open already, instead of failing with
-    /// [`Error::AlreadyInTransaction`].
+    /// Uses a savepoint if the connection already has a transaction, instead of [`Error::AlreadyInTransaction`].
     ///
-    /// Then `Ok` means that the work is kept if the outer transaction commits. There is one attempt,
-    /// whatever [`attempts`](Self::attempts) says: only the outermost transaction can be run again as a
-    /// whole. The timeouts, and the tenant of [`run_for`](Self::run_for), are those of the outer transaction.
+    /// With a savepoint, `Ok` means that the work is committed if the outer transaction commits. The work runs only
+    /// once, because only the outermost transaction can be run again. The timeouts, and the tenant of
+    /// [`run_for`](Self::run_for), are those of the outer transaction.
     ///
-    /// This is for an engine whose units of work call each other, and for its tests:
+    /// Use it for an engine whose units of work call each other, and in its tests:
     ///
     /// ```
     /// use api_keys_driver::{Error, KeysDriver, Transaction};
@@ -161,10 +159,10 @@ impl Transaction {
     /// ```
     #[must_use]
     pub fn or_savepoint(self) -> Self {
-        Self { nests: true, ..self }
+        Self { or_savepoint: true, ..self }
     }
 
-    /// Tells of each attempt that is made again, and why, before it is.
+    /// Sets a function that is called before each further attempt, with the number and the error of the failed one.
     ///
     /// ```
     /// use api_keys_driver::Transaction;
@@ -177,25 +175,24 @@ impl Transaction {
         Self { on_retry: Some(Arc::new(on_retry)), ..self }
     }
 
-    /// Runs the work, and commits if it answers `Ok`.
+    /// Runs the work in a transaction, and commits if the work returns `Ok`.
     ///
-    /// The work must leave the transaction open: it may use savepoints (`connection.transaction(..)`
-    /// within it), but send no `COMMIT` or `ROLLBACK` of its own.
+    /// The work may use savepoints (`connection.transaction(..)`). It must not send `COMMIT` or `ROLLBACK`.
     ///
-    /// It may fail with any error that `?` turns this crate's [`Error`] into: an engine's own enum,
-    /// `anyhow::Error`, `Box<dyn std::error::Error + Send + Sync>`. See [`TransactionError`] for how a
-    /// reason to run again is found in it.
+    /// Its error can be any type into which `?` converts this crate's [`Error`]: an engine's own enum, `anyhow::Error`,
+    /// or `Box<dyn std::error::Error + Send + Sync>`. [`TransactionError`] says how the transaction finds a reason to
+    /// run the work again.
     ///
     /// # Errors
     ///
-    /// What the work returned, and then all of it is undone. [`Error::AlreadyInTransaction`] before
-    /// anything is sent. Of the commit: [`Error::TransactionAborted`], [`Error::CommitUnknown`],
-    /// [`Error::NotInTransaction`] when the work ended the transaction by itself, and whatever a
-    /// deferred constraint refuses.
+    /// - The error of the work, after the transaction was rolled back.
+    /// - [`Error::AlreadyInTransaction`] before anything is sent, if the connection already has a transaction.
+    /// - From the commit: [`Error::TransactionAborted`], [`Error::CommitUnknown`], [`Error::NotInTransaction`] if the
+    ///   work ended the transaction, and the error of a deferred constraint.
     ///
     /// # Panics
     ///
-    /// When the work does, after all of it is undone.
+    /// If the work panics. The transaction is rolled back first.
     pub fn run<T, E, Kind>(
         &self,
         conn: &mut PgConnection,
@@ -207,16 +204,15 @@ impl Transaction {
         self.run_with(&self.settings(), conn, work)
     }
 
-    /// Runs the work as [`run`](Self::run) does, and tells the server for which tenant.
+    /// Runs the work as [`run`](Self::run) does, and sets the tenant for row-level security.
     ///
-    /// The round trip of `BEGIN` also sets `api_keys.tenant_id`, for this transaction only, so a bouncer
-    /// between is safe. Where the tables have the policies of `docs/row_level_security.md`, no statement of
-    /// the work sees or changes another tenant's row, whatever its own conditions are. Without those
-    /// policies nothing reads the setting.
+    /// The round trip of `BEGIN` also sets `api_keys.tenant_id`, for this transaction only, so it works through a
+    /// bouncer. If the tables have the policies of `docs/row_level_security.md`, no statement of the work sees or
+    /// changes a row of another tenant. Without these policies, the setting has no effect.
     ///
     /// # Errors
     ///
-    /// As for [`run`](Self::run), and [`Error::Query`] for an id that holds a NUL byte.
+    /// The errors of [`run`](Self::run), and [`Error::Query`] for an id with a NUL byte.
     ///
     /// ```
     /// # use api_keys_driver::{KeysDriver, Result, TenantId, Transaction};
@@ -249,15 +245,15 @@ impl Transaction {
     where
         E: From<Error> + TransactionError<Kind>,
     {
-        if self.nests && depth(conn)?.is_some() {
+        if self.or_savepoint && depth(conn)?.is_some() {
             return in_savepoint(conn, work);
         }
         let mut attempt = 1;
         loop {
             let done = run_once(settings, conn, &mut work);
             match &done {
-                Err(error) if attempt < self.attempts && retries(error) => {
-                    self.tell(attempt, error.as_error());
+                Err(error) if attempt < self.attempts && is_retryable(error) => {
+                    self.report_retry(attempt, error.as_error());
                 }
                 _ => return done,
             }
@@ -265,12 +261,12 @@ impl Transaction {
         }
     }
 
-    /// What follows `BEGIN`.
+    /// The statements after `BEGIN`.
     fn settings(&self) -> String {
         self.timeouts.map_or_else(String::new, |timeouts| format!("; {}", timeouts.to_sql("SET LOCAL")))
     }
 
-    fn tell(&self, attempt: u32, reason: &(dyn std::error::Error + 'static)) {
+    fn report_retry(&self, attempt: u32, reason: &(dyn std::error::Error + 'static)) {
         if let Some(on_retry) = &self.on_retry {
             on_retry(&Retry { attempt, reason });
         }
@@ -282,7 +278,7 @@ impl fmt::Debug for Transaction {
         f.debug_struct("Transaction")
             .field("attempts", &self.attempts)
             .field("timeouts", &self.timeouts)
-            .field("or_savepoint", &self.nests)
+            .field("or_savepoint", &self.or_savepoint)
             .finish_non_exhaustive()
     }
 }
@@ -296,14 +292,14 @@ where
     E: From<Error> + TransactionError<Kind>,
 {
     begin(settings, conn)?;
-    let done = undone_by_panic(conn, work, roll_back).and_then(|value| {
+    let done = undo_on_panic(conn, work, roll_back).and_then(|value| {
         commit(conn)?;
         Ok(value)
     });
     if let Err(error) = &done {
         roll_back(conn);
         if advice_on(error.as_error()).requires_another_connection() {
-            session::condemn(conn);
+            session::mark_broken(conn);
         }
     }
     done
@@ -316,32 +312,32 @@ fn begin(settings: &str, conn: &mut PgConnection) -> Result<()> {
     Ok(Transactions::begin_transaction_sql(conn, &format!("BEGIN{settings}"))?)
 }
 
-/// Quotes a text as a literal that means the same whatever `standard_conforming_strings` is: `SET` takes no
-/// parameters.
+/// Quotes a text as a literal, because `SET` accepts no bind values. The literal has the same meaning for each value of
+/// `standard_conforming_strings`.
 fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
 }
 
-fn retries<E: TransactionError<Kind>, Kind>(error: &E) -> bool {
+fn is_retryable<E: TransactionError<Kind>, Kind>(error: &E) -> bool {
     advice_on(error.as_error()) == Advice::RetryTransaction
 }
 
-/// The release fails by itself when the server has undone the savepoint.
+/// Runs the work in a savepoint. If the server has rolled the savepoint back, its release fails.
 fn in_savepoint<T, E: From<Error>>(
     conn: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
     Transactions::begin_transaction(conn).map_err(Error::from)?;
     let outer = depth(conn)?;
-    let end = |conn: &mut PgConnection| {
+    let roll_back = |conn: &mut PgConnection| {
         while depth(conn).is_ok_and(|now| now >= outer) && Transactions::rollback_transaction(conn).is_ok() {}
     };
-    let value = undone_by_panic(conn, work, end).inspect_err(|_: &E| end(conn))?;
-    Transactions::commit_transaction(conn).map_err(Error::from).inspect_err(|_| end(conn))?;
+    let value = undo_on_panic(conn, work, roll_back).inspect_err(|_: &E| roll_back(conn))?;
+    Transactions::commit_transaction(conn).map_err(Error::from).inspect_err(|_| roll_back(conn))?;
     Ok(value)
 }
 
-fn undone_by_panic<T>(
+fn undo_on_panic<T>(
     conn: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> T,
     undo: impl FnOnce(&mut PgConnection),
@@ -352,10 +348,10 @@ fn undone_by_panic<T>(
     })
 }
 
-/// Commits unless the server has already undone the transaction.
+/// Commits, unless the server has already rolled the transaction back.
 ///
-/// `COMMIT` alone succeeds there and says only in its command tag, which Diesel keeps to itself, that it
-/// was a rollback. The empty `SELECT` before it, in the same round trip, fails instead.
+/// In an aborted transaction, `COMMIT` succeeds and rolls back. Only its command tag says so, and Diesel does not
+/// return the tag. The empty `SELECT` before it, in the same round trip, fails in an aborted transaction.
 fn commit(conn: &mut PgConnection) -> Result<()> {
     let Some(depth) = depth(conn)? else { return Err(Error::NotInTransaction) };
     report(conn, depth, InstrumentationEvent::commit_transaction);
@@ -365,16 +361,16 @@ fn commit(conn: &mut PgConnection) -> Result<()> {
     })
 }
 
-/// Ends what is left of the transaction, with any savepoint in it.
+/// Rolls the transaction back, with all its savepoints, if it is still open.
 fn roll_back(conn: &mut PgConnection) {
     if let Ok(Some(depth)) = depth(conn) {
         report(conn, depth, InstrumentationEvent::rollback_transaction);
-        // Fails only on a lost connection, and what that had not committed is undone.
+        // This fails only on a lost connection, whose transaction the server rolls back.
         let _ = conn.batch_execute("ROLLBACK");
     }
 }
 
-/// Tells Diesel's instrumentation of the end of the transaction and of each savepoint left open in it.
+/// Reports the end of the transaction, and of each open savepoint, to Diesel's instrumentation.
 fn report(
     conn: &mut PgConnection,
     depth: NonZeroU32,

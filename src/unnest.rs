@@ -1,13 +1,13 @@
-//! Inserting any number of rows in one statement: an array a column. Which columns, and what a row must hold, is said
-//! where a table is written.
+//! A macro for inserting a batch of rows in one statement, with one array per column. The columns of a table are in the
+//! file of the method that inserts its rows.
 //!
-//! Diesel's own batch insert binds each value of each row, of which a statement takes 65,535, and is prepared anew for
-//! every number of rows. The arrays stand in subselects, where the planner does not count their elements, so that one plan
-//! is kept for batches of any size.
+//! Diesel's own batch insert binds each value of each row. A statement takes at most 65,535 bind values, and each number
+//! of rows is another statement. Here, the arrays are in subselects, where the planner does not count their elements. So
+//! the server keeps one plan for batches of any size.
 
-/// Makes a statement part that inserts rows: `INSERT INTO table (columns) SELECT columns FROM unnest(arrays)`.
+/// Defines a part of a statement: `INSERT INTO table (columns) SELECT columns FROM unnest(arrays)`.
 ///
-/// Each line has a column, its SQL type, the Rust type of a value, and the value of a row.
+/// Each line holds a column, its SQL type, the Rust type of its values, and the expression of a row's value.
 macro_rules! insert_unnested {
     (
         $(#[$doc:meta])*

@@ -1,56 +1,57 @@
-//! The forms that a statement of a list takes, as types. Diesel finds a prepared statement by a type without building
-//! its SQL, which would take as long as the client's other work for a short page. Only here does a scope or a start become
-//! a type.
+//! Types that identify the SQL forms of a list's statement. Their SQL is in `scope.rs` and `start.rs`.
+//!
+//! With a type, Diesel finds a prepared statement without building its SQL. For a short page, building the SQL would
+//! take as long as all other work of the client.
 
-/// One of the forms.
-pub(super) struct Nth<const N: u8>;
+/// The type of the form with number `N`.
+pub(super) struct Form<const N: u8>;
 
-/// Sends a statement with a type, `$This`, that stands for the form of its scope.
+/// Evaluates `$send`, in which the type `$This` identifies the form of the scope.
 macro_rules! by_scope {
     ($scope:expr, $This:ident => $send:expr) => {
         match $scope {
             Scope::All(_) => {
-                type $This = Nth<0>;
+                type $This = Form<0>;
                 $send
             }
             Scope::Shown(_) => {
-                type $This = Nth<1>;
+                type $This = Form<1>;
                 $send
             }
             Scope::ShownWithStatus(_) => {
-                type $This = Nth<2>;
+                type $This = Form<2>;
                 $send
             }
             Scope::Named(_) => {
-                type $This = Nth<3>;
+                type $This = Form<3>;
                 $send
             }
             Scope::OfUser(_) => {
-                type $This = Nth<4>;
+                type $This = Form<4>;
                 $send
             }
         }
     };
 }
 
-/// Sends a statement with a type, `$This`, that stands for the form of its start.
+/// Evaluates `$send`, in which the type `$This` identifies the form of the start.
 macro_rules! by_start {
     ($start:expr, $This:ident => $send:expr) => {
         match $start {
             Start::Newest => {
-                type $This = Nth<0>;
+                type $This = Form<0>;
                 $send
             }
             Start::Skipping(_) => {
-                type $This = Nth<1>;
+                type $This = Form<1>;
                 $send
             }
             Start::After(..) => {
-                type $This = Nth<2>;
+                type $This = Form<2>;
                 $send
             }
             Start::AfterKey(..) => {
-                type $This = Nth<3>;
+                type $This = Form<3>;
                 $send
             }
         }

@@ -1,4 +1,4 @@
-//! Which keys a list holds. Each condition is one that an index of the migrations answers.
+//! The condition of a list: which keys it holds. Each condition has an index. Where a page starts is in `start.rs`.
 
 use diesel::dsl::{And, Eq, not};
 use diesel::pg::Pg;
@@ -8,7 +8,7 @@ use diesel::query_builder::{AstPass, QueryFragment};
 use crate::schema::api_keys;
 use crate::{KeyStatus, TenantId};
 
-/// The keys of a tenant, or those of them that fit a condition.
+/// The keys of a tenant that match a condition.
 pub(super) enum Scope<'a> {
     All(OfTenant<'a>),
     Shown(shown<'a>),
@@ -19,7 +19,7 @@ pub(super) enum Scope<'a> {
 
 type OfTenant<'a> = Eq<api_keys::tenant_id, &'a TenantId>;
 
-/// The tenant's keys that customers see, in the words of the partial indexes.
+/// The tenant's keys that customers see. The condition has the same form as the predicate of the partial indexes.
 #[diesel::dsl::auto_type]
 #[expect(
     clippy::elidable_lifetime_names,

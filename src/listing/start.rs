@@ -1,4 +1,4 @@
-//! Where in a list a page starts.
+//! Where a page of a list starts. Which keys the list holds is in `scope.rs`.
 
 use diesel::pg::Pg;
 use diesel::prelude::*;
@@ -6,24 +6,24 @@ use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{Text, Timestamptz};
 
 use super::scope::Scope;
-use super::statement::{NEWEST_FIRST, Unseen, push_source};
+use super::statement::{NEWEST_FIRST, OpaqueNumber, push_source};
 use crate::KeyCursor;
 use crate::time::Time;
 
 pub(super) enum Start<'a> {
     /// At the newest key.
     Newest,
-    /// At the key that this many others precede. The server passes over those within the index, unread.
-    Skipping(Unseen),
-    /// Behind the place of a cursor.
+    /// After this number of keys. The server skips them in the index and does not read their rows.
+    Skipping(OpaqueNumber),
+    /// After a cursor.
     After(Time, &'a KeyCursor),
-    /// Behind the place of a cursor whose time saturates: its key, while it exists, knows the time.
+    /// After a cursor whose time is beyond Rust's range. The exact time is read from the key's row, if it still exists.
     AfterKey(Time, &'a KeyCursor),
 }
 
 impl<'a> Start<'a> {
     pub(super) fn skipping(rows: u32) -> Self {
-        if rows == 0 { Self::Newest } else { Self::Skipping(Unseen::rows(rows)) }
+        if rows == 0 { Self::Newest } else { Self::Skipping(OpaqueNumber::new(rows)) }
     }
 
     pub(super) fn after(cursor: Option<&'a KeyCursor>) -> Self {
@@ -32,7 +32,7 @@ impl<'a> Start<'a> {
         if time.is_saturated() { Self::AfterKey(time, cursor) } else { Self::After(time, cursor) }
     }
 
-    /// Pushes what the start adds to the condition of a scope.
+    /// Pushes the condition that the start adds to the condition of the scope.
     pub(super) fn walk_ast<'b>(
         &'b self,
         scope: &'b Scope<'_>,

@@ -1,5 +1,7 @@
-//! The statements of a list: its page and its counts. They are written by hand, because Diesel neither
-//! compares rows nor takes a subselect as a limit; conditions and columns are Diesel's, and checked.
+//! The statements of a list: a page and the counts. Their conditions are in `scope.rs` and `start.rs`.
+//!
+//! They are written by hand, because Diesel can neither compare rows nor use a subselect as a limit. Diesel checks the
+//! columns and the conditions of the scope.
 
 use diesel::dsl::SqlTypeOf;
 use diesel::pg::Pg;
@@ -10,15 +12,17 @@ use diesel::sql_types::BigInt;
 use super::Listing;
 use super::scope::Scope;
 
-/// A condition that every key meets and the planner cannot see through, so that the server plans a
+/// A condition that is true for every key, but whose values the planner does not know. With it, the server plans a
 /// statement once.
 ///
-/// From its sixth execution on, a prepared statement keeps one plan for all values, but only if the
-/// server estimates its cost no higher than that of plans for the values at hand. The server estimates an
-/// unknown `LIMIT` as a tenth of an average tenant, so a small page of a large tenant would be planned
-/// at each call, which takes as long as reading it. What stands in a subselect is unknown to both
-/// plans, and two unknown ends of a range are estimated as a two-hundredth of the tenant's rows.
-/// So both plans look alike, small, and made for the index in the order of the page.
+/// A prepared statement can have a generic plan for all values, or a custom plan for the values of one execution. From
+/// the sixth execution on, the server keeps the generic plan, but only if its estimated cost is not higher than that of
+/// the custom plans. The server estimates an unknown `LIMIT` as a tenth of an average tenant's keys. So a small page of
+/// a large tenant would get a custom plan for each execution, and planning takes as long as reading the page.
+///
+/// A value in a subselect is unknown to both kinds of plans. The server estimates a range with two unknown ends as a
+/// two-hundredth of the tenant's keys. So both plans have the same small cost, and both use the index in the order of
+/// the page.
 const AT_ANY_TIME: &str = r#" AND "api_keys"."created_at" BETWEEN (SELECT timestamptz '-infinity') AND (SELECT timestamptz 'infinity')"#;
 
 pub(super) const NEWEST_FIRST: &str =
@@ -32,12 +36,12 @@ pub(super) fn push_source<'b>(scope: &'b Scope<'_>, out: &mut AstPass<'_, 'b, Pg
     Ok(())
 }
 
-/// A number of rows that the planner does not see.
-pub(super) struct Unseen(i64);
+/// A number of rows whose value the planner does not know. See [`AT_ANY_TIME`].
+pub(super) struct OpaqueNumber(i64);
 
-impl Unseen {
-    pub(super) fn rows(rows: u32) -> Self {
-        Self(rows.into())
+impl OpaqueNumber {
+    pub(super) fn new(number: u32) -> Self {
+        Self(number.into())
     }
 
     pub(super) fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
@@ -48,7 +52,7 @@ impl Unseen {
     }
 }
 
-/// The keys of a list.
+/// Selects the keys of a list.
 pub(crate) struct SelectKeys<'a, Columns> {
     pub(crate) columns: Columns,
     pub(super) listing: Listing<'a>,
@@ -70,7 +74,7 @@ impl<Columns: Expression> Query for SelectKeys<'_, Columns> {
     type SqlType = SqlTypeOf<Columns>;
 }
 
-/// The number of keys of a scope.
+/// Counts the keys of a scope.
 pub(super) struct CountKeys<'a>(pub(super) Scope<'a>);
 
 impl QueryFragment<Pg> for CountKeys<'_> {
@@ -80,10 +84,10 @@ impl QueryFragment<Pg> for CountKeys<'_> {
     }
 }
 
-/// The number of keys of a scope, counted no further than a bound.
+/// Counts the keys of a scope, and stops at `bound`.
 pub(super) struct CountKeysUpTo<'a> {
     pub(super) scope: Scope<'a>,
-    pub(super) bound: Unseen,
+    pub(super) bound: OpaqueNumber,
 }
 
 impl QueryFragment<Pg> for CountKeysUpTo<'_> {
@@ -105,7 +109,7 @@ impl Query for CountKeysUpTo<'_> {
     type SqlType = BigInt;
 }
 
-/// Found by its SQL, unless it is sent by [`Listing::load`].
+/// Diesel caches the statement by its SQL text, except in [`Listing::load`], which caches it by a type.
 impl<Columns> QueryId for SelectKeys<'_, Columns> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;

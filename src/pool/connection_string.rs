@@ -1,10 +1,10 @@
-//! What a pool reads in a connection string and adds to it. libpq parses it; this only finds the places.
+//! Adds parameters to a connection string, and reads the few that the pool needs. libpq parses the string.
 
 use std::fmt::Write;
 
 use super::manager::Target;
 
-/// Puts parameters in front of those that the string has, because libpq takes the last of two.
+/// Adds parameters before those of the string. If a parameter occurs twice, libpq uses the last one.
 pub(super) fn with_parameters(string: &str, parameters: &[(&str, String)]) -> String {
     let mut all = String::new();
     let Some(scheme) = ["postgresql://", "postgres://"].into_iter().find(|scheme| string.starts_with(scheme))
@@ -23,24 +23,24 @@ pub(super) fn with_parameters(string: &str, parameters: &[(&str, String)]) -> St
         all.push('&');
     }
     let rest = &string[scheme.len()..];
-    // A password may hold a `?`, and ends at the `@`.
+    // A password may contain a `?`. It ends at the `@`.
     let address = rest.find(['@', '/']).filter(|end| rest[*end..].starts_with('@')).unwrap_or(0);
     let question = rest[address..].find('?').map_or(rest.len(), |at| address + at);
     let own = rest[question..].trim_start_matches('?');
     format!("{scheme}{}?{all}{own}", &rest[..question])
 }
 
-/// Whether the string may name several hosts: it has a comma.
+/// Whether the string may name several hosts. A comma separates them.
 pub(super) fn has_several_hosts(string: &str) -> bool {
     string.contains(',')
 }
 
-/// What `target_session_attrs` asks for. The last one counts, as for libpq.
+/// The value of `target_session_attrs`. If it occurs twice, the last one counts, as in libpq.
 pub(super) fn target(string: &str) -> Target {
     let value = string.rsplit_once("target_session_attrs").map_or("", |(_, rest)| rest);
     let value = value.trim_start_matches([' ', '=', '\'']);
     if value.starts_with("read-write") {
-        Target::Writes
+        Target::ReadWrite
     } else if value.starts_with("primary") {
         Target::Primary
     } else {
@@ -54,7 +54,7 @@ mod tests {
     use super::{target, with_parameters};
 
     #[test]
-    fn parameters_stand_in_front_of_what_the_string_has() {
+    fn parameters_are_added_before_those_of_the_string() {
         let parameters = [("a", "7".to_owned()), ("b", "a'\\b".to_owned())];
         let with = |string: &str| with_parameters(string, &parameters);
         assert_eq!(with("host=h"), "a='7' b='a\\'\\\\b' host=h");
@@ -76,9 +76,9 @@ mod tests {
     fn the_last_target_counts_in_both_forms_of_the_string() {
         for (string, expected) in [
             ("host=a,b", Target::Any),
-            ("host=a,b target_session_attrs=read-write", Target::Writes),
+            ("host=a,b target_session_attrs=read-write", Target::ReadWrite),
             ("host=a,b target_session_attrs = 'primary'", Target::Primary),
-            ("postgres://a,b/d?target_session_attrs=read-write&x=y", Target::Writes),
+            ("postgres://a,b/d?target_session_attrs=read-write&x=y", Target::ReadWrite),
             ("postgres://a,b/d?target_session_attrs=primary", Target::Primary),
             ("host=a,b target_session_attrs=primary target_session_attrs=any", Target::Any),
             ("host=a,b target_session_attrs=prefer-standby", Target::Any),

@@ -1,4 +1,4 @@
-//! How a pool opens, tests and drops a connection. What it is configured with stands in `pool`.
+//! Opening, testing and dropping the connections of a pool. The configuration is in `pool.rs`.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,17 +13,17 @@ use super::StatementCache;
 use crate::error::{ConnectFailure, connect_error};
 use crate::{Result, Timeouts, session};
 
-/// Opens the connections of a [`Pool`](super::Pool), and drops those that are of no further use.
+/// Opens the connections of a [`Pool`](super::Pool), and drops those that must not be used again.
 ///
-/// Diesel's own manager drops a connection that is lost or that was given back within a transaction.
-/// This one also drops a connection
+/// Diesel's own manager drops a connection that is lost, or that is returned with an open transaction. This manager
+/// also drops:
 ///
-/// - on which a call failed with [`Advice::Reconnect`](crate::Advice::Reconnect), whatever worked on it
-///   afterwards;
-/// - that is older than the pool's `max_lifetime` when it is given back;
-/// - whose server no longer is what `target_session_attrs` asks for when it is to be handed out: after a
-///   failover, a session on the former primary. This needs `read-write` or `primary` in the connection
-///   string, and takes the place of the usual test, at no further cost.
+/// - a connection on which a method failed with [`Advice::Reconnect`](crate::Advice::Reconnect) or
+///   [`Advice::CheckOutcome`](crate::Advice::CheckOutcome), even if later statements succeeded
+/// - a connection that is older than the pool's `max_lifetime` when it is returned
+/// - a connection whose server no longer matches `target_session_attrs` when `get` tests it, such as a connection to
+///   the former primary after a failover. For this, the connection string must ask for `read-write` or `primary`. The
+///   check replaces the usual test and costs no further round trip.
 #[derive(Clone)]
 pub struct PoolManager {
     pub(super) connection_string: String,
@@ -34,11 +34,11 @@ pub struct PoolManager {
     pub(super) start: Instant,
 }
 
-/// What a session must be good for.
+/// What a server must be, as `target_session_attrs` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     Any,
-    Writes,
+    ReadWrite,
     Primary,
 }
 
@@ -55,33 +55,33 @@ impl PoolManager {
             StatementCache::On => conn.batch_execute(&self.timeouts.to_sql("SET"))?,
             StatementCache::Off => conn.set_prepared_statement_cache_size(CacheSize::Disabled),
         }
-        session::note_birth(&mut conn, self.start.elapsed());
+        session::set_opened_at(&mut conn, self.start.elapsed());
         Ok(conn)
     }
 
     fn test(&self, conn: &mut PgConnection) -> Result<()> {
-        let serves = match self.target {
+        let matches_target = match self.target {
             Target::Any => conn.ping().map(|()| true),
-            Target::Writes => {
+            Target::ReadWrite => {
                 let is_read_only =
                     select(current_setting("transaction_read_only")).get_result::<String>(conn);
                 is_read_only.map(|setting| setting == "off")
             }
             Target::Primary => select(pg_is_in_recovery()).get_result(conn).map(|replica: bool| !replica),
         }?;
-        if serves { Ok(()) } else { Err(connect_error(not_the_target())) }
+        if matches_target { Ok(()) } else { Err(connect_error(not_the_target())) }
     }
 
     fn is_too_old(&self, conn: &mut PgConnection) -> bool {
-        let age = session::birth(conn).map(|birth| self.start.elapsed().saturating_sub(birth));
+        let age = session::opened_at(conn).map(|opened_at| self.start.elapsed().saturating_sub(opened_at));
         age.zip(self.max_lifetime).is_some_and(|(age, most)| age > most)
     }
 }
 
-/// In libpq's words for a server that it passes over.
+/// The message has the form of libpq's messages, so that `connect_error` recognises it.
 fn not_the_target() -> diesel::ConnectionError {
-    let said = "connection to server of the pool failed: it is no longer what target_session_attrs asks for";
-    diesel::ConnectionError::BadConnection(said.into())
+    let message = "connection to server of the pool failed: it no longer matches target_session_attrs";
+    diesel::ConnectionError::BadConnection(message.into())
 }
 
 impl ManageConnection for PoolManager {
@@ -97,11 +97,14 @@ impl ManageConnection for PoolManager {
     }
 
     fn has_broken(&self, conn: &mut PgConnection) -> bool {
-        std::thread::panicking() || conn.is_broken() || session::is_condemned(conn) || self.is_too_old(conn)
+        std::thread::panicking()
+            || conn.is_broken()
+            || session::is_marked_broken(conn)
+            || self.is_too_old(conn)
     }
 }
 
-/// Shows nothing of the connection string, which may hold a password.
+/// Shows no field, because the connection string may hold a password.
 impl fmt::Debug for PoolManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolManager").finish_non_exhaustive()

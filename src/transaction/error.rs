@@ -1,52 +1,52 @@
-//! How a transaction looks into the error of its work, whatever type an engine uses.
+//! The trait by which a transaction reads the error of its work, for every error type of an engine.
 
 use std::error::Error;
 use std::ops::Deref;
 
-/// An error that the work of a [`Transaction`](crate::Transaction) may fail with.
+/// An error type that the work of a [`Transaction`](crate::Transaction) may return.
 ///
-/// It is implemented for every type that implements [`std::error::Error`] and for every type that
+/// It is implemented for every type that implements [`std::error::Error`]. It is also implemented for every type that
 /// dereferences to a `dyn std::error::Error`, such as `anyhow::Error`, `eyre::Report` and
-/// `Box<dyn std::error::Error + Send + Sync>`. There is nothing to implement; `Kind` only keeps these
-/// apart, and is inferred.
+/// `Box<dyn std::error::Error + Send + Sync>`. Engines do not implement it. The compiler infers `Kind`, which only
+/// separates these implementations.
 ///
-/// A transaction follows [`source`](std::error::Error::source) from the error on, and is run again when
-/// it finds an error of this crate or of Diesel that advises so. A context around it, as `anyhow` adds,
-/// does not hide it; turning it into a text does.
+/// The transaction searches the error and its [`source`](std::error::Error::source)s for an error of this crate or of
+/// Diesel, and runs the work again if the advice of that error says so. It finds the error inside a context, such as
+/// that of `anyhow`. It does not find an error that was converted to a text.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an error that a transaction can look into",
     note = "implement `std::error::Error` for it, and `From<api_keys_driver::Error>`"
 )]
 pub trait TransactionError<Kind> {
-    /// Lends the error as what it dereferences to, or as it is.
+    /// Returns the error itself, or the error to which the type dereferences.
     fn as_error(&self) -> &(dyn Error + 'static);
 }
 
-/// A type that is an error itself.
+/// The kind of a type that is an error itself.
 #[derive(Debug)]
-pub struct ItIsOne;
+pub struct IsError;
 
-/// A type that dereferences to an error which may be sent to another thread.
+/// The kind of a type that dereferences to an error which is `Send` and `Sync`.
 #[derive(Debug)]
-pub struct ItHoldsOne;
+pub struct DerefsToError;
 
-/// A type that dereferences to an error which stays on its thread.
+/// The kind of a type that dereferences to an error which is neither `Send` nor `Sync`.
 #[derive(Debug)]
-pub struct ItHoldsALocalOne;
+pub struct DerefsToLocalError;
 
-impl<E: Error + 'static> TransactionError<ItIsOne> for E {
+impl<E: Error + 'static> TransactionError<IsError> for E {
     fn as_error(&self) -> &(dyn Error + 'static) {
         self
     }
 }
 
-impl<E: Deref<Target = dyn Error + Send + Sync>> TransactionError<ItHoldsOne> for E {
+impl<E: Deref<Target = dyn Error + Send + Sync>> TransactionError<DerefsToError> for E {
     fn as_error(&self) -> &(dyn Error + 'static) {
         &**self
     }
 }
 
-impl<E: Deref<Target = dyn Error>> TransactionError<ItHoldsALocalOne> for E {
+impl<E: Deref<Target = dyn Error>> TransactionError<DerefsToLocalError> for E {
     fn as_error(&self) -> &(dyn Error + 'static) {
         &**self
     }
