@@ -7,8 +7,10 @@
 --
 -- No foreign key: events outlive their key. The texts have no limit, so that no write of a key fails
 -- for its event. tenant_id has the type of api_keys.tenant_id, without its limit, because Citus places the
--- tables of a tenant together only if their types are the same. A table that a revert left behind, because it held rows, is taken up again, but only
--- from a role that the migrator can act as: otherwise a stranger could have made it beforehand.
+-- tables of a tenant together only if their types are the same.
+--
+-- The tables belong to the owner of api_keys, also if another role migrates: api_keys_changes says why. A table that
+-- a revert left behind, because it held rows, is used again, but not one that an unrelated role has planted.
 DO $$
 DECLARE
     home text := (
@@ -16,8 +18,30 @@ DECLARE
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
         WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
     );
-    found pg_catalog.regclass := pg_catalog.to_regclass(pg_catalog.format('%I.api_key_events', home));
+    owner pg_catalog.regrole := (
+        SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
+    );
+    name text;
+    found pg_catalog.regclass;
 BEGIN
+    FOREACH name IN ARRAY ARRAY['api_key_events', 'api_key_events_compacted'] LOOP
+        found := pg_catalog.to_regclass(pg_catalog.format('%I.%I', home, name));
+        IF EXISTS (
+            SELECT FROM pg_catalog.pg_class AS c
+            WHERE c.oid OPERATOR(pg_catalog.=) found AND (
+                pg_catalog.obj_description(found, 'pg_class') OPERATOR(pg_catalog.=) 'Created by api_keys_driver.'
+                AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+                AND (
+                    c.relowner::pg_catalog.regrole::text OPERATOR(pg_catalog.=) pg_catalog.quote_ident(current_user)
+                    OR pg_catalog.pg_has_role(c.relowner, owner, 'MEMBER')
+                )
+            ) IS NOT TRUE
+        ) THEN
+            RAISE EXCEPTION 'there is another table %.%: rename or drop it, then migrate again', home, name;
+        END IF;
+    END LOOP;
+    found := pg_catalog.to_regclass(pg_catalog.format('%I.api_key_events', home));
+
     IF found IS NULL THEN
         EXECUTE pg_catalog.format($ddl$
         CREATE TABLE %1$I.api_key_events (
@@ -47,13 +71,6 @@ BEGIN
             'CREATE INDEX ix_api_key_events_history ON %I.api_key_events USING btree (tenant_id, key_id, revision, id)',
             home
         );
-    ELSIF pg_catalog.obj_description(found, 'pg_class') IS DISTINCT FROM 'Created by api_keys_driver.'
-        OR NOT (
-            SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class
-            WHERE oid OPERATOR(pg_catalog.=) found
-        )
-    THEN
-        RAISE EXCEPTION 'there is another table %.api_key_events: rename or drop it, then migrate again', home;
     END IF;
 
     -- What compaction leaves of the keys that are gone: no revision of theirs was higher.
@@ -71,5 +88,8 @@ BEGIN
     EXECUTE pg_catalog.format(
         $ddl$COMMENT ON TABLE %I.api_key_events_compacted IS 'Created by api_keys_driver.'$ddl$, home
     );
+    FOREACH name IN ARRAY ARRAY['api_key_events', 'api_key_events_compacted'] LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE %I.%I OWNER TO %s', home, name, owner);
+    END LOOP;
 END
 $$;

@@ -6,7 +6,8 @@
 --
 -- The functions run with their owner's rights, so that a writer needs none on api_key_events. Therefore
 -- each has a pinned path, qualifies every name and operator, and may be attached by nobody else to a
--- table of theirs. They find the events in the schema of the table that fired: by a name that is fixed
+-- table of theirs. They belong to the owner of api_keys, also if a superuser migrates: the owner decides what the
+-- columns are, and a cast or an output function of a column's type runs with the rights of the function. They find the events in the schema of the table that fired: by a name that is fixed
 -- here, and by its current name after the schema was renamed, which plans each statement anew until the
 -- functions are made again.
 DO $do$
@@ -16,8 +17,28 @@ DECLARE
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
         WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
     );
+    owner pg_catalog.regrole := (
+        SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
+    );
+    planted text;
+    name text;
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+
+    -- Replacing a function would leave it to the role that made it.
+    SELECT p.oid::pg_catalog.regprocedure INTO planted
+    FROM pg_catalog.pg_proc AS p
+    JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
+    WHERE n.nspname OPERATOR(pg_catalog.=) home
+        AND p.proname::text OPERATOR(pg_catalog.=) ANY (
+            ARRAY['api_keys_number', 'api_keys_tell', 'api_keys_tell_truncated', 'api_key_events_notify']
+        )
+        AND p.proowner::pg_catalog.regrole::text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
+        AND NOT pg_catalog.pg_has_role(p.proowner, owner, 'MEMBER')
+    LIMIT 1;
+    IF planted IS NOT NULL THEN
+        RAISE EXCEPTION 'the function % belongs to an unrelated role: rename or drop it, then migrate again', planted;
+    END IF;
 
     -- The trigger sets the revision, whatever the writer sends. It never goes back for an id: a new row
     -- begins above the events of its name, also of keys whose events were compacted.
@@ -290,6 +311,11 @@ BEGIN
              %1$I.api_key_events_notify() FROM PUBLIC',
         home
     );
+    FOREACH name IN ARRAY
+        ARRAY['api_keys_number', 'api_keys_tell', 'api_keys_tell_truncated', 'api_key_events_notify']
+    LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION %I.%I() OWNER TO %s', home, name, owner);
+    END LOOP;
 
     -- Triggers fire in the order of their names. The service's come first, so that the row is final here.
     EXECUTE pg_catalog.format(

@@ -4,7 +4,7 @@
 -- as those are not merged yet; all other calls are read from proxy_calls. docs/usage.md explains how the tables
 -- work together.
 --
--- The tables belong to proxy_calls and are created in its schema. Whoever may read proxy_calls may read them.
+-- The tables belong to the owner of proxy_calls and are created in its schema. Whoever may read proxy_calls may read them.
 -- No foreign keys, and texts without a limit: no write of a call fails for its usage. transaction_id is a bigint
 -- because clients can send and compare one without knowing the server's own type for it.
 --
@@ -20,11 +20,29 @@ DECLARE
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
         WHERE c.oid OPERATOR(pg_catalog.=) calls
     );
+    owner pg_catalog.regrole := (
+        SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) calls
+    );
+    names CONSTANT text[] :=
+        '{usage_changes,usage_key_buckets,usage_tenant_buckets,usage_progress,usage_retention,usage_frontier}';
     usage_tables text := 'usage_changes, usage_key_buckets, usage_tenant_buckets, usage_progress, usage_retention';
+    name text;
+    planted text;
     reader text;
     kept_to timestamptz;
 BEGIN
     PERFORM pg_catalog.set_config('search_path', pg_catalog.concat(home, ', pg_temp'), true);
+
+    FOREACH name IN ARRAY names LOOP
+        SELECT c.oid::pg_catalog.regclass INTO planted
+        FROM pg_catalog.pg_class AS c
+        WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(name)
+            AND c.relowner::pg_catalog.regrole::text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
+            AND NOT pg_catalog.pg_has_role(c.relowner, owner, 'MEMBER');
+        IF planted IS NOT NULL THEN
+            RAISE EXCEPTION '% belongs to an unrelated role: rename or drop it, then migrate again', planted;
+        END IF;
+    END LOOP;
 
     IF pg_catalog.to_regclass('usage_retention') IS NOT NULL THEN
         SELECT deleted_to INTO kept_to FROM usage_retention;
@@ -153,6 +171,10 @@ BEGIN
             EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %s', usage_tables, reader);
         END LOOP;
     END IF;
+
+    FOREACH name IN ARRAY names LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE %I OWNER TO %s', name, owner);
+    END LOOP;
 
     PERFORM pg_catalog.set_config('search_path', path, true);
 END

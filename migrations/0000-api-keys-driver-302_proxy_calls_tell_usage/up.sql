@@ -8,7 +8,8 @@
 -- that may not read the sequence tells every call, which is slower and as right, and stops no insert.
 --
 -- The function finds the tables in the schema of the table that fired it; of a partition, in that of its root. So
--- it keeps working when the schema is renamed. Nobody else may make a trigger of it: it writes as its owner.
+-- it keeps working when the schema is renamed. Nobody else may make a trigger of it: it writes as its owner, who is
+-- the owner of proxy_calls, also if a superuser migrates.
 DO $$
 DECLARE
     path text := pg_catalog.current_setting('search_path');
@@ -18,8 +19,26 @@ DECLARE
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
         WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proxy_calls')
     );
+    owner pg_catalog.regrole := (
+        SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proxy_calls')
+    );
+    planted text;
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
+
+    -- Replacing a function would leave it to the role that made it.
+    SELECT p.oid::pg_catalog.regprocedure INTO planted
+    FROM pg_catalog.pg_proc AS p
+    JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
+    WHERE pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.=) home
+        AND p.proname::text OPERATOR(pg_catalog.=) ANY (ARRAY['proxy_calls_tell_usage', 'proxy_calls_forget_usage'])
+        AND p.proowner::pg_catalog.regrole::text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
+        AND NOT pg_catalog.pg_has_role(p.proowner, owner, 'MEMBER')
+    LIMIT 1;
+    IF planted IS NOT NULL THEN
+        RAISE EXCEPTION 'the function % belongs to an unrelated role: rename or drop it, then migrate again', planted;
+    END IF;
+
     PERFORM pg_catalog.set_config('search_path', pg_catalog.concat(home, ', pg_temp'), true);
 
     CREATE OR REPLACE FUNCTION proxy_calls_tell_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
@@ -89,6 +108,8 @@ BEGIN
     $function$;
 
     REVOKE ALL ON FUNCTION proxy_calls_tell_usage(), proxy_calls_forget_usage() FROM PUBLIC;
+    EXECUTE pg_catalog.format('ALTER FUNCTION proxy_calls_tell_usage() OWNER TO %s', owner);
+    EXECUTE pg_catalog.format('ALTER FUNCTION proxy_calls_forget_usage() OWNER TO %s', owner);
 
     CREATE OR REPLACE TRIGGER proxy_calls_tell_late_insert AFTER INSERT ON proxy_calls FOR EACH ROW
     WHEN (CASE WHEN pg_catalog.has_sequence_privilege('usage_frontier'::pg_catalog.regclass, 'SELECT')

@@ -76,6 +76,15 @@ pub(crate) struct Neighbour {
     pub(crate) action: String,
 }
 
+/// An object of the migrations' names, and whose it is.
+#[derive(Clone, Debug, QueryableByName)]
+pub(crate) struct Owned {
+    #[diesel(sql_type = Text)]
+    pub(crate) name: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) owner: String,
+}
+
 #[derive(QueryableByName)]
 struct Name {
     #[diesel(sql_type = Text)]
@@ -93,6 +102,8 @@ pub(crate) struct Home {
     pub(crate) dependents: Vec<String>,
     pub(crate) neighbours: Vec<Neighbour>,
     pub(crate) foreign_partitions: Vec<String>,
+    /// What belongs to an unrelated role.
+    pub(crate) planted: Vec<Owned>,
     pub(crate) records: Records,
 }
 
@@ -150,6 +161,11 @@ impl Home {
                 .bind::<Array<Text>, _>(&tables)
                 .load(conn)?,
             dependents: dependents.into_iter().map(|row| row.name).collect(),
+            planted: diesel::sql_query(include_str!("owners.sql"))
+                .bind::<Text, _>(&schema)
+                .bind::<Array<Text>, _>(&tables)
+                .bind::<Array<Text>, _>(Expected::names(expected, "function"))
+                .load(conn)?,
             neighbours: diesel::sql_query(include_str!("neighbours.sql")).load(conn)?,
             foreign_partitions,
             records: Records::read(conn, &schema)?,

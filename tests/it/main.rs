@@ -36,6 +36,7 @@ mod migration_worlds;
 mod migrations;
 mod migrator;
 mod oracle;
+mod owners;
 mod paging;
 mod partitioning;
 mod pgbouncer;

@@ -85,8 +85,25 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
             format!("GRANT {}{columns} ON {} TO {role}", need.privilege, view.qualified(need.table)),
         );
     }
+    planted(view, verdict);
     if !view.pending.is_empty() {
         to_migrate(view, &role, verdict);
+    }
+}
+
+/// The triggers run with the rights of their functions' owner, and write to tables with triggers of their own.
+fn planted(view: &View<'_>, verdict: &mut Verdict) {
+    for object in &view.home.planted {
+        verdict.add(
+            if view.pending.is_empty() { Effect::BlocksMethods } else { Effect::BlocksMigration },
+            format!("owner of {}", object.name),
+            format!(
+                "it belongs to {}, which has not the rights of the owner of the tables: it can change what the \
+                 triggers do and record",
+                object.owner
+            ),
+            "Find out who made it, and drop it or give it to the owner of api_keys",
+        );
     }
 }
 
