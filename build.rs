@@ -1,4 +1,4 @@
-//! Writes the list of migrations, with their SQL, for `src/migrations/step.rs`. Cargo runs it again when a migration changes.
+//! Writes the list of migrations, with their SQL, for `src/steps/step.rs`. Cargo runs it again when a migration changes.
 
 use std::fmt::Write;
 use std::path::Path;

@@ -13,7 +13,7 @@ pub(crate) use self::expected::Expected;
 pub(crate) use self::facts::Facts;
 pub(crate) use self::judge::{Verdict, judge};
 
-use crate::migrations::Outset;
+use crate::steps::Outset;
 use crate::{Error, Result};
 
 /// What [`check`] found.

@@ -22,7 +22,7 @@ use self::index::Table;
 use self::session::Session;
 use self::watch::{Report, Watch};
 use crate::check::{Facts, Verdict, judge};
-use crate::migrations::{Outset, Records, STEPS, Step, records};
+use crate::steps::{Outset, Records, STEPS, Step, records};
 use crate::{Effect, Error, Obstacle, Result};
 
 /// The crate's migrations, for tools that list them. To run them, call [`migrate`].

@@ -1,6 +1,6 @@
 //! What the migrations leave in an empty database, a line each in `expected.tsv`. A test writes that file.
 
-use crate::migrations::{STEPS, Step};
+use crate::steps::{STEPS, Step};
 
 /// An object that the migrations leave.
 #[derive(Debug)]

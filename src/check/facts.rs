@@ -7,7 +7,7 @@ use diesel::sql_types::{Array, Bool, Text};
 
 use super::Expected;
 use crate::Result;
-use crate::migrations::{Found, Outset, Records, STEPS, find, schema_of};
+use crate::steps::{Found, Outset, Records, STEPS, find, schema_of};
 
 /// An object of the schema.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]

@@ -7,7 +7,7 @@ mod surroundings;
 
 use super::facts::{Facts, Home, Object};
 use super::{Effect, Expected, Obstacle, Report};
-use crate::migrations::{STEPS, Step};
+use crate::steps::{STEPS, Step};
 
 /// The step that is left out where something is made of the column.
 const WIDENING: &str = "widen_key_prefix";

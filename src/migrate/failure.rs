@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use crate::Error;
-use crate::migrations::Step;
+use crate::steps::Step;
 
 /// Why a step stopped, under the step's name.
 #[derive(Debug)]

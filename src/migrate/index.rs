@@ -7,7 +7,7 @@ use diesel::sql_types::{Bool, Nullable, Oid, Text};
 use super::failure::StepFailed;
 use super::partitions;
 use super::watch::Watch;
-use crate::migrations::{Index, quoted};
+use crate::steps::{Index, quoted};
 use crate::{Error, Result};
 
 /// A table that an index is built on.

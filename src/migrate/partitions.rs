@@ -10,7 +10,7 @@ use diesel::sql_types::{Bool, Nullable, Oid, Text};
 use super::index::{Existing, Table, ensure_on, taken};
 use super::watch::Watch;
 use crate::Result;
-use crate::migrations::{Index, quoted};
+use crate::steps::{Index, quoted};
 
 /// The longest name that PostgreSQL keeps.
 const LONGEST_NAME: usize = 63;

@@ -3,7 +3,7 @@
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 
-use crate::migrations::{Step, quoted};
+use crate::steps::{Step, quoted};
 use crate::{Effect, Obstacle, Result};
 
 /// What of the rows a step relies on, and how it is told.

@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Text};
 
 use super::watch::Watch;
-use crate::migrations::{Outset, SETTINGS, patiently, quoted};
+use crate::steps::{Outset, SETTINGS, patiently, quoted};
 use crate::{Error, Result};
 
 /// The advisory lock that only one migrator of a database holds: `api_keys` in ASCII.

@@ -109,8 +109,8 @@ fn a_table_owner_does_not_get_the_rights_of_a_superuser_who_migrated() {
 #[test]
 fn what_an_unrelated_role_has_planted_is_found_and_refused() {
     let (_database, mut conn, _) = migrated_by_a_superuser();
-    let planter = lines(&mut conn, "SELECT 'planter_of_' || current_database() AS line").remove(0);
-    conn.batch_execute(&format!("CREATE ROLE {planter}; GRANT CREATE ON SCHEMA public TO {planter}"))
+    let neighbour = lines(&mut conn, "SELECT 'neighbour_of_' || current_database() AS line").remove(0);
+    conn.batch_execute(&format!("CREATE ROLE {neighbour}; GRANT CREATE ON SCHEMA public TO {neighbour}"))
         .unwrap();
     let planted = format!(
         "SELECT name AS line FROM ({OURS}) AS ours
@@ -122,7 +122,7 @@ fn what_an_unrelated_role_has_planted_is_found_and_refused() {
     for object in &planted {
         conn.batch_execute("BEGIN").unwrap();
         let alter = object.replace("sequence", "table");
-        conn.batch_execute(&format!("ALTER {alter} OWNER TO {planter}; COMMIT")).unwrap();
+        conn.batch_execute(&format!("ALTER {alter} OWNER TO {neighbour}; COMMIT")).unwrap();
         // As if it had been there before the step that makes it.
         conn.batch_execute(
             "CREATE TABLE recorded AS SELECT * FROM __diesel_schema_migrations;
@@ -130,7 +130,14 @@ fn what_an_unrelated_role_has_planted_is_found_and_refused() {
         )
         .unwrap();
         let name = format!("{} {}", object.split(' ').next().unwrap(), object.split_once(' ').unwrap().1);
-        eprintln!("{:?} {:?}", check(&mut conn).unwrap(), lines(&mut conn, &format!("SELECT name || owner::regrole::text || current_user AS line FROM ({OURS}) AS ours")));
+        eprintln!(
+            "{:?} {:?}",
+            check(&mut conn).unwrap(),
+            lines(
+                &mut conn,
+                &format!("SELECT name || owner::regrole::text || current_user AS line FROM ({OURS}) AS ours")
+            )
+        );
         let refused = migrate(&mut conn).unwrap_err();
         let Error::NotReady(report) = refused else { panic!("{object}: {refused:?}") };
         let names: Vec<_> = report.obstacles.iter().map(|obstacle| obstacle.name.as_str()).collect();

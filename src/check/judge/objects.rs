@@ -4,7 +4,7 @@ use super::super::facts::Object;
 use super::super::{Effect, Expected};
 use super::column::{self, Difference};
 use super::{Verdict, View, WIDENING, is_named};
-use crate::migrations::{Step, quoted};
+use crate::steps::{Step, quoted};
 
 const MIGRATE: &str = "Call `migrate`: it does the step again";
 

@@ -2,7 +2,7 @@
 
 use super::super::Effect;
 use super::{Verdict, View};
-use crate::migrations::quoted;
+use crate::steps::quoted;
 
 /// What a group of methods does to a table.
 struct Need {

@@ -2,7 +2,7 @@
 
 use super::super::Effect;
 use super::{Verdict, View};
-use crate::migrations::quoted;
+use crate::steps::quoted;
 
 pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
     place(view, verdict);
