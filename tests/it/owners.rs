@@ -1,5 +1,7 @@
 //! Whose rights the triggers have: those of the owner of the tables, whoever migrates and whatever was planted before.
 
+use std::fmt::Write;
+
 use api_keys_driver::{Error, check, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -74,11 +76,13 @@ fn trapped_type(of: &str, values: &str) -> String {
             "timestamptz" => "'2026-01-01Z'",
             _ => "'text'",
         };
-        sql += &format!(
+        write!(
+            sql,
             "CREATE FUNCTION service.{of}_{nth}(service.{of}) RETURNS {to} LANGUAGE plpgsql AS $$
                  BEGIN INSERT INTO public.caught VALUES (current_user, '{of} to {to}'); RETURN {answer}; END $$;
              CREATE CAST (service.{of} AS {to}) WITH FUNCTION service.{of}_{nth} AS IMPLICIT;"
-        );
+        )
+        .unwrap();
     }
     sql
 }
