@@ -153,6 +153,10 @@ pub(crate) const METHODS: &[Method] = &[
         debug(KeysDriver::new(conn).fetch_keys_by_prefix(&with.tenant_id, prefix, cursor, limit))
     }),
     read("fetch_keys_of_any_tenant_by_prefix", |conn, with| {
+        let (prefix, limit) = (with.text_or("sk-live"), with.page.limit);
+        debug(KeysDriver::new(conn).fetch_keys_of_any_tenant_by_prefix(prefix, None, limit))
+    }),
+    read("fetch_keys_of_any_tenant_by_prefix.cursor", |conn, with| {
         let (prefix, cursor, limit) = (with.text_or("sk-live"), Some(&with.cursor), with.page.limit);
         debug(KeysDriver::new(conn).fetch_keys_of_any_tenant_by_prefix(prefix, cursor, limit))
     }),
@@ -326,6 +330,7 @@ pub(crate) const WITHOUT_TENANT: &[&str] = &[
     "fetch_key_by_hash",
     "fetch_key_events_after",
     "fetch_keys_of_any_tenant_by_prefix",
+    "fetch_keys_of_any_tenant_by_prefix.cursor",
     "fetch_key_events_head",
     "compact_key_events",
     "fetch_denied_keys_after",

@@ -8,8 +8,8 @@ const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 60.0;
 const TOP: f64 = 30.0;
-const COLOURS: [&str; 8] =
-    ["#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#e377c2"];
+const COLOURS: [&str; 9] =
+    ["#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#e377c2", "#7f7f7f"];
 
 pub fn svg(charts: &[(&str, &[u32], &[Line])]) -> String {
     let most_lines = charts.iter().map(|(_, _, lines)| lines.len()).max().unwrap_or(0) as f64;

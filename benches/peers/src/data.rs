@@ -57,7 +57,8 @@ pub fn load(url: &str, sizes: &Sizes) {
         let created_at = (now() - TimeDelta::seconds(nth.into())).to_rfc3339();
         let used = if nth.is_multiple_of(3) { "\\N" } else { created_at.as_str() };
         let synthetic = if nth % 50 == 49 { "t" } else { "f" };
-        writeln!(keys, "{id}\t{tenant_id}\tProduction key {nth}\tsk-live-abcd\t{id}\tactive\t{created_at}\t{used}\t{nth}\t{synthetic}").unwrap();
+        let prefix = format!("sk-live-{:04x}", nth & 0xffff);
+        writeln!(keys, "{id}\t{tenant_id}\tProduction key {nth}\t{prefix}\t{id}\tactive\t{created_at}\t{used}\t{nth}\t{synthetic}").unwrap();
     };
     for small in 0..SMALL_TENANTS {
         for nth in 0..20 {

@@ -19,16 +19,35 @@ pub fn time_to_bytes(time: DateTime<Utc>) -> [u8; 8] {
 }
 
 /// An array of one dimension, without NULLs.
-pub fn times_to_bytes(times: &[DateTime<Utc>]) -> Vec<u8> {
-    const TIMESTAMPTZ: i32 = 1184;
-
-    let length = i32::try_from(times.len()).unwrap();
-    let mut bytes: Vec<u8> = [1, 0, TIMESTAMPTZ, length, 1].into_iter().flat_map(i32::to_be_bytes).collect();
-    for &time in times {
-        bytes.extend(8_i32.to_be_bytes());
-        bytes.extend(time_to_bytes(time));
+fn array_to_bytes<Element: AsRef<[u8]>>(
+    oid: i32,
+    elements: impl ExactSizeIterator<Item = Element>,
+) -> Vec<u8> {
+    let length = i32::try_from(elements.len()).unwrap();
+    let mut bytes: Vec<u8> = [1, 0, oid, length, 1].into_iter().flat_map(i32::to_be_bytes).collect();
+    for element in elements {
+        bytes.extend(i32::try_from(element.as_ref().len()).unwrap().to_be_bytes());
+        bytes.extend(element.as_ref());
     }
     bytes
+}
+
+pub fn times_to_bytes(times: impl ExactSizeIterator<Item = DateTime<Utc>>) -> Vec<u8> {
+    const TIMESTAMPTZ: i32 = 1184;
+
+    array_to_bytes(TIMESTAMPTZ, times.map(time_to_bytes))
+}
+
+pub fn int8s_to_bytes(numbers: impl ExactSizeIterator<Item = i64>) -> Vec<u8> {
+    const INT8: i32 = 20;
+
+    array_to_bytes(INT8, numbers.map(i64::to_be_bytes))
+}
+
+pub fn texts_to_bytes<'a>(texts: impl ExactSizeIterator<Item = &'a str>) -> Vec<u8> {
+    const TEXT: i32 = 25;
+
+    array_to_bytes(TEXT, texts)
 }
 
 pub fn text(bytes: &[u8]) -> String {

@@ -4,15 +4,16 @@ use std::collections::HashSet;
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 
-use api_keys_driver::{KeyId, KeySnapshot, KeyUsageSnapshot, TenantId, UsageBucket};
+use api_keys_driver::{KeyId, KeySnapshot, KeyUsageSnapshot, KeyUse, TenantId, UsageBucket};
 use chrono::{DateTime, Utc};
 use pq_sys::{
-    ConnStatusType, ExecStatusType, PGconn, PGresult, PQclear, PQconnectdb, PQerrorMessage, PQexec,
-    PQexecPrepared, PQfinish, PQgetisnull, PQgetlength, PQgetvalue, PQntuples, PQresultStatus, PQstatus,
+    ConnStatusType, ExecStatusType, PGconn, PGresult, PQclear, PQcmdTuples, PQconnectdb, PQerrorMessage,
+    PQexec, PQexecPrepared, PQfinish, PQgetisnull, PQgetlength, PQgetvalue, PQntuples, PQresultStatus,
+    PQstatus,
 };
 
 use crate::answer::{Answer, Key, Usage};
-use crate::contender::Contender;
+use crate::contender::{Contender, Prefix};
 use crate::sql::Statement;
 use crate::{decode, sql};
 
@@ -92,6 +93,13 @@ impl Rows {
         unsafe { PQntuples(self.0) }
     }
 
+    /// The number of rows that the statement changed.
+    fn changed(&self) -> i64 {
+        // SAFETY: libpq answers with text that lives as long as the result.
+        let count = unsafe { CStr::from_ptr(PQcmdTuples(self.0)) };
+        count.to_str().unwrap().parse().unwrap()
+    }
+
     fn get(&self, row: i32, column: i32) -> Option<&[u8]> {
         // SAFETY: libpq checks the row and the column; the bytes live as long as the result.
         unsafe {
@@ -143,6 +151,15 @@ fn bytes(id: &impl AsRef<str>) -> Value<'_> {
     Some(id.as_ref().as_bytes())
 }
 
+/// The key, the count and the time of each use, as arrays.
+fn arrays(uses: &[KeyUse]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    (
+        decode::texts_to_bytes(uses.iter().map(|used| used.key_id.as_str())),
+        decode::int8s_to_bytes(uses.iter().map(|used| used.count.into())),
+        decode::times_to_bytes(uses.iter().map(|used| used.at)),
+    )
+}
+
 impl Contender for Libpq {
     fn one_key(&mut self, tenant_id: &TenantId, key_id: &KeyId) -> Answer<Option<KeySnapshot>> {
         let rows = self.query(&sql::ONE_KEY, [bytes(tenant_id), bytes(key_id)]);
@@ -165,6 +182,21 @@ impl Contender for Libpq {
         let rows = self.query(&sql::PAGE_WITH_USAGE, values);
         let key = |row| (rows.key_of(tenant_id.to_string(), row, 1), rows.usage(row, 12));
         Answer::Peer((0..rows.len()).map(key).collect())
+    }
+
+    fn by_prefix(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let Prefix { tenant_id, text, end } = prefix;
+        let limit = i64::from(limit).to_be_bytes();
+        let values = [bytes(tenant_id), bytes(text), bytes(end), Some(&limit), bytes(tenant_id)];
+        let rows = self.query(&sql::BY_PREFIX, values);
+        Answer::Peer((0..rows.len()).map(|row| rows.key(row)).collect())
+    }
+
+    fn by_prefix_of_any_tenant(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let limit = i64::from(limit).to_be_bytes();
+        let values = [bytes(&prefix.text), bytes(&prefix.end), Some(&limit)];
+        let rows = self.query(&sql::BY_PREFIX_OF_ANY_TENANT, values);
+        Answer::Peer((0..rows.len()).map(|row| rows.key(row)).collect())
     }
 
     fn count(&mut self, tenant_id: &TenantId) -> Answer<i64> {
@@ -193,7 +225,7 @@ impl Contender for Libpq {
         key_id: &KeyId,
         hours: &[DateTime<Utc>],
     ) -> Answer<Vec<UsageBucket>> {
-        let boundaries = decode::times_to_bytes(hours);
+        let boundaries = decode::times_to_bytes(hours.iter().copied());
         let rows = self.query(&sql::SERIES, [bytes(tenant_id), bytes(key_id), Some(&boundaries)]);
         Answer::Peer(
             (0..).zip(&hours[1..]).zip(hours).map(|((row, _), start)| (*start, rows.usage(row, 0))).collect(),
@@ -209,5 +241,45 @@ impl Contender for Libpq {
         let key = self.query(&sql::FREEZE, values).key(0);
         self.simple(c"COMMIT");
         Answer::Peer(key)
+    }
+    fn update(&mut self, tenant_id: &TenantId, key_id: &KeyId, name: &str, rpm: i32) -> Answer<KeySnapshot> {
+        self.simple(c"BEGIN");
+        let key = self.query(&sql::LOCK, [bytes(tenant_id), bytes(key_id)]).key(0);
+        let (set, keep) = (Some(&[1][..]), Some(&[0][..]));
+        let (rpm, revision) = (rpm.to_be_bytes(), key.revision.to_be_bytes());
+        let values = [
+            set,
+            bytes(&name),
+            keep,
+            None,
+            keep,
+            None,
+            set,
+            Some(&rpm[..]),
+            keep,
+            None,
+            keep,
+            None,
+            bytes(&key.tenant_id),
+            bytes(&key.id),
+            Some(&revision),
+        ];
+        let key = self.query(&sql::UPDATE, values).key(0);
+        self.simple(c"COMMIT");
+        Answer::Peer(key)
+    }
+
+    fn record_uses(&mut self, uses: &[KeyUse]) -> Answer<i64> {
+        let (key_ids, counts, times) = arrays(uses);
+        let tenant_id = bytes(&uses[0].tenant_id);
+        let values = [Some(&key_ids[..]), Some(&counts), Some(&times), tenant_id, tenant_id];
+        Answer::Peer(self.query(&sql::RECORD_USES, values).changed())
+    }
+
+    fn try_record_uses(&mut self, uses: &[KeyUse]) -> Answer<i64> {
+        let (key_ids, counts, times) = arrays(uses);
+        let tenant_id = bytes(&uses[0].tenant_id);
+        let values = [Some(&key_ids[..]), Some(&counts), Some(&times), tenant_id, tenant_id, tenant_id];
+        Answer::Peer(self.query(&sql::TRY_RECORD_USES, values).len().into())
     }
 }

@@ -21,14 +21,16 @@ mod sql;
 mod sqlx_crate;
 mod timing;
 
+use std::cell::Cell;
 use std::time::Duration;
 
+use api_keys_driver::{KeyId, KeyUse, TenantId};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::PgConnection;
 use diesel::r2d2::{ConnectionManager, Pool};
 
 use crate::answer::{Answer, Plain};
-use crate::contender::Contender;
+use crate::contender::{Contender, Prefix};
 use crate::data::{Sizes, TENANT_KEYS, called, key, now, tenant};
 use crate::timing::{Spinners, Timing};
 
@@ -121,12 +123,48 @@ fn main() {
 
 type Operation<'a> = (&'static str, Box<dyn Fn(&mut dyn Contender) -> String + 'a>);
 
-fn operations<'a>() -> Vec<Operation<'a>> {
-    let (tenant_id, one) = (tenant(TENANT_KEYS), key(TENANT_KEYS, TENANT_KEYS / 2));
-    let (caller, since) = (tenant(10_000), now() - TimeDelta::days(1));
-    let hours: Vec<_> = (0..=24).map(|hour| since + TimeDelta::hours(hour)).collect();
-    let cold = (tenant(TENANT_KEYS), key(TENANT_KEYS, 5));
-    let ever: DateTime<Utc> = DateTime::UNIX_EPOCH;
+/// What the operations are called with.
+struct Inputs {
+    tenant_id: TenantId,
+    /// A key of it.
+    key_id: KeyId,
+    prefix: Prefix,
+    /// Uses of a hundred keys of the tenant.
+    uses: Vec<KeyUse>,
+    /// A key with 20 calls.
+    cold: KeyId,
+    /// A tenant, and a key of it with many calls.
+    caller: TenantId,
+    busy: KeyId,
+    since: DateTime<Utc>,
+    /// The hours from then on.
+    hours: Vec<DateTime<Utc>>,
+}
+
+impl Inputs {
+    fn new() -> Self {
+        let (tenant_id, since) = (tenant(TENANT_KEYS), now() - TimeDelta::days(1));
+        let used = |nth: u32| KeyUse {
+            tenant_id: tenant_id.clone(),
+            key_id: key(TENANT_KEYS, 500 * nth),
+            count: 1,
+            at: now(),
+        };
+        Self {
+            key_id: key(TENANT_KEYS, TENANT_KEYS / 2),
+            prefix: Prefix { tenant_id: tenant_id.clone(), text: "sk-live-01f4", end: "sk-live-01f5" },
+            uses: (0..100).map(used).collect(),
+            cold: key(TENANT_KEYS, 5),
+            caller: tenant(10_000),
+            busy: called(100_000),
+            hours: (0..=24).map(|hour| since + TimeDelta::hours(hour)).collect(),
+            since,
+            tenant_id,
+        }
+    }
+}
+
+fn operations(inputs: &Inputs) -> Vec<Operation<'_>> {
     fn operation<'a, T: Plain>(
         name: &'static str,
         call: impl Fn(&mut dyn Contender) -> Answer<T> + 'a,
@@ -140,30 +178,43 @@ fn operations<'a>() -> Vec<Operation<'a>> {
             }),
         )
     }
-    let t = move || tenant_id.clone();
-    let (t1, t2, t3, t4, t5, t6, t7) = (t(), t(), t(), t(), t(), t(), t());
-    let (one2, caller2, caller3) = (one.clone(), caller.clone(), caller.clone());
+    let Inputs { tenant_id, key_id, prefix, uses, cold, caller, busy, since, hours } = inputs;
+    let (ever, since) = (DateTime::UNIX_EPOCH, *since);
     vec![
-        operation("one key", move |contender| contender.one_key(&t1, &one)),
-        operation("page of 50", move |contender| contender.page(&t2, 50)),
-        operation("page of 1,000", move |contender| contender.page(&t3, 1_000)),
-        operation("page of 50 with usage", move |contender| contender.page_with_usage(&t4, 50, since)),
-        operation("count of 100,000", move |contender| contender.count(&t5)),
-        operation("count up to 100", move |contender| contender.count_up_to(&t6, 100)),
-        operation("usage, cold key (20 calls)", move |contender| contender.usage(&cold.0, &cold.1, ever)),
-        operation("usage, warm key (1,440 calls)", move |contender| {
-            contender.usage(&caller, &called(100_000), since)
+        operation("one key", |contender| contender.one_key(tenant_id, key_id)),
+        operation("page of 50", |contender| contender.page(tenant_id, 50)),
+        operation("page of 1,000", |contender| contender.page(tenant_id, 1_000)),
+        operation("page of 50 with usage", move |contender| contender.page_with_usage(tenant_id, 50, since)),
+        operation("find by prefix", |contender| contender.by_prefix(prefix, 50)),
+        operation("find by prefix, any tenant", |contender| contender.by_prefix_of_any_tenant(prefix, 50)),
+        operation("count of 100,000", |contender| contender.count(tenant_id)),
+        operation("count up to 100", |contender| contender.count_up_to(tenant_id, 100)),
+        operation("usage, cold key (20 calls)", move |contender| contender.usage(tenant_id, cold, ever)),
+        operation("usage, warm key (1,440 calls)", move |contender| contender.usage(caller, busy, since)),
+        operation("usage, hot key (100,000 calls)", move |contender| contender.usage(caller, busy, ever)),
+        operation("series, 24 hours", move |contender| contender.series(caller, busy, hours)),
+        operation("lock + freeze + commit", |contender| {
+            contender.freeze(tenant_id, key_id, now() + TimeDelta::microseconds(turn().into()))
         }),
-        operation("usage, hot key (100,000 calls)", move |contender| {
-            contender.usage(&caller2, &called(100_000), ever)
+        operation("lock + update + commit", |contender| {
+            contender.update(tenant_id, key_id, "Production, read only", 60 + turn())
         }),
-        operation("series, 24 hours", move |contender| contender.series(&caller3, &called(100_000), &hours)),
-        operation("lock + freeze + commit", move |contender| contender.freeze(&t7, &one2, now())),
+        operation("record uses of 100 keys", |contender| contender.record_uses(uses)),
+        operation("record uses of 100 keys, not waiting", |contender| contender.try_record_uses(uses)),
     ]
 }
 
+/// Another number at each call, so that a change has something to change; the same where answers are compared.
+fn turn() -> i32 {
+    TURN.with(|turn| {
+        turn.set(if COMPARING.get() { 0 } else { turn.get() % 1_000_000 + 1 });
+        turn.get()
+    })
+}
+
 thread_local! {
-    static COMPARING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    static COMPARING: Cell<bool> = const { Cell::new(false) };
+    static TURN: Cell<i32> = const { Cell::new(0) };
 }
 
 /// Fresh connections for each heat: which processor a connection's backend lands on is luck.
@@ -171,11 +222,12 @@ const HEATS: u32 = 5;
 
 fn race_peers(url: &str, budget: Duration, words: &str) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
+    let inputs = Inputs::new();
     for heat in 1..=HEATS {
         eprintln!("heat {heat} of {HEATS}");
         let mut contenders: Vec<Box<dyn Contender>> =
             contenders::NAMES.iter().map(|name| contenders::connect(name, url)).collect();
-        for (operation, call) in operations().into_iter().filter(|(name, _)| name.contains(words)) {
+        for (operation, call) in operations(&inputs).into_iter().filter(|(name, _)| name.contains(words)) {
             COMPARING.set(true);
             let answers: Vec<String> =
                 contenders.iter_mut().map(|contender| call(&mut **contender)).collect();

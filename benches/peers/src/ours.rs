@@ -1,13 +1,14 @@
 //! This crate, as an engine uses it.
 
 use api_keys_driver::{
-    Bucket, Error, KeyId, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page, TenantId, UsageBucket,
+    Bucket, Change, Error, KeyChanges, KeyId, KeySnapshot, KeyUsageSnapshot, KeyUse, KeysDriver, Page,
+    TenantId, UsageBucket,
 };
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 
 use crate::answer::Answer;
-use crate::contender::Contender;
+use crate::contender::{Contender, Prefix};
 
 pub struct Ours(pub PgConnection);
 
@@ -34,6 +35,16 @@ impl Contender for Ours {
     ) -> Answer<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
         let page = Page { limit, offset: 0 };
         Answer::Ours(KeysDriver::new(&mut self.0).fetch_keys_with_usage(tenant_id, since, page).unwrap())
+    }
+
+    fn by_prefix(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let mut keys = KeysDriver::new(&mut self.0);
+        Answer::Ours(keys.fetch_keys_by_prefix(&prefix.tenant_id, prefix.text, None, limit).unwrap())
+    }
+
+    fn by_prefix_of_any_tenant(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let mut keys = KeysDriver::new(&mut self.0);
+        Answer::Ours(keys.fetch_keys_of_any_tenant_by_prefix(prefix.text, None, limit).unwrap())
     }
 
     fn count(&mut self, tenant_id: &TenantId) -> Answer<i64> {
@@ -66,6 +77,29 @@ impl Contender for Ours {
 
     fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Answer<KeySnapshot> {
         Answer::Ours(freeze(&mut self.0, tenant_id, key_id, now))
+    }
+
+    fn update(&mut self, tenant_id: &TenantId, key_id: &KeyId, name: &str, rpm: i32) -> Answer<KeySnapshot> {
+        let updated: Result<_, Error> = self.0.transaction(|conn| {
+            let mut keys = KeysDriver::new(conn);
+            let key = keys.fetch_key_for_update(tenant_id, key_id)?.expect("the key");
+            let changes = KeyChanges {
+                name: Change::Set(name),
+                rate_limit_rpm: Change::Set(Some(rpm)),
+                ..KeyChanges::default()
+            };
+            keys.update_key(key, &changes)
+        });
+        Answer::Ours(updated.unwrap())
+    }
+
+    fn record_uses(&mut self, uses: &[KeyUse]) -> Answer<i64> {
+        Answer::Ours(KeysDriver::new(&mut self.0).record_key_uses(uses).unwrap())
+    }
+
+    fn try_record_uses(&mut self, uses: &[KeyUse]) -> Answer<i64> {
+        let busy = KeysDriver::new(&mut self.0).try_record_key_uses(uses).unwrap();
+        Answer::Ours(busy.len().try_into().unwrap())
     }
 }
 

@@ -1,7 +1,7 @@
 //! The code that Diesel's guide leads to.
 
 use api_keys_driver::schema::{api_keys, proxy_calls};
-use api_keys_driver::{KeyId, KeySnapshot, KeyUsageSnapshot, TenantId, UsageBucket};
+use api_keys_driver::{KeyId, KeySnapshot, KeyUsageSnapshot, KeyUse, TenantId, UsageBucket};
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use diesel::dsl::{count_star, sum};
@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Numeric, Text, Timestamptz};
 
 use crate::answer::{Answer, Key, Usage};
-use crate::contender::Contender;
+use crate::contender::{Contender, Prefix};
 
 pub struct PlainDiesel(PgConnection);
 
@@ -50,6 +50,11 @@ fn exact(request_count: i64, spend: Option<BigDecimal>) -> Usage {
     Usage { request_count, spend_cents: spend.unwrap_or_default(), is_rounded: false }
 }
 
+#[diesel::declare_sql_function]
+extern "SQL" {
+    fn greatest(one: Nullable<Timestamptz>, other: Timestamptz) -> Nullable<Timestamptz>;
+}
+
 #[derive(QueryableByName)]
 struct Hour {
     #[diesel(sql_type = Timestamptz)]
@@ -88,6 +93,27 @@ impl Contender for PlainDiesel {
             (key, usage)
         });
         Answer::Peer(keys.collect())
+    }
+
+    fn by_prefix(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let keys = api_keys::table
+            .filter(api_keys::tenant_id.eq(&prefix.tenant_id))
+            .filter(api_keys::key_prefix.like(format!("{}%", prefix.text)))
+            .order((api_keys::created_at.desc(), api_keys::id.desc()))
+            .limit(limit.into())
+            .select(Key::as_select())
+            .load(&mut self.0);
+        Answer::Peer(keys.unwrap())
+    }
+
+    fn by_prefix_of_any_tenant(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let keys = api_keys::table
+            .filter(api_keys::key_prefix.like(format!("{}%", prefix.text)))
+            .order((api_keys::created_at.desc(), api_keys::id.desc()))
+            .limit(limit.into())
+            .select(Key::as_select())
+            .load(&mut self.0);
+        Answer::Peer(keys.unwrap())
     }
 
     fn count(&mut self, tenant_id: &TenantId) -> Answer<i64> {
@@ -132,24 +158,71 @@ impl Contender for PlainDiesel {
     }
 
     fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Answer<KeySnapshot> {
-        let frozen = self
-            .0
-            .transaction(|conn| {
-                let key: Key = api_keys::table
-                    .filter(api_keys::tenant_id.eq(tenant_id))
-                    .filter(api_keys::id.eq(key_id))
-                    .select(Key::as_select())
-                    .for_no_key_update()
-                    .get_result(conn)?;
-                diesel::update(api_keys::table)
-                    .filter(api_keys::tenant_id.eq(&key.tenant_id))
-                    .filter(api_keys::id.eq(&key.id))
-                    .set((api_keys::is_frozen.eq(true), api_keys::frozen_at.eq(now)))
-                    .returning(Key::as_returning())
-                    .get_result(conn)
-            })
-            .map_err(|error: diesel::result::Error| error)
-            .unwrap();
-        Answer::Peer(frozen)
+        let changed = self.0.transaction(|conn| {
+            let key = lock(conn, tenant_id, key_id)?;
+            diesel::update(api_keys::table)
+                .filter(api_keys::tenant_id.eq(&key.tenant_id))
+                .filter(api_keys::id.eq(&key.id))
+                .set((api_keys::is_frozen.eq(true), api_keys::frozen_at.eq(now)))
+                .returning(Key::as_returning())
+                .get_result(conn)
+        });
+        Answer::Peer(changed.unwrap())
     }
+
+    fn update(&mut self, tenant_id: &TenantId, key_id: &KeyId, name: &str, rpm: i32) -> Answer<KeySnapshot> {
+        let changed = self.0.transaction(|conn| {
+            let key = lock(conn, tenant_id, key_id)?;
+            diesel::update(api_keys::table)
+                .filter(api_keys::tenant_id.eq(&key.tenant_id))
+                .filter(api_keys::id.eq(&key.id))
+                .set((api_keys::name.eq(name), api_keys::rate_limit_rpm.eq(rpm)))
+                .returning(Key::as_returning())
+                .get_result(conn)
+        });
+        Answer::Peer(changed.unwrap())
+    }
+
+    fn record_uses(&mut self, uses: &[KeyUse]) -> Answer<i64> {
+        let changed: QueryResult<usize> =
+            self.0.transaction(|conn| uses.iter().map(|used| record_use(conn, used)).sum());
+        Answer::Peer(changed.unwrap().try_into().unwrap())
+    }
+
+    fn try_record_uses(&mut self, uses: &[KeyUse]) -> Answer<i64> {
+        let busy: QueryResult<usize> = self.0.transaction(|conn| {
+            let free: Vec<KeyId> = api_keys::table
+                .filter(api_keys::tenant_id.eq(&uses[0].tenant_id))
+                .filter(api_keys::id.eq_any(uses.iter().map(|used| &used.key_id)))
+                .order(api_keys::id)
+                .for_no_key_update()
+                .skip_locked()
+                .select(api_keys::id)
+                .load(conn)?;
+            let (free, busy): (Vec<_>, Vec<_>) = uses.iter().partition(|used| free.contains(&used.key_id));
+            free.into_iter().try_for_each(|used| record_use(conn, used).map(drop))?;
+            Ok(busy.len())
+        });
+        Answer::Peer(busy.unwrap().try_into().unwrap())
+    }
+}
+
+fn lock(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> QueryResult<Key> {
+    api_keys::table
+        .filter(api_keys::tenant_id.eq(tenant_id))
+        .filter(api_keys::id.eq(key_id))
+        .select(Key::as_select())
+        .for_no_key_update()
+        .get_result(conn)
+}
+
+fn record_use(conn: &mut PgConnection, used: &KeyUse) -> QueryResult<usize> {
+    diesel::update(api_keys::table)
+        .filter(api_keys::tenant_id.eq(&used.tenant_id))
+        .filter(api_keys::id.eq(&used.key_id))
+        .set((
+            api_keys::total_requests.eq(api_keys::total_requests + i64::from(used.count)),
+            api_keys::last_used_at.eq(greatest(api_keys::last_used_at, used.at)),
+        ))
+        .execute(conn)
 }

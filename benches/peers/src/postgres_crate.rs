@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::error::Error;
 
-use api_keys_driver::{KeyId, KeySnapshot, KeyUsageSnapshot, TenantId, UsageBucket};
+use api_keys_driver::{KeyId, KeySnapshot, KeyUsageSnapshot, KeyUse, TenantId, UsageBucket};
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use postgres::types::{FromSql, ToSql, Type};
-use postgres::{Client, GenericClient, NoTls, Row, Statement};
+use postgres::{Client, NoTls, Row, Statement};
 
-use crate::answer::{Answer, Key, Usage};
-use crate::contender::Contender;
+use crate::answer::{Answer, Key, Usage, read_key};
+use crate::contender::{Contender, Prefix};
 use crate::{decode, sql};
 
 pub struct Postgres {
@@ -49,12 +49,41 @@ impl Postgres {
         let statement = self.prepared(sql);
         self.client.query(&statement, values).unwrap()
     }
+
+    /// Begins, locks a key, changes it and commits.
+    fn change(
+        &mut self,
+        tenant_id: &TenantId,
+        key_id: &KeyId,
+        change: &sql::Statement,
+        changes: &[&(dyn ToSql + Sync)],
+    ) -> Answer<KeySnapshot> {
+        let (lock, change) = (self.prepared(&sql::LOCK), self.prepared(change));
+        let mut transaction = self.client.transaction().unwrap();
+        let locked = key(&transaction.query_one(&lock, &[&tenant_id.as_str(), &key_id.as_str()]).unwrap());
+        let place: [&(dyn ToSql + Sync); 3] = [&locked.tenant_id, &locked.id, &locked.revision];
+        let changed = key(&transaction.query_one(&change, &[changes, &place].concat()).unwrap());
+        transaction.commit().unwrap();
+        Answer::Peer(changed)
+    }
+}
+
+/// The key, the count and the time of each use, as arrays.
+fn arrays(uses: &[KeyUse]) -> (Vec<&str>, Vec<i64>, Vec<DateTime<Utc>>) {
+    (
+        uses.iter().map(|used| used.key_id.as_str()).collect(),
+        uses.iter().map(|used| used.count.into()).collect(),
+        uses.iter().map(|used| used.at).collect(),
+    )
 }
 
 fn of_name(name: &str) -> Type {
     match name {
         "text" => Type::TEXT,
+        "text[]" => Type::TEXT_ARRAY,
+        "integer" => Type::INT4,
         "bigint" => Type::INT8,
+        "bigint[]" => Type::INT8_ARRAY,
         "boolean" => Type::BOOL,
         "timestamp with time zone" => Type::TIMESTAMPTZ,
         "timestamp with time zone[]" => Type::TIMESTAMPTZ_ARRAY,
@@ -64,26 +93,12 @@ fn of_name(name: &str) -> Type {
 
 /// A key whose row has its tenant behind its id.
 fn key(row: &Row) -> Key {
-    key_of(row.get(1), row, 2)
+    read_key!(row, row.get(1), 2)
 }
 
-/// A key whose columns but for its ids begin with the `nth`.
-fn key_of(tenant_id: String, row: &Row, nth: usize) -> Key {
-    Key {
-        id: row.get(0),
-        tenant_id,
-        name: row.get(nth),
-        key_prefix: row.get(nth + 1),
-        status: row.get(nth + 2),
-        is_frozen: row.get(nth + 3),
-        frozen_at: row.get(nth + 4),
-        created_at: row.get(nth + 5),
-        last_used_at: row.get(nth + 6),
-        expires_at: row.get(nth + 7),
-        total_requests: row.get(nth + 8),
-        is_synthetic: row.get(nth + 9),
-        revision: row.get(nth + 10),
-    }
+/// A key of a tenant, whose row has only the key's own id.
+fn key_of(tenant_id: &TenantId, row: &Row) -> Key {
+    read_key!(row, tenant_id.to_string(), 1)
 }
 
 fn usage(row: &Row, column: usize) -> Usage {
@@ -99,7 +114,7 @@ impl Contender for Postgres {
 
     fn page(&mut self, tenant_id: &TenantId, limit: u32) -> Answer<Vec<KeySnapshot>> {
         let rows = self.query(&sql::PAGE, &[&tenant_id.as_str(), &i64::from(limit)]);
-        Answer::Peer(rows.iter().map(|row| key_of(tenant_id.to_string(), row, 1)).collect())
+        Answer::Peer(rows.iter().map(|row| key_of(tenant_id, row)).collect())
     }
 
     fn page_with_usage(
@@ -110,8 +125,20 @@ impl Contender for Postgres {
     ) -> Answer<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
         let tenant = tenant_id.as_str();
         let rows = self.query(&sql::PAGE_WITH_USAGE, &[&tenant, &since, &tenant, &i64::from(limit)]);
-        let read = |row| (key_of(tenant_id.to_string(), row, 1), usage(row, 12));
+        let read = |row| (key_of(tenant_id, row), usage(row, 12));
         Answer::Peer(rows.iter().map(read).collect())
+    }
+
+    fn by_prefix(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let (tenant_id, limit) = (prefix.tenant_id.as_str(), i64::from(limit));
+        let rows = self.query(&sql::BY_PREFIX, &[&tenant_id, &prefix.text, &prefix.end, &limit, &tenant_id]);
+        Answer::Peer(rows.iter().map(key).collect())
+    }
+
+    fn by_prefix_of_any_tenant(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
+        let values: [&(dyn ToSql + Sync); 3] = [&prefix.text, &prefix.end, &i64::from(limit)];
+        let rows = self.query(&sql::BY_PREFIX_OF_ANY_TENANT, &values);
+        Answer::Peer(rows.iter().map(key).collect())
     }
 
     fn count(&mut self, tenant_id: &TenantId) -> Answer<i64> {
@@ -143,14 +170,29 @@ impl Contender for Postgres {
     }
 
     fn freeze(&mut self, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Answer<KeySnapshot> {
-        let (lock, freeze) = (self.prepared(&sql::LOCK), self.prepared(&sql::FREEZE));
-        let mut transaction = self.client.transaction().unwrap();
-        let locked = key(&transaction.query_one(&lock, &[&tenant_id.as_str(), &key_id.as_str()]).unwrap());
         let nobody = None::<&str>;
-        let values: [&(dyn ToSql + Sync); 7] =
-            [&true, &now, &nobody, &nobody, &locked.tenant_id, &locked.id, &locked.revision];
-        let frozen = key(&GenericClient::query_one(&mut transaction, &freeze, &values).unwrap());
-        transaction.commit().unwrap();
-        Answer::Peer(frozen)
+        self.change(tenant_id, key_id, &sql::FREEZE, &[&true, &now, &nobody, &nobody])
+    }
+
+    fn update(&mut self, tenant_id: &TenantId, key_id: &KeyId, name: &str, rpm: i32) -> Answer<KeySnapshot> {
+        let (text, number, time) = (None::<&str>, None::<i32>, None::<DateTime<Utc>>);
+        let changes: [&(dyn ToSql + Sync); 12] =
+            [&true, &name, &false, &text, &false, &text, &true, &rpm, &false, &number, &false, &time];
+        self.change(tenant_id, key_id, &sql::UPDATE, &changes)
+    }
+
+    fn record_uses(&mut self, uses: &[KeyUse]) -> Answer<i64> {
+        let statement = self.prepared(&sql::RECORD_USES);
+        let (tenant_id, (key_ids, counts, times)) = (uses[0].tenant_id.as_str(), arrays(uses));
+        let values: [&(dyn ToSql + Sync); 5] = [&key_ids, &counts, &times, &tenant_id, &tenant_id];
+        Answer::Peer(self.client.execute(&statement, &values).unwrap().try_into().unwrap())
+    }
+
+    fn try_record_uses(&mut self, uses: &[KeyUse]) -> Answer<i64> {
+        let (tenant_id, (key_ids, counts, times)) = (uses[0].tenant_id.as_str(), arrays(uses));
+        let values: [&(dyn ToSql + Sync); 6] =
+            [&key_ids, &counts, &times, &tenant_id, &tenant_id, &tenant_id];
+        let busy = self.query(&sql::TRY_RECORD_USES, &values);
+        Answer::Peer(busy.len().try_into().unwrap())
     }
 }

@@ -52,6 +52,9 @@ pub fn by_keys(url: &str, sizes: &Sizes, budget: Duration) -> Vec<Line> {
         line("page of 50 with usage", &|keys, size| {
             drop(keys.fetch_keys_with_usage(&tenant(size), since, page(50, 0)).unwrap());
         }),
+        line("find by prefix", &|keys, size| {
+            drop(keys.fetch_keys_by_prefix(&tenant(size), "sk-live-01f4", None, 50).unwrap());
+        }),
         line("count up to 100", &|keys, size| {
             keys.count_keys_up_to(&tenant(size), 100).unwrap();
         }),

@@ -35,4 +35,9 @@ statements! {
     SERIES = "fetch_key_usage_series";
     LOCK = "fetch_key_for_update";
     FREEZE = "update_key_frozen";
+    UPDATE = "update_key";
+    BY_PREFIX = "fetch_keys_by_prefix";
+    BY_PREFIX_OF_ANY_TENANT = "fetch_keys_of_any_tenant_by_prefix";
+    RECORD_USES = "record_key_uses";
+    TRY_RECORD_USES = "try_record_key_uses";
 }

@@ -1,4 +1,4 @@
-PREPARE fetch_keys_of_any_tenant_by_prefix (text, text, timestamp with time zone, text, bigint) AS
+PREPARE fetch_keys_of_any_tenant_by_prefix (text, text, bigint) AS
 SELECT
   "api_keys"."id",
   "api_keys"."tenant_id",
@@ -24,11 +24,10 @@ WHERE
         WHERE "api_keys"."key_prefix" ~>=~ $1
           AND "api_keys"."key_prefix" ~<~ $2 OFFSET 0
       ) AS "found"
-      WHERE ("found"."created_at", "found"."id") < ($3, $4)
       ORDER BY "found"."created_at" DESC, "found"."id" DESC
-      LIMIT (SELECT $5)
+      LIMIT (SELECT $3)
     )
   )
 ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC;
 
-EXPLAIN EXECUTE fetch_keys_of_any_tenant_by_prefix ('sk-live', 'sk-livf', '2026-04-21T22:33:10.486016Z', 'key', '50');
+EXPLAIN EXECUTE fetch_keys_of_any_tenant_by_prefix ('sk-live', 'sk-livf', '50');
