@@ -69,7 +69,7 @@ impl Drop for Database {
     }
 }
 
-fn locked(keeper: &Mutex<PgConnection>) -> MutexGuard<'_, PgConnection> {
+pub(crate) fn locked(keeper: &Mutex<PgConnection>) -> MutexGuard<'_, PgConnection> {
     keeper.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

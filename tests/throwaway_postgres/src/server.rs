@@ -3,6 +3,7 @@
 use std::env;
 use std::fs::{self, File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
 use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Database, Result, binaries, database};
 
@@ -36,7 +38,9 @@ impl Server {
         static SHARED: Mutex<Option<(Server, Option<File>)>> = Mutex::new(None);
 
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((server, _)) = &*shared {
+        if let Some((server, _)) = &*shared
+            && server.answers()
+        {
             return Ok(server.clone());
         }
         let (url, lock) = if let Ok(url) = env::var("TEST_DATABASE_URL") {
@@ -60,6 +64,10 @@ impl Server {
         Ok(Self { url, keeper: Arc::new(Mutex::new(conn)) })
     }
 
+    fn answers(&self) -> bool {
+        diesel::sql_query("SELECT 1").execute(&mut *database::locked(&self.keeper)).is_ok()
+    }
+
     /// Creates an empty database of one's own.
     pub fn create_database(&self) -> Result<Database> {
         Database::create(&self.url, Arc::clone(&self.keeper))
@@ -75,10 +83,10 @@ fn join_or_start(bin: &Path) -> Result<(String, File)> {
     create_home(&home)?;
     let starting = File::create(home.join("starting"))?;
     flock(&starting, FlockOperation::LockExclusive)?;
-    if !home.join("ready").exists() {
-        // Before the server: whatever becomes of this process, somebody cleans up.
+    if !is_running(&home) {
+        // Before the server, so that it is removed even if this process is killed.
         start_watchdog(&lock_path, &home)?;
-        stop_leftover(&home.join("data"))?;
+        clear(&home)?;
         initialize(bin, &home, &[])?;
         launch(bin, &home, DEFAULT_PORT, &["synchronous_commit=off".to_owned()])?;
         File::create(home.join("ready"))?;
@@ -172,19 +180,53 @@ pub(crate) fn launch(bin: &Path, home: &Path, port: u16, settings: &[String]) ->
     wait_until_ready(postgres, &url_in(home, port), &log)
 }
 
-/// A process that was killed while it started a server may have left one half-started.
-fn stop_leftover(data: &Path) -> Result<()> {
-    if let Ok(pid_file) = fs::read_to_string(data.join("postmaster.pid")) {
-        let pid = pid_file.lines().next().and_then(|line| line.parse().ok());
-        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-            while rustix::process::test_kill_process(pid).is_ok() {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+/// Whether the server of a folder was started and lives. After a crash of one of its processes it recovers first.
+fn is_running(home: &Path) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while home.join("ready").exists() && postmaster(home).is_some() {
+        if PgConnection::establish(&url_in(home, DEFAULT_PORT)).is_ok() || Instant::now() > deadline {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+/// The process that runs the server of a folder. The id that the server wrote down may be another process's by now, so
+/// the process must also work in the data folder. That of a zombie is not known.
+fn postmaster(home: &Path) -> Option<Pid> {
+    let data = home.join("data").canonicalize().ok()?;
+    let pid_file = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let pid = pid_file.lines().next()?.parse().ok()?;
+    let works_in = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    Pid::from_raw(pid).filter(|_| works_in == data)
+}
+
+/// Removes what is left of a server that was killed, and of one whose starter was killed before it was ready.
+fn clear(home: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    gone(fs::remove_file(home.join("ready")))?;
+    while let Some(pid) = postmaster(home) {
+        let signal = if Instant::now() < deadline { Signal::INT } else { Signal::KILL };
+        let _ = kill_process(pid, signal);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for socket in [".s.PGSQL.5432", ".s.PGSQL.5432.lock"] {
+        gone(fs::remove_file(home.join(socket)))?;
+    }
+    // A backend outlives a killed postmaster for a moment, and may still write a file.
+    loop {
+        match gone(fs::remove_dir_all(home.join("data"))) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            removed => return Ok(removed?),
         }
     }
-    match fs::remove_dir_all(data) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+}
+
+/// What was to be removed may be gone already.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }

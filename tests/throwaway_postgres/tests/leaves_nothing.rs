@@ -1,4 +1,4 @@
-//! Processes that are killed leave no database, no server and no folder behind.
+//! Processes that are killed leave no database, no server and no folder behind, and a killed server is replaced.
 
 use std::env;
 use std::fs;
@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Another process that holds a migrated database, on a server that is not the one of this test's process.
 struct Holder {
@@ -40,6 +41,12 @@ impl Holder {
     fn home(&self) -> PathBuf {
         let (_, host) = self.url.split_once("host=").unwrap();
         PathBuf::from(host.split('&').next().unwrap())
+    }
+
+    /// The server's first process, by its id.
+    fn postmaster(&self) -> i32 {
+        let pid_file = fs::read_to_string(self.home().join("data/postmaster.pid")).unwrap();
+        pid_file.lines().next().unwrap().parse().unwrap()
     }
 }
 
@@ -83,8 +90,7 @@ fn the_last_process_takes_the_server_and_its_folder_along_however_it_ends() {
     for kill in [true, false] {
         let mut last = Holder::start(&programs);
         let home = last.home();
-        let pid_file = fs::read_to_string(home.join("data/postmaster.pid")).unwrap();
-        let postmaster = Path::new("/proc").join(pid_file.lines().next().unwrap());
+        let postmaster = Path::new("/proc").join(last.postmaster().to_string());
         assert!(postmaster.exists());
 
         if kill {
@@ -96,6 +102,34 @@ fn the_last_process_takes_the_server_and_its_folder_along_however_it_ends() {
         eventually("the folder is there", || !home.exists());
         eventually("the lock file is there", || !home.with_extension("lock").exists());
         eventually("the server runs", || !postmaster.exists());
+    }
+    fs::remove_file(programs).unwrap();
+}
+
+#[test]
+fn a_server_that_was_killed_is_replaced_by_the_next_process() {
+    let programs = programs("dead");
+    // While its starter lives, the killed server stays a zombie, to which signals can be sent.
+    for starter_lives in [true, false] {
+        let (starter, other) = (Holder::start(&programs), Holder::start(&programs));
+        let (home, killed) = (other.home(), other.postmaster());
+        let starter = if starter_lives {
+            Some(starter)
+        } else {
+            starter.kill();
+            None
+        };
+        kill_process(Pid::from_raw(killed).unwrap(), Signal::KILL).unwrap();
+        eventually("the killed server answers", || PgConnection::establish(&other.url).is_err());
+
+        let next = Holder::start(&programs);
+        assert_eq!(next.home(), home, "the new server is where the old one was");
+        PgConnection::establish(&next.url).expect("the new server does not answer");
+        let joins = Holder::start(&programs);
+        assert_eq!(joins.postmaster(), next.postmaster(), "a living server is not replaced");
+
+        starter.into_iter().chain([other, next, joins]).for_each(Holder::kill);
+        eventually("the folder is there", || !home.exists());
     }
     fs::remove_file(programs).unwrap();
 }
