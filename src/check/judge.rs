@@ -33,6 +33,14 @@ impl Verdict {
         self.obstacles.push(Obstacle { name: name.into(), why: why.into(), action: action.into(), effect });
     }
 
+    /// Whether a table or a column is not what the crate reads.
+    pub(crate) fn has_other_shapes(&self) -> bool {
+        self.obstacles.iter().any(|obstacle| {
+            obstacle.effect == Effect::BlocksMigration
+                && (obstacle.name.starts_with("table ") || obstacle.name.starts_with("column "))
+        })
+    }
+
     pub(crate) fn into_report(mut self, facts: &Facts) -> Report {
         self.obstacles.sort_by(|a, b| (a.effect, &a.name).cmp(&(b.effect, &b.name)));
         let is_pending = |step: &Step| self.pending.contains(&step);

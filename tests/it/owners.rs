@@ -154,3 +154,26 @@ fn what_an_unrelated_role_has_planted_is_found_and_refused() {
         assert_eq!(check(&mut conn).unwrap().obstacles, [], "a superuser may own it: {object}");
     }
 }
+
+#[test]
+fn a_view_in_the_place_of_the_keys_is_refused_before_it_is_read() {
+    let (_database, mut conn) = empty_apart();
+    let role = lines(&mut conn, "SELECT 'neighbour_of_' || current_database() AS line").remove(0);
+    conn.batch_execute(&format!(
+        "CREATE ROLE {role}; GRANT CREATE ON SCHEMA public TO {role};
+         CREATE SEQUENCE caught; GRANT USAGE ON SEQUENCE caught TO PUBLIC;
+         SET ROLE {role};
+         CREATE FUNCTION trap() RETURNS timestamptz LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM nextval('public.caught'); RETURN NULL; END $$;
+         CREATE VIEW api_keys AS SELECT 'id'::varchar AS id, 'hash'::varchar AS key_hash, trap() AS created_at;
+         RESET ROLE"
+    ))
+    .unwrap();
+    let refused = migrate(&mut conn).unwrap_err();
+    assert!(matches!(refused, Error::NotReady(_)), "{refused:?}");
+    assert_eq!(
+        lines(&mut conn, "SELECT is_called::text AS line FROM caught"),
+        ["false"],
+        "the view was read"
+    );
+}
