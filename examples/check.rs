@@ -1,27 +1,43 @@
-//! Prints what stands between a database and the crate. It changes nothing there.
+//! Prints the obstacles between a database and the crate. It changes nothing there.
 //!
 //! ```text
 //! DATABASE_URL=postgres://.. cargo run --example check
 //! ```
 //!
-//! Without `DATABASE_URL` it shows the report on a throwaway database that lacks an index and is pending.
+//! Without `DATABASE_URL` it prints the report of a throwaway database that lacks an index.
 
 use std::env;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use api_keys_driver::{Effect, Report, check, migrate};
+use api_keys_driver::{Effect, Error, Report, check, migrate};
 use comfy_table::{ContentArrangement, Table};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection};
 
-fn main() -> throwaway_postgres::Result<ExitCode> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("check: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprintln!("  because: {}", cause.to_string().trim_end());
+                source = cause.source();
+            }
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Fails if something blocks `migrate` or a method.
+fn run() -> throwaway_postgres::Result<ExitCode> {
     let report = match env::var("DATABASE_URL") {
         Ok(url) => {
-            let mut conn = PgConnection::establish(&url)?;
+            let mut conn = PgConnection::establish(&url).map_err(Error::from)?;
             let started = Instant::now();
             let report = check(&mut conn)?;
-            println!("looked for {:?}", started.elapsed());
+            println!("read the catalog in {:?}", started.elapsed());
             report
         }
         Err(_) => on_a_throwaway_database()?,
@@ -41,7 +57,7 @@ fn on_a_throwaway_database() -> throwaway_postgres::Result<Report> {
 fn print(report: &Report) {
     let schema = report.schema.as_deref().unwrap_or("none");
     println!("PostgreSQL {}, schema {schema}", report.server_version);
-    println!("{} migrations are applied, {} are pending", report.applied.len(), report.pending.len());
+    println!("migrations applied: {}, pending: {}", report.applied.len(), report.pending.len());
     for step in &report.pending {
         println!("  {step}");
     }

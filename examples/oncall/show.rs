@@ -36,8 +36,8 @@ pub(crate) fn run(conn: &mut PgConnection, place: &Place) -> Result {
 }
 
 fn state(key: &KeySnapshot, auth: &KeyAuthSnapshot) -> Table {
-    let limit = |limit: Option<i32>| limit.map_or_else(|| "none".into(), |limit| limit.to_string());
-    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "none".into(), printable);
+    let limit = |limit: Option<i32>| limit.map_or_else(|| "not set".into(), |limit| limit.to_string());
+    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "not set".into(), printable);
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY);
     table.add_rows([
