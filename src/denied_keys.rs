@@ -60,10 +60,10 @@ struct Known {
 #[non_exhaustive]
 pub struct CaughtUp {
     /// How many events it took in.
-    pub events: u64,
+    pub events: i64,
     /// How many events it stepped over because the id of their key or tenant is not UTF-8. No method of this
     /// crate finds such a key.
-    pub unreadable: u64,
+    pub unreadable: i64,
     /// Whether it began anew from the table, because the server is another one or failed over, or because
     /// the triggers were made anew.
     pub is_seeded_anew: bool,

@@ -99,7 +99,7 @@ fn the_cache_equals_the_table_whenever_it_was_started() {
 }
 
 /// Compacts all that may be, in small batches.
-fn compact(conn: &mut PgConnection, passed: Option<EventPosition>) -> u64 {
+fn compact(conn: &mut PgConnection, passed: Option<EventPosition>) -> i64 {
     let passed = passed.unwrap_or_else(|| KeysDriver::new(conn).fetch_key_events_head().unwrap());
     let (mut deleted, mut after) = (0, EventPosition::default());
     loop {

@@ -254,7 +254,7 @@ impl Fire {
     fn delete(&self, conn: &mut PgConnection, random: &mut Random) -> Result<()> {
         let moment = Utc::now() - TimeDelta::days(20) - random.age();
         let deleted = KeysDriver::new(conn).delete_calls_before(moment, random.of(&[1, 10, 100]))?;
-        add(&self.counts.deleted, deleted);
+        add(&self.counts.deleted, deleted.unsigned_abs());
         thread::sleep(Duration::from_millis(random.below(200)));
         Ok(())
     }

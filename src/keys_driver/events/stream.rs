@@ -32,7 +32,7 @@ pub(crate) struct Stretch {
 #[non_exhaustive]
 pub struct Compaction {
     /// How many events were deleted.
-    pub deleted: u64,
+    pub deleted: i64,
     /// The last event that was looked at. The next call goes on behind it. `None`: there was none left.
     pub looked_to: Option<EventPosition>,
 }
@@ -126,7 +126,7 @@ impl KeysDriver<'_> {
     /// # use chrono::{DateTime, TimeDelta, Utc};
     /// # use diesel::PgConnection;
     /// /// Keeps a year of history.
-    /// fn compact(conn: &mut PgConnection, passed: EventPosition, now: DateTime<Utc>) -> Result<u64> {
+    /// fn compact(conn: &mut PgConnection, passed: EventPosition, now: DateTime<Utc>) -> Result<i64> {
     ///     let (mut deleted, mut after) = (0, EventPosition::default());
     ///     loop {
     ///         let recorded_before = now - TimeDelta::days(365);
@@ -161,7 +161,7 @@ impl KeysDriver<'_> {
         require_epoch(epoch, passed)?;
         let looked_to = transaction_id.zip(id);
         Ok(Compaction {
-            deleted: u64::try_from(deleted).unwrap_or_default(),
+            deleted,
             looked_to: looked_to.map(|(transaction_id, id)| EventPosition { epoch, transaction_id, id }),
         })
     }

@@ -39,10 +39,8 @@ impl KeysDriver<'_> {
     /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
     /// # expire(&mut database.connect().unwrap(), Utc::now()).unwrap();
     /// ```
-    pub fn delete_calls_before(&mut self, moment: DateTime<Utc>, limit: u32) -> Result<u64> {
-        let deleted: i64 =
-            DeleteCalls { moment: moment.into(), limit: limit.into() }.change_one(self.conn)?;
-        Ok(deleted.unsigned_abs())
+    pub fn delete_calls_before(&mut self, moment: DateTime<Utc>, limit: u32) -> Result<i64> {
+        DeleteCalls { moment: moment.into(), limit: limit.into() }.change_one(self.conn)
     }
 
     /// Declares that calls before a moment may go while their usage stays, and returns the moment up to which
