@@ -59,6 +59,7 @@ mod unused;
 mod usage;
 mod usage_partitions;
 mod usage_plans;
+mod usage_restore;
 mod usage_roll_up;
 mod usage_soak;
 mod uses;

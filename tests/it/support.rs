@@ -6,6 +6,7 @@ pub(crate) mod plans;
 pub(crate) mod prepared;
 mod rows;
 mod snapshots;
+pub(crate) mod usage;
 
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};

@@ -1,0 +1,108 @@
+//! Usage after a dump was restored into a server whose transaction ids are lower: by the real `pg_dump` and `pg_restore`.
+
+use std::process::{Command, Stdio};
+
+use api_keys_driver::{KeyUsageSnapshot, KeysDriver, migrate};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use throwaway_postgres::{Database, PrivateServer};
+
+use crate::support::usage::{assert_exact, call, changes, fill, roll_up};
+use crate::support::{at, tenant};
+
+/// Copies a database with `pg_dump` and `pg_restore`; `false` where they are not beside the server's programs.
+fn restore(from: &Database, to: &Database, options: &[&str]) -> bool {
+    let programs = throwaway_postgres::programs().unwrap();
+    let (dump, restore) = (programs.join("pg_dump"), programs.join("pg_restore"));
+    if !dump.exists() || !restore.exists() {
+        eprintln!("skipped: there is no pg_dump or pg_restore beside the server's programs");
+        return false;
+    }
+    let mut dumping = Command::new(dump)
+        .args(["--format=custom", "--no-owner"])
+        .arg(from.url())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let restored = Command::new(restore)
+        .args(["--exit-on-error", "--no-owner"])
+        .args(options)
+        .args(["--dbname", to.url()])
+        .stdin(dumping.stdout.take().unwrap())
+        .output()
+        .unwrap();
+    assert!(dumping.wait().unwrap().success());
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    true
+}
+
+#[derive(QueryableByName)]
+struct Id {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+}
+
+fn id(conn: &mut PgConnection, sql: &str) -> i64 {
+    diesel::sql_query(sql).get_result::<Id>(conn).unwrap().id
+}
+
+const NEXT: &str = "SELECT pg_current_xact_id()::text::bigint AS id";
+
+/// The usage of the tenant of all time, also that of deleted calls.
+fn of_all_time(conn: &mut PgConnection) -> KeyUsageSnapshot {
+    KeysDriver::new(conn).fetch_tenant_usage(&tenant(), at("2000-01-01T00:00:00Z")).unwrap()
+}
+
+/// A database of a server that has been busy: a part is counted, a change waits, some calls are deleted, and their usage
+/// is kept. Each step of the three of a roll-up is one that a dump may find.
+fn busy(steps: usize) -> (PrivateServer, Database, PgConnection) {
+    let server = PrivateServer::start_new().unwrap();
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
+    let mut conn = database.connect().unwrap();
+    conn.batch_execute("DO $$ BEGIN FOR n IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
+        .unwrap();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T12:20:00Z");
+    assert!(KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-01T12:15:00Z"), 100).unwrap() > 0);
+    call(&mut conn, "late", "2026-03-02T12:16:00Z", "1");
+    for _ in 0..steps {
+        KeysDriver::new(&mut conn).roll_up_usage(at("2026-03-02T18:00:00Z"), 100).unwrap().unwrap();
+    }
+    call(&mut conn, "later", "2026-03-02T12:17:00Z", "1");
+    (server, database, conn)
+}
+
+#[test]
+fn a_dump_restored_into_a_younger_server_answers_the_plain_sums() {
+    let younger = PrivateServer::start_new().unwrap();
+    for steps in 0..4 {
+        let (_server, source, mut old) = busy(steps);
+        let copy = younger.create_database().unwrap();
+        if !restore(&source, &copy, &[]) {
+            return;
+        }
+        let mut conn = copy.connect().unwrap();
+        let merged_below = id(&mut conn, "SELECT max(merged_below) AS id FROM usage_progress");
+        assert!(id(&mut conn, NEXT) + 10_000 < merged_below, "the ids of the other server are not higher");
+
+        assert_exact(&mut conn);
+        assert_eq!(of_all_time(&mut conn), of_all_time(&mut old), "{steps} steps");
+        let waiting = changes(&mut conn);
+        assert!(waiting > 0);
+        call(&mut conn, "new and late", "2026-03-02T12:18:00Z", "1");
+        conn.batch_execute(
+            "UPDATE proxy_calls SET cost_cents = 7 WHERE id = 'late'; DELETE FROM proxy_calls WHERE id = 'c860'",
+        )
+        .unwrap();
+        assert!(changes(&mut conn) > waiting, "the triggers tell");
+        assert_exact(&mut conn);
+        let before = of_all_time(&mut conn);
+        roll_up(&mut conn, "2026-03-02T18:00:00Z");
+        assert_eq!(changes(&mut conn), 0, "{steps} steps");
+        assert_exact(&mut conn);
+        roll_up(&mut conn, "2026-03-03T00:00:00Z");
+        assert_exact(&mut conn);
+        assert_eq!(of_all_time(&mut conn), before, "{steps} steps");
+    }
+}
