@@ -1,5 +1,6 @@
 //! What usage costs when it is rolled up, and what that costs writers: `cargo bench --bench usage` prints the figures of
-//! `docs/usage.md`. `-- --calls 10000000` counts as many calls of one key (1,000,000 without it).
+//! `docs/usage.md`. `-- --calls 10000000` counts as many calls of one key (1,000,000 without it); `-- --no-writers`
+//! leaves out the inserts.
 
 use std::fs;
 use std::sync::Barrier;
@@ -34,9 +35,11 @@ fn main() -> Result<(), Error> {
     let mut conn = database.connect()?;
     migrate(&mut conn)?;
 
-    println!("Writers: microseconds of the server's processor for an insert, and inserts a second\n");
-    writers(database.url(), &mut conn)?;
-    conn.batch_execute("TRUNCATE proxy_calls")?;
+    if !arguments.iter().any(|argument| argument == "--no-writers") {
+        println!("Writers: microseconds of the server's processor for an insert, and inserts a second\n");
+        writers(database.url(), &mut conn)?;
+        conn.batch_execute("TRUNCATE proxy_calls")?;
+    }
 
     println!("\nCounting: calls a second, and what a reader notices of it\n");
     let sizes: Vec<u64> =
@@ -228,6 +231,10 @@ fn median(mut times: Vec<Duration>) -> f64 {
     times[times.len() / 2].as_secs_f64() * 1e6
 }
 
+/// Short heats, alternating, and many: a change of the machine's pace falls on both sides.
+const HEATS: u32 = 24;
+const INSERTS: u32 = 2_000;
+
 /// The existing service's insert: one statement as text, all columns, nine indexes.
 fn writers(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
     // Counting has begun, as on any database where a worker runs; what is loaded later is newer.
@@ -236,7 +243,7 @@ fn writers(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
     println!("{:32} {:>10} {:>10} {:>10} {:>10}", "", "without", "with", "ratio", "rate ratio");
     for (clients, statements) in [(1, 1), (1, 10), (8, 1), (8, 10)] {
         let mut heats = [Vec::new(), Vec::new()];
-        for heat in 0..6 {
+        for heat in 0..HEATS {
             for nth in 0..2 {
                 let with = (nth + heat) % 2 == 1;
                 let state = if with { "ENABLE" } else { "DISABLE" };
@@ -246,13 +253,13 @@ fn writers(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
                 heats[usize::from(with)].push(insert(url, clients, statements)?);
             }
         }
-        let best = |heats: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| {
+        let middle = |heats: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| {
             let mut all: Vec<f64> = heats.iter().map(of).collect();
             all.sort_by(f64::total_cmp);
             all[all.len() / 2]
         };
-        let (without, with) = (best(&heats[0], |heat| heat.0), best(&heats[1], |heat| heat.0));
-        let (rate, rate_with) = (best(&heats[0], |heat| heat.1), best(&heats[1], |heat| heat.1));
+        let (without, with) = (middle(&heats[0], |heat| heat.0), middle(&heats[1], |heat| heat.0));
+        let (rate, rate_with) = (middle(&heats[0], |heat| heat.1), middle(&heats[1], |heat| heat.1));
         println!(
             "{:32} {without:>7.1} us {with:>7.1} us {:>10.3} {:>10.3}",
             format!("{clients} client(s), {statements} a transaction"),
@@ -266,7 +273,7 @@ fn writers(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
 
 /// Microseconds of the server's processor for an insert, and inserts a second.
 fn insert(url: &str, clients: u32, statements: u32) -> Result<(f64, f64), Error> {
-    let each = 6_000 / clients;
+    let each = INSERTS / clients;
     let start = Barrier::new(clients as usize);
     let results: Vec<Result<(f64, f64), Error>> = thread::scope(|scope| {
         let run = |client: u32| {

@@ -12,10 +12,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use api_keys_driver::schema::proxy_calls;
 use api_keys_driver::{
-    Advice, ApiKeysFacadeDriver, Error, KeyId, KeyStatus, KeysDriver, Page, Pool, PoolConfig, Result,
-    StatementCache, TenantId, Timeouts, Transaction, TryLock, migrate,
+    Advice, ApiKeysFacadeDriver, Bucket, Error, KeyId, KeyStatus, KeyUsageSnapshot, KeysDriver, Page, Pool,
+    PoolConfig, Result, StatementCache, TenantId, Timeouts, Transaction, TryLock, migrate,
 };
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
 
@@ -268,6 +270,79 @@ fn with_the_statement_cache_on_answers_are_wrong_or_fail() {
     println!("cache on: {answers:?}");
     if !knows_prepared_statements(&program().unwrap()).unwrap() {
         assert!(answers.wrong + answers.failed > 0, "then the cache need not be off: {answers:?}");
+    }
+}
+
+/// What each worker's tenant used, asked in every way; whatever is counted, recounted or deleted meanwhile.
+fn ask_for_usage(worker: usize, conn: &mut PgConnection) -> Result<bool> {
+    let (tenant_id, key_id) = (TenantId::from(worker.to_string()), KeyId::from(format!("{worker}-0")));
+    let (since, middle, never) =
+        (at("2025-12-01T00:00:00Z"), CallRow::default().created_at, at("2099-01-01T00:00:00Z"));
+    let calls = i64::try_from(worker).unwrap();
+    let mut used = KeyUsageSnapshot::default();
+    (used.request_count, used.spend_cents) = (calls, decimal("0.5") * calls);
+    let none = KeyUsageSnapshot::default();
+
+    let mut keys = KeysDriver::new(conn);
+    let pairs = keys.fetch_key_usage_between(&tenant_id, &key_id, &[since, middle, never])?;
+    let hours = keys.fetch_key_usage_series(
+        &tenant_id,
+        &key_id,
+        middle - TimeDelta::hours(1)..middle + TimeDelta::hours(1),
+        Bucket::Hour,
+    )?;
+    let page = keys.fetch_keys_with_usage(&tenant_id, since, Page::default())?;
+    Ok(pairs == [none.clone(), used.clone()]
+        && hours.iter().map(|hour| hour.usage.request_count).sum::<i64>() == calls
+        && keys.fetch_key_usage(&tenant_id, &key_id, since)? == used
+        && keys.fetch_tenant_usage(&tenant_id, since)? == used
+        && keys.fetch_tenant_usage_by_key(&tenant_id, since..never, 9)? == [(key_id.clone(), used.clone())]
+        && page
+            .iter()
+            .all(|(key, usage)| *usage == if key.id == key_id { used.clone() } else { none.clone() })
+        && page.len() == worker)
+}
+
+#[test]
+fn usage_is_exact_behind_the_bouncer_while_it_is_counted_recounted_and_deleted() {
+    let server = PrivateServer::start_new().unwrap();
+    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
+    let mut direct = database.connect().unwrap();
+    insert_tenants(&mut direct);
+    let pool = bouncer.pool(&database);
+    let until = CallRow::default().created_at + TimeDelta::hours(1);
+    let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
+
+    let maintain = |nth: usize| {
+        let mut conn = pool.get()?;
+        let mut keys = KeysDriver::new(&mut conn);
+        if nth.is_multiple_of(5) {
+            keys.recount_usage(DateTime::UNIX_EPOCH)?;
+        }
+        keys.roll_up_usage(until, 3)?;
+        if nth > ROUNDS / 2 {
+            keys.delete_calls_before(until, 2)?;
+            keys.retire_calls_before(until)?;
+        }
+        Ok(keys.fetch_usage_drift(all.clone(), 5)?.is_empty())
+    };
+    let answers = work_all(|worker| {
+        let mut answers = Answers::default();
+        for nth in 0..ROUNDS {
+            let asked = pool.get().map_err(Error::from).and_then(|mut conn| ask_for_usage(worker, &mut conn));
+            answers.note(&asked.inspect_err(|error| eprintln!("{error:?}")));
+            answers.note(&maintain(nth).inspect_err(|error| eprintln!("{error:?}")));
+        }
+        answers
+    });
+    assert_eq!(answers, Answers { right: WORKERS * ROUNDS * 2, ..Answers::default() });
+
+    let progress = KeysDriver::new(&mut direct).roll_up_usage(until, 1_000).unwrap().unwrap();
+    assert_eq!(progress.counted_to, until);
+    assert_eq!(proxy_calls::table.count().get_result::<i64>(&mut direct), Ok(0), "retention deleted them");
+    for worker in 1..=WORKERS {
+        assert!(ask_for_usage(worker, &mut direct).unwrap());
     }
 }
 

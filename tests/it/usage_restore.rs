@@ -60,8 +60,10 @@ fn busy(steps: usize) -> (PrivateServer, Database, PgConnection) {
     let server = PrivateServer::start_new().unwrap();
     let database = server.create_database().unwrap().prepare(migrate).unwrap();
     let mut conn = database.connect().unwrap();
-    conn.batch_execute("DO $$ BEGIN FOR n IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
-        .unwrap();
+    conn.batch_execute(
+        "DO $$ BEGIN FOR n IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
+    )
+    .unwrap();
     fill(&mut conn);
     roll_up(&mut conn, "2026-03-02T12:20:00Z");
     assert!(KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-01T12:15:00Z"), 100).unwrap() > 0);
