@@ -8,17 +8,14 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use api_keys_driver::{
-    ConnectFailure, KeyHash, KeyId, KeysDriver, NewKey, PoolConfig, TenantId, Transaction,
-};
+use api_keys_driver::{KeyHash, KeyId, KeysDriver, NewKey, PoolConfig, TenantId, Transaction};
 use chrono::Utc;
-use diesel::PgConnection;
-use diesel::connection::{Connection, Instrumentation, InstrumentationEvent, SimpleConnection};
-use diesel::r2d2::CustomizeConnection;
+use diesel::connection::{
+    Instrumentation, InstrumentationEvent, SimpleConnection, set_default_instrumentation,
+};
 use tracing::{debug, warn};
 
 /// Reports each statement that takes longer, and each that fails.
-#[derive(Clone, Copy, Debug)]
 struct Trace {
     slow: Duration,
     started: Option<Instant>,
@@ -47,21 +44,15 @@ impl Instrumentation for Trace {
     }
 }
 
-/// Gives each connection of a pool its own trace.
-impl CustomizeConnection<PgConnection, ConnectFailure> for Trace {
-    fn on_acquire(&self, conn: &mut PgConnection) -> Result<(), ConnectFailure> {
-        conn.set_instrumentation(*self);
-        Ok(())
-    }
-}
-
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
     let database = throwaway_postgres::empty()?.prepare(api_keys_driver::migrate)?;
 
-    let config = PoolConfig::new(database.url()).size(3);
-    let trace = Trace { slow: Duration::from_millis(100), started: None };
-    let pool = config.builder().connection_customizer(Box::new(trace)).build_unchecked(config.manager());
+    // Each connection that is opened from now on has a trace of its own.
+    set_default_instrumentation(|| {
+        Some(Box::new(Trace { slow: Duration::from_millis(100), started: None }))
+    })?;
+    let pool = PoolConfig::new(database.url()).size(3).build()?;
     let transaction = Transaction::attempts(3)
         .on_retry(|retry| warn!(attempt = retry.attempt, reason = %retry.reason, "transaction runs again"));
 

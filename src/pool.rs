@@ -3,6 +3,7 @@
 
 mod connection_string;
 mod manager;
+mod watch;
 
 use std::fmt;
 use std::time::{Duration, Instant};

@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::r2d2::{ManageConnection, R2D2Connection};
 use diesel::sql_types::Text;
 
-use super::StatementCache;
+use super::{StatementCache, watch};
 use crate::error::{ConnectFailure, connect_error};
 use crate::{Result, Timeouts, session};
 
@@ -18,12 +18,18 @@ use crate::{Result, Timeouts, session};
 /// Diesel's own manager drops a connection that is lost, or that is returned with an open transaction. This manager
 /// also drops:
 ///
-/// - a connection on which a method failed with [`Advice::Reconnect`](crate::Advice::Reconnect) or
-///   [`Advice::CheckOutcome`](crate::Advice::CheckOutcome), even if later statements succeeded
+/// - a connection on which a method of this crate, or a statement that the engine sent itself, failed with
+///   [`Advice::Reconnect`](crate::Advice::Reconnect) or [`Advice::CheckOutcome`](crate::Advice::CheckOutcome), even if
+///   later statements succeeded
 /// - a connection that is older than the pool's `max_lifetime` when it is returned
 /// - a connection whose server no longer matches `target_session_attrs` when `get` tests it, such as a connection to
 ///   the former primary after a failover. For this, the connection string must ask for `read-write` or `primary`. The
 ///   check replaces the usual test and costs no further round trip.
+///
+/// To notice the engine's own statements, the manager sets an instrumentation on each connection, which passes all
+/// events on to Diesel's default instrumentation. If an engine calls `set_instrumentation` on a connection, only the
+/// failures of this crate's methods and of [`Transaction`](crate::Transaction) are noticed there: set a default
+/// instrumentation (`diesel::connection::set_default_instrumentation`) instead.
 #[derive(Clone)]
 pub struct PoolManager {
     pub(super) connection_string: String,
@@ -56,6 +62,7 @@ impl PoolManager {
             StatementCache::Off => conn.set_prepared_statement_cache_size(CacheSize::Disabled),
         }
         session::set_opened_at(&mut conn, self.start.elapsed());
+        watch::watch(&mut conn);
         Ok(conn)
     }
 
@@ -100,6 +107,7 @@ impl ManageConnection for PoolManager {
         std::thread::panicking()
             || conn.is_broken()
             || session::is_marked_broken(conn)
+            || watch::saw_broken(conn)
             || self.is_too_old(conn)
     }
 }

@@ -2,6 +2,7 @@
 //! hand it out again, whichever method met it and whatever worked on it afterwards.
 
 use anyhow::Context;
+use api_keys_driver::schema::api_keys;
 use api_keys_driver::{Advice, Error, KeysDriver, Pool, PoolConfig, Transaction};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -118,6 +119,49 @@ fn a_column_that_the_service_alters_costs_each_connection_one_call() {
         }
         assert!((1..=2).contains(&failures), "{failures} failures with two connections");
     }
+}
+
+#[test]
+fn an_engines_own_statement_condemns_its_connection_too() {
+    type Statement = fn(&mut PgConnection) -> QueryResult<()>;
+
+    fn names(conn: &mut PgConnection) -> QueryResult<()> {
+        api_keys::table.select(api_keys::name).load::<String>(conn).map(drop)
+    }
+    fn rename(conn: &mut PgConnection) -> QueryResult<()> {
+        diesel::update(api_keys::table).set(api_keys::name.eq("new")).execute(conn).map(drop)
+    }
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let pool = one_connection(&database);
+    let read_only = "SET default_transaction_read_only = on";
+    let failing: [(&str, Statement); 5] = [
+        ("DEALLOCATE ALL", names),
+        ("DEALLOCATE ALL", |conn| conn.transaction(names)),
+        (read_only, rename),
+        (read_only, |conn| conn.transaction(rename)),
+        ("DEALLOCATE ALL", |conn| conn.batch_execute("EXECUTE missing")),
+    ];
+    for (nth, (spoil, statement)) in failing.into_iter().enumerate() {
+        let mut conn = pool.get().unwrap();
+        let spoiled = backend(&mut conn);
+        names(&mut conn).unwrap();
+        conn.batch_execute(spoil).unwrap();
+        let error = Error::from(statement(&mut conn).unwrap_err());
+        assert_eq!(error.advice(), Advice::Reconnect, "{nth}: {error:?}");
+        conn.batch_execute("SELECT").expect("it looks healthy");
+        drop(conn);
+        assert_ne!(backend(&mut pool.get().unwrap()), spoiled, "{nth}");
+    }
+    let mut conn = pool.get().unwrap();
+    let kept = backend(&mut conn);
+    conn.batch_execute("SELECT 1 / 0").unwrap_err();
+    drop(conn);
+    assert_eq!(
+        backend(&mut pool.get().unwrap()),
+        kept,
+        "an error that has another advice costs no connection"
+    );
 }
 
 #[test]
