@@ -22,24 +22,24 @@ use crate::{KeyCursor, KeyId, KeyStatus, Page, Result, TenantId};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_keys, check_for_backend(Pg))]
 pub struct ApiKeySnapshot {
-    /// The key's own id.
+    /// The key's id.
     pub id: KeyId,
-    /// What people call the key.
+    /// The key's name. Several keys may have the same name.
     pub name: String,
-    /// The first characters of the secret, by which people tell keys apart.
+    /// The first characters of the secret, which help people to recognise the key.
     pub key_prefix: String,
-    /// The status, as stored.
+    /// The stored status.
     pub status: KeyStatus,
     /// When the key was created.
     #[diesel(deserialize_as = Time)]
     pub created_at: DateTime<Utc>,
-    /// When the key was last used, if it ever was.
+    /// When the key was last used; `None` is never.
     #[diesel(deserialize_as = MaybeTime)]
     pub last_used_at: Option<DateTime<Utc>>,
-    /// When the key expires, if it ever does.
+    /// When the key expires; `None` is never. The status may still be `active` after this time.
     #[diesel(deserialize_as = MaybeTime)]
     pub expires_at: Option<DateTime<Utc>>,
-    /// How often the key was used, as the service counted it.
+    /// The number of recorded uses of the key.
     pub total_requests: i64,
     /// Always `false`, because the facade hides synthetic keys.
     pub is_synthetic: bool,
@@ -51,24 +51,24 @@ pub struct ApiKeySnapshot {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_keys, check_for_backend(Pg))]
 pub struct ApiKeyDetailSnapshot {
-    /// The key's own id.
+    /// The key's id.
     pub id: KeyId,
-    /// What people call the key.
+    /// The key's name. Several keys may have the same name.
     pub name: String,
-    /// The first characters of the secret, by which people tell keys apart.
+    /// The first characters of the secret, which help people to recognise the key.
     pub key_prefix: String,
-    /// The status, as stored.
+    /// The stored status.
     pub status: KeyStatus,
     /// When the key was created.
     #[diesel(deserialize_as = Time)]
     pub created_at: DateTime<Utc>,
-    /// When the key was last used, if it ever was.
+    /// When the key was last used; `None` is never.
     #[diesel(deserialize_as = MaybeTime)]
     pub last_used_at: Option<DateTime<Utc>>,
-    /// When the key expires, if it ever does.
+    /// When the key expires; `None` is never. The status may still be `active` after this time.
     #[diesel(deserialize_as = MaybeTime)]
     pub expires_at: Option<DateTime<Utc>>,
-    /// How often the key was used, as the service counted it.
+    /// The number of recorded uses of the key.
     pub total_requests: i64,
     /// What the key may do. This is the stored text, which is not parsed and may not be JSON.
     pub permissions_json: Option<String>,

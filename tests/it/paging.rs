@@ -235,7 +235,7 @@ fn a_text_that_is_no_cursor_is_refused_with_what_to_do() {
     for text in bad {
         let refused = text.parse::<KeyCursor>();
         assert_eq!(refused, Err(ParseKeyCursorError), "{text:?}");
-        assert!(refused.unwrap_err().to_string().contains("pass back"));
+        assert!(refused.unwrap_err().to_string().contains("pass the text of a cursor unchanged"));
     }
 }
 

@@ -1,5 +1,5 @@
-//! An error whose advice is to take another connection condemns the one it came from: the pool does not
-//! hand it out again, whichever method met it and whatever worked on it afterwards.
+//! An error whose advice is to take another connection marks its connection as broken. The pool does not return that
+//! connection again, for each method, and even if later statements on it succeed.
 
 use anyhow::Context;
 use api_keys_driver::schema::api_keys;
@@ -31,7 +31,7 @@ fn needs_a_transaction(conn: &mut PgConnection, method: &Method) -> bool {
     matches!((method.call)(conn, &Input::default()), Err(Error::NotInTransaction))
 }
 
-/// Checks that what the method fails with condemns the connection, in a transaction and outside.
+/// Checks that the method's error marks the connection as broken, both inside and outside a transaction.
 fn assert_healed(pool: &Pool, method: &Method, spoil: &str) {
     let needs_a_transaction = needs_a_transaction(&mut pool.get().unwrap(), method);
     for in_transaction in [true, false] {
@@ -222,7 +222,7 @@ fn a_lost_connection_leaves_the_outcome_of_an_autocommit_change_open() {
 }
 
 #[test]
-fn an_engines_own_statement_condemns_the_connection_within_a_transaction() {
+fn a_failed_statement_of_an_engine_marks_the_connection_within_a_transaction() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let pool = one_connection(&database);
