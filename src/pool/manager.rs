@@ -74,7 +74,9 @@ impl PoolManager {
                     select(current_setting("transaction_read_only")).get_result::<String>(conn);
                 is_read_only.map(|setting| setting == "off")
             }
-            Target::Primary => select(pg_is_in_recovery()).get_result(conn).map(|replica: bool| !replica),
+            Target::Primary => {
+                select(pg_is_in_recovery()).get_result(conn).map(|is_standby: bool| !is_standby)
+            }
         }?;
         if matches_target { Ok(()) } else { Err(connect_error(not_the_target())) }
     }
