@@ -23,9 +23,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// rows, which include hashes, so the crate drops it. The source still names the table, the column and the constraint.
 ///
 /// Diesel 2.3 does not pass the server's error codes on. So the crate recognises some kinds only by the server's
-/// English message: a deadlock, both timeouts, an aborted transaction, a lost prepared statement and a schema mismatch.
-/// If the server's `lc_messages` is another language, these kinds are [`Error::Query`], whose advice is
-/// [`Advice::Fail`]. To avoid this, run `ALTER DATABASE .. SET lc_messages = 'C'`.
+/// English message: a deadlock, a lock timeout, a statement timeout, an aborted transaction, a lost prepared statement
+/// and a schema mismatch. If the server's `lc_messages` is another language, these kinds are [`Error::Query`], whose
+/// advice is [`Advice::Fail`]. To avoid this, run `ALTER DATABASE .. SET lc_messages = 'C'`.
 ///
 /// ```
 /// use api_keys_driver::{Advice, KeysDriver, PoolConfig, Result, TenantId};
@@ -328,9 +328,8 @@ pub enum Advice {
     RetryTransaction,
     /// Drop the connection, wait a moment, take another connection, and begin again.
     ///
-    /// The drivers and [`Transaction`](crate::Transaction) mark the connection as broken, and the pool drops it when it
-    /// is returned. If an engine's own statement fails, the connection is marked only within a
-    /// [`Transaction`](crate::Transaction).
+    /// A pool that was made by [`PoolConfig`](crate::PoolConfig) drops such a connection when it is returned: see
+    /// [`PoolManager`](crate::PoolManager).
     Reconnect,
     /// Take another connection, and read the rows to learn whether the change was committed.
     CheckOutcome,

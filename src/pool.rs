@@ -57,7 +57,7 @@ pub enum StatementCache {
 /// libpq tries the hosts of a connection string in order, each for `connect_timeout`. The default `wait` is long
 /// enough for three hosts that do not answer. With `target_session_attrs=read-write`, the pool does not return a
 /// connection to a server that has become read-only. This test does not detect a former primary that still accepts
-/// writes. For this reason, connections to several hosts live for at most one minute.
+/// writes. For this reason, connections to several hosts live for one minute by default.
 ///
 /// # Hangs without a timeout
 ///

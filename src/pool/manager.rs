@@ -26,10 +26,10 @@ use crate::{Result, Timeouts, session};
 ///   the former primary after a failover. For this, the connection string must ask for `read-write` or `primary`. The
 ///   check replaces the usual test and costs no further round trip.
 ///
-/// To notice the engine's own statements, the manager sets an instrumentation on each connection, which passes all
-/// events on to Diesel's default instrumentation. If an engine calls `set_instrumentation` on a connection, only the
-/// failures of this crate's methods and of [`Transaction`](crate::Transaction) are noticed there: set a default
-/// instrumentation (`diesel::connection::set_default_instrumentation`) instead.
+/// To detect failures of the engine's own statements, the manager sets an instrumentation on each connection. This
+/// instrumentation passes all events on to Diesel's default instrumentation. Do not call `set_instrumentation` on a
+/// connection of the pool: then only failures of this crate's methods and of [`Transaction`](crate::Transaction) are
+/// detected. Set a default instrumentation (`diesel::connection::set_default_instrumentation`) instead.
 #[derive(Clone)]
 pub struct PoolManager {
     pub(super) connection_string: String,

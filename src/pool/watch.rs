@@ -1,12 +1,12 @@
-//! Notices errors of all statements on a connection of the pool, also of those that an engine sends itself.
+//! Detects failed statements on a connection of the pool, including the engine's own statements.
 
 use diesel::connection::{Instrumentation, InstrumentationEvent, get_default_instrumentation};
 use diesel::prelude::*;
 
 use crate::error::advice_on;
 
-/// Remembers whether a statement failed with an error after which the connection must not be used again. Passes all events on to the
-/// default instrumentation, whose place it takes.
+/// Stores whether a statement failed with an error that requires another connection. It replaces Diesel's default
+/// instrumentation, and passes all events on to it.
 struct Watch {
     saw_broken: bool,
     default: Option<Box<dyn Instrumentation>>,
@@ -27,7 +27,7 @@ pub(super) fn watch(conn: &mut PgConnection) {
     conn.set_instrumentation(Watch { saw_broken: false, default: get_default_instrumentation() });
 }
 
-/// Whether a statement failed with such an error. Unknown if another instrumentation was set on the connection.
+/// Whether a statement failed with such an error. Returns `false` if the engine has set another instrumentation.
 pub(super) fn saw_broken(conn: &mut PgConnection) -> bool {
     conn.instrumentation().downcast_ref().is_some_and(|watch: &Watch| watch.saw_broken)
 }
