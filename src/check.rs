@@ -1,5 +1,5 @@
-//! Says what stands between a database and the crate, and changes nothing. `facts` reads the catalog,
-//! `expected` knows what the migrations leave, `judge` compares them.
+//! Reports what keeps the crate from working on a database, and changes nothing. `facts` reads the catalog,
+//! `expected` lists what the migrations create, and `judge` compares them.
 
 mod expected;
 mod facts;
@@ -22,18 +22,18 @@ use crate::{Error, Result};
 pub struct Report {
     /// The server's version, as it names it.
     pub server_version: String,
-    /// The schema that the tables are in, or would be made in.
+    /// The schema of the tables, or the one in which `migrate` would create them.
     pub schema: Option<String>,
     /// The migrations that are applied, oldest first.
     pub applied: Vec<String>,
     /// The migrations that [`migrate`](crate::migrate()) would apply, oldest first.
     pub pending: Vec<String>,
-    /// What is in the way. What blocks comes first.
+    /// The obstacles, those that block first.
     pub obstacles: Vec<Obstacle>,
 }
 
 impl Report {
-    /// Whether nothing is pending and nothing is in the way.
+    /// Whether no migration is pending and there is no obstacle.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.pending.is_empty() && self.obstacles.is_empty()
@@ -50,7 +50,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Something about a database that is in the way.
+/// A reason why [`migrate`](crate::migrate()) or some methods do not work on a database as they should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Obstacle {
@@ -60,7 +60,7 @@ pub struct Obstacle {
     pub why: String,
     /// The SQL or the action that removes it.
     pub action: String,
-    /// What it keeps from working.
+    /// What it prevents.
     pub effect: Effect,
 }
 
@@ -70,7 +70,7 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// What an [`Obstacle`] keeps from working.
+/// What an [`Obstacle`] prevents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Effect {
@@ -95,10 +95,11 @@ impl fmt::Display for Effect {
 /// Looks at everything that can keep [`migrate`](crate::migrate()) or the drivers from working on this
 /// database, and changes nothing.
 ///
-/// It reads the catalog in one read-only transaction, and no row of a table. It needs no rights but to
-/// connect. The answer is for the current role and search path: a worker calls it when it starts, with
-/// the connection that it will work with. Directly after [`migrate`](crate::migrate()) the report is
-/// clean. It takes milliseconds.
+/// It reads the catalog in one read-only transaction, and no row of a table. It needs no right except to
+/// connect. The report is about the current role and search path: a worker calls it when it starts, with
+/// the connection that it will use. A right that the role lacks is reported for each group of methods; a
+/// worker that calls none of them does not need it. Directly after [`migrate`](crate::migrate()) the owner's
+/// report is clean. `check` takes some milliseconds: see `docs/adoption.md`.
 ///
 /// ```
 /// # fn main() -> Result<(), throwaway_postgres::BoxError> {

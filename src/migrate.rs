@@ -1,4 +1,4 @@
-//! Brings a database to the schema of the crate. What a database has and lacks is found out in `check`.
+//! Brings a database to the schema of the crate. `check` finds out what a database has and lacks.
 
 mod failure;
 mod index;
@@ -18,17 +18,17 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 pub use self::progress::{Holder, Holders, Progress};
 
 use self::failure::StepFailed;
-use self::index::Table;
+use self::index::{Builder, Table};
 use self::session::Session;
 use self::watch::{Report, Watch};
 use crate::check::{Facts, Verdict, judge};
-use crate::steps::{Outset, Records, STEPS, Step, records};
+use crate::steps::{Index, Outset, Records, STEPS, Step, records};
 use crate::{Effect, Error, Obstacle, Result};
 
 /// The crate's migrations, for tools that list them. To run them, call [`migrate`].
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// How long a migrator waits for others, unless it is told otherwise.
+/// How long a migrator waits for other sessions unless it is set.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Brings a database to the schema that this crate needs, and returns the names of the migrations
@@ -39,27 +39,27 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// wait for it and find nothing to do. If nothing is to be done, the call returns at once, and needs no
 /// rights but to read the catalog.
 ///
-/// The process may be killed at any moment. The next call continues from there: it takes over what the
-/// server has finished meanwhile, waits for a build that still runs, and removes what an interrupted
-/// build left behind.
+/// The process may be killed at any moment. The next call continues: it takes over what the server has
+/// finished, waits for an index build that still runs, and removes the invalid index that an interrupted
+/// build leaves.
 ///
-/// No strong lock is waited for longer than a second at a time, and indexes are built concurrently. The
-/// time that the builds take grows with the tables, so the session's timeouts are lifted meanwhile, and
-/// put back. [`Migrator`] reports progress and sets how long the call waits for other sessions.
+/// The call waits for a strong lock for one second at a time, and builds indexes concurrently. The time
+/// of a build grows with the table, so the session's timeouts are lifted during the call and restored
+/// after it. [`Migrator`] reports progress and sets how long the call waits for other sessions.
 ///
-/// The tables are those that the connection's `search_path` finds, and new objects are made in the
-/// schema of `api_keys`. Call it on a connection that reaches the server directly: the lock between
-/// migrators belongs to a session, which a transaction-mode bouncer does not keep.
+/// The tables are those that the connection's `search_path` finds. New objects are created in the schema
+/// of `api_keys`. Call it on a connection that reaches the server directly: the lock between migrators
+/// belongs to a session, which a transaction-mode bouncer does not keep.
 ///
 /// # Errors
 ///
 /// - [`Error::AlreadyInTransaction`] inside a transaction, before anything is sent.
 /// - [`Error::UnsupportedServer`] before PostgreSQL 14.
-/// - [`Error::NotReady`] when something is in the way that can be known beforehand, rows included: all of
-///   it is named, and nothing was changed. [`check`](crate::check()) says so without trying.
-/// - [`Error::MigrationWaits`] when another session held it up for ten minutes: call it again.
-/// - [`Error::Migration`] when a step could not be done. The steps before it stand, the step itself left
-///   nothing behind, and the next call goes on from there.
+/// - [`Error::NotReady`] if obstacles are known before the first step, in the schema or in the rows. It names
+///   all of them, and nothing was changed. [`check`](crate::check()) reports those in the schema.
+/// - [`Error::MigrationWaits`] if another session blocked a step for ten minutes: call it again.
+/// - [`Error::Migration`] if a step failed. The steps before it are applied, the step itself changed nothing,
+///   and the next call continues with it.
 ///
 /// ```
 /// # fn main() -> Result<(), throwaway_postgres::BoxError> {
@@ -133,16 +133,16 @@ impl<'r> Migrator<'r> {
         self
     }
 
-    /// Calls the function with what happens, on the thread that migrates.
+    /// Calls the function with the progress, on the thread that migrates.
     #[must_use]
     pub fn report_to(mut self, report: impl FnMut(&Progress) + 'r) -> Self {
         self.report = Some(Box::new(report));
         self
     }
 
-    /// Looks through a second connection to the same database five times a second, and reports how far
-    /// an index build is and whom a running statement waits for. Without it only what is known between
-    /// two statements is reported.
+    /// Observes the migration five times a second through a second connection to the same database. It
+    /// reports the progress of an index build, and the sessions that a running statement waits for. Without
+    /// an observer, only what is known between two statements is reported.
     #[must_use]
     pub fn observe_through(mut self, observer: &'r mut PgConnection) -> Self {
         self.observer = Some(observer);
@@ -193,7 +193,7 @@ impl<'r> Migrator<'r> {
     }
 }
 
-/// One call at work.
+/// The state of one call.
 struct Run<'m, 'r, 'c> {
     session: Session<'c>,
     outset: Outset,
@@ -219,11 +219,12 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
             report: migrator.report.as_mut(),
             observer: migrator.observer.as_deref_mut(),
             step: String::new(),
+            is_english: session.is_english,
         };
         Ok(Self { session, outset, watch, schema, facts, verdict })
     }
 
-    /// Another migrator may have done everything while this one waited for it.
+    /// Reads the facts again: another migrator may have changed them while this one waited.
     fn look_again(&mut self) -> Result<()> {
         self.facts = Facts::gather(self.session.conn, &self.outset)?;
         self.verdict = judge(&self.facts);
@@ -261,7 +262,7 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
             self.watch.tell(&Progress::Step { name: step.name.into(), nth, of });
             if let Err(error) = work(&mut self, step) {
                 if let Error::UniqueViolation { .. } = error {
-                    // Rows that came after the look at them.
+                    // The rows were written after they were checked.
                     let rows = self.look_at_rows(&[step])?;
                     self.refuse_obstacles(rows)?;
                 }
@@ -272,38 +273,48 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
         Ok(names)
     }
 
+    fn builder<'a>(&'a mut self, index: &'a Index) -> Builder<'a, 'm, 'r> {
+        Builder { conn: &mut *self.session.conn, watch: &mut self.watch, index }
+    }
+
     fn apply(&mut self, step: &'static Step) -> Result<()> {
+        let schema = self.schema.clone();
         if let Some(index) = step.index() {
-            index::ensure(self.session.conn, &mut self.watch, &self.schema, &index)?;
+            self.builder(&index).ensure(&schema)?;
             return records::add(self.session.conn, &self.schema, step);
         }
         if self.verdict.done.contains(&step) {
             return records::add(self.session.conn, &self.schema, step);
         }
-        self.in_transaction(|conn, schema| {
-            conn.batch_execute(step.up)?;
-            records::add(conn, schema, step)
-        })
+        self.in_transaction(step.up, |conn| records::add(conn, &schema, step))
     }
 
     fn revert(&mut self, step: &'static Step) -> Result<()> {
+        let schema = self.schema.clone();
         if let Some(index) = step.index() {
-            index::remove(self.session.conn, &mut self.watch, &self.schema, &index)?;
+            self.builder(&index).remove(&schema)?;
             return records::remove(self.session.conn, &self.schema, step);
         }
-        self.in_transaction(|conn, schema| {
-            conn.batch_execute(step.down)?;
-            records::remove(conn, schema, step)
-        })
+        self.in_transaction(step.down, |conn| records::remove(conn, &schema, step))
     }
 
-    fn in_transaction(&mut self, work: impl Fn(&mut PgConnection, &str) -> Result<()> + Sync) -> Result<()> {
-        let schema = self.schema.clone();
+    /// Runs the SQL, and records it in the same transaction.
+    fn in_transaction(
+        &mut self,
+        sql: &str,
+        record: impl Fn(&mut PgConnection) -> Result<()> + Sync,
+    ) -> Result<()> {
         let conn = &mut *self.session.conn;
         let mut tables = Vec::new();
         for name in ["api_keys", "proxy_calls"] {
-            tables.extend(Table::find(conn, &schema, name)?.map(|table| table.oid));
+            tables.extend(Table::find(conn, &self.schema, name)?.map(|table| table.oid));
         }
-        self.watch.with_short_locks(conn, &tables, |conn| conn.transaction(|conn| work(conn, &schema)))
+        let sql = self.watch.in_english(sql);
+        self.watch.with_short_locks(conn, &tables, |conn| {
+            conn.transaction(|conn| {
+                conn.batch_execute(&sql)?;
+                record(conn)
+            })
+        })
     }
 }

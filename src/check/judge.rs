@@ -1,4 +1,4 @@
-//! Compares what is with what the migrations leave, and says what each difference means.
+//! Compares the database with what the migrations create, and turns each difference into an obstacle.
 
 mod column;
 mod objects;
@@ -9,15 +9,24 @@ use super::facts::{Facts, Home, Object};
 use super::{Effect, Expected, Obstacle, Report};
 use crate::steps::{STEPS, Step};
 
-/// The step that is left out where something is made of the column.
+/// The step that is skipped if a view, a policy or the like depends on the column.
 const WIDENING: &str = "widen_key_prefix";
 
-/// What follows from the facts.
+/// Whether the column holds less than the step gives it.
+pub(super) fn prefix_is_narrow(expected: &[Expected], objects: &[Object]) -> bool {
+    expected.iter().filter(|expected| expected.shaped_by == WIDENING).any(|expected| {
+        objects.iter().filter(|object| is_named(expected, object)).any(|object| {
+            column::difference(expected.definition, &object.definition) == Some(column::Difference::Narrow)
+        })
+    })
+}
+
+/// What the facts mean.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     /// The steps that `migrate` has to do, oldest first.
     pub(crate) pending: Vec<&'static Step>,
-    /// Those of them whose objects are all there, made by a run that is not recorded here.
+    /// The pending steps whose objects all exist although no step is recorded.
     pub(crate) done: Vec<&'static Step>,
     pub(crate) obstacles: Vec<Obstacle>,
 }
@@ -58,11 +67,11 @@ impl Verdict {
     }
 }
 
-/// Facts with what is looked up in them again and again.
+/// The facts and the pending steps, with the look-ups that the judges share.
 struct View<'f> {
     facts: &'f Facts,
     home: &'f Home,
-    /// The steps whose work is to be done or done again.
+    /// The steps to do or to repeat.
     pending: Vec<&'static Step>,
 }
 
@@ -104,7 +113,7 @@ pub(crate) fn judge(facts: &Facts) -> Verdict {
     verdict
 }
 
-/// Whether the step makes objects, and all of them are there.
+/// Whether the step creates objects, and all of them exist.
 fn is_done(step: &Step, facts: &Facts, home: &Home) -> bool {
     let mut made = facts.expected.iter().filter(|expected| expected.made_by == step.title()).peekable();
     made.peek().is_some() && made.all(|expected| expected.is_the_services() || is_there(expected, home))
@@ -113,7 +122,7 @@ fn is_done(step: &Step, facts: &Facts, home: &Home) -> bool {
 /// The steps to do: those that are not recorded, and those that are recorded while their objects are
 /// missing, with the steps before them that leave no object.
 ///
-/// The widening is no longer pending where it is not possible: everything else works without it.
+/// The widening is not pending if it is impossible: everything else works without it.
 fn pending(facts: &Facts, home: &Home) -> Vec<&'static Step> {
     let leaves_objects =
         |step: &Step| facts.expected.iter().any(|expected| expected.shaped_by == step.title());
@@ -143,8 +152,7 @@ fn pending(facts: &Facts, home: &Home) -> Vec<&'static Step> {
     pending
 }
 
-/// Whether repeating the step helps if the object is not as it should be. The steps that make a table leave
-/// one that exists as it is.
+/// Whether repeating the step repairs the object. A step that creates a table does not change one that exists.
 fn can_be_mended(expected: &Expected, facts: &Facts, home: &Home) -> bool {
     let its_table = facts.expected.iter().find(|table| table.kind == "table" && table.name == expected.table);
     its_table.is_none_or(|table| match home.objects.iter().find(|object| is_named(table, object)) {
@@ -153,7 +161,7 @@ fn can_be_mended(expected: &Expected, facts: &Facts, home: &Home) -> bool {
     })
 }
 
-/// Whether the object is there as the migrations leave it. Flaws that `migrate` does not mend are none.
+/// Whether the object exists as the migrations create it. Flaws that `migrate` cannot repair do not count.
 fn is_there(expected: &Expected, home: &Home) -> bool {
     home.objects.iter().filter(|object| is_named(expected, object)).any(|object| match expected.kind {
         "table" => is_table(object),

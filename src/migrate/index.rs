@@ -1,11 +1,11 @@
-//! Builds the index of a concurrent step, whatever an earlier try or another hand left of it.
+//! Builds the index of a concurrent step, whatever an earlier try or another session left of it.
 
 use diesel::connection::SimpleConnection;
+use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Nullable, Oid, Text};
 
 use super::failure::StepFailed;
-use super::partitions;
 use super::watch::Watch;
 use crate::steps::{Index, quoted};
 use crate::{Error, Result};
@@ -25,16 +25,23 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn find(conn: &mut PgConnection, schema: &str, name: &str) -> Result<Option<Self>> {
-        Ok(diesel::sql_query(include_str!("index/table.sql"))
-            .bind::<Text, _>(schema)
-            .bind::<Text, _>(name)
-            .get_result(conn)
-            .optional()?)
+        find(conn, include_str!("index/table.sql"), schema, name)
     }
 
     pub(super) fn qualified(&self) -> String {
         format!("{}.{}", quoted(&self.schema), quoted(&self.name))
     }
+}
+
+/// What has a name in a schema.
+fn find<T: QueryableByName<Pg> + 'static>(
+    conn: &mut PgConnection,
+    sql: &str,
+    schema: &str,
+    name: &str,
+) -> Result<Option<T>> {
+    let query = diesel::sql_query(sql).bind::<Text, _>(schema).bind::<Text, _>(name);
+    Ok(query.get_result(conn).optional()?)
 }
 
 /// What has the name of an index.
@@ -56,12 +63,8 @@ pub(super) struct Existing {
 }
 
 impl Existing {
-    pub(super) fn find(conn: &mut PgConnection, schema: &str, name: &str) -> Result<Option<Self>> {
-        Ok(diesel::sql_query(include_str!("index/existing.sql"))
-            .bind::<Text, _>(schema)
-            .bind::<Text, _>(name)
-            .get_result(conn)
-            .optional()?)
+    fn find(conn: &mut PgConnection, schema: &str, name: &str) -> Result<Option<Self>> {
+        find(conn, include_str!("index/existing.sql"), schema, name)
     }
 
     pub(super) fn is(&self, index: &Index, table: &Table) -> bool {
@@ -71,99 +74,101 @@ impl Existing {
     }
 }
 
-/// Sees to it that the index exists, is valid and is what the step describes.
-pub(super) fn ensure(
-    conn: &mut PgConnection,
-    watch: &mut Watch<'_, '_>,
-    schema: &str,
-    index: &Index,
-) -> Result<()> {
-    let Some(table) = Table::find(conn, schema, &index.table)? else {
-        return Err(StepFailed::because(
-            &watch.step,
-            format!("there is no table {}.{}", schema, index.table),
-        ));
-    };
-    if table.is_partitioned {
-        partitions::ensure(conn, watch, &table, &index.name, index)
-    } else {
-        ensure_on(conn, watch, &table, &index.name, index)
-    }
+/// Works on the index of one step. How it treats a partitioned table is in `partitions`.
+pub(super) struct Builder<'a, 'm, 'r> {
+    pub(super) conn: &'a mut PgConnection,
+    pub(super) watch: &'a mut Watch<'m, 'r>,
+    pub(super) index: &'a Index,
 }
 
-/// The same for one table that is not partitioned.
-pub(super) fn ensure_on(
-    conn: &mut PgConnection,
-    watch: &mut Watch<'_, '_>,
-    table: &Table,
-    name: &str,
-    index: &Index,
-) -> Result<()> {
-    let deadline = watch.deadline();
-    loop {
-        match Existing::find(conn, &table.schema, name)? {
-            None => build(conn, watch, table, name, index)?,
-            Some(other) if !other.is(index, table) => return Err(taken(watch, table, name, index)),
-            Some(index) if index.is_valid => return Ok(()),
-            Some(index) if index.is_being_built => watch.while_others_build(conn, table.oid, deadline)?,
-            Some(_) => drop_remains(conn, watch, table, name)?,
+impl Builder<'_, '_, '_> {
+    /// Makes sure that the index exists, is valid and is what the step describes.
+    pub(super) fn ensure(&mut self, schema: &str) -> Result<()> {
+        let Some(table) = Table::find(self.conn, schema, &self.index.table)? else {
+            let reason = format!("there is no table {schema}.{}", self.index.table);
+            return Err(StepFailed::because(&self.watch.step, reason));
+        };
+        self.ensure_on(&table, &self.index.name)
+    }
+
+    pub(super) fn ensure_on(&mut self, table: &Table, name: &str) -> Result<()> {
+        if table.is_partitioned {
+            self.ensure_on_parent(table, name)
+        } else {
+            self.ensure_on_leaf(table, name)
         }
     }
-}
 
-pub(super) fn taken(watch: &Watch<'_, '_>, table: &Table, name: &str, index: &Index) -> Error {
-    let wanted = index.create("CONCURRENTLY", &quoted(name), "", &table.qualified());
-    StepFailed::because(
-        &watch.step,
-        format!("{}.{name} is another index or relation than the one that is wanted: {wanted}", table.schema),
-    )
-}
-
-fn build(
-    conn: &mut PgConnection,
-    watch: &mut Watch<'_, '_>,
-    table: &Table,
-    name: &str,
-    index: &Index,
-) -> Result<()> {
-    watch.until_a_build_can_go_on(conn, table.oid)?;
-    let sql = index.create("CONCURRENTLY", &quoted(name), "", &table.qualified());
-    let built = watch.with_long_locks(conn, table.oid, &sql);
-    match built {
-        Ok(()) => Ok(()),
-        // Somebody else was faster: what that is, the next look tells.
-        Err(Error::Query(_))
-            if Existing::find(conn, &table.schema, name)?.is_some_and(|found| found.is_valid) =>
-        {
-            Ok(())
-        }
-        Err(error) => {
-            // An invalid unique index may refuse rows already. What stopped the build matters more than a
-            // failure to clean up, which the next call repeats.
-            let _ = drop_now(conn, table, name);
-            Err(error)
+    fn ensure_on_leaf(&mut self, table: &Table, name: &str) -> Result<()> {
+        let deadline = self.watch.deadline();
+        loop {
+            match self.existing(table, name)? {
+                None => self.build(table, name)?,
+                Some(other) if !other.is(self.index, table) => return Err(self.taken(table, name)),
+                Some(index) if index.is_valid => return Ok(()),
+                Some(index) if index.is_being_built => {
+                    self.watch.while_others_build(self.conn, table.oid, deadline)?;
+                }
+                Some(_) => {
+                    self.watch.until_a_build_can_go_on(self.conn, table.oid)?;
+                    self.watch.with_long_locks(self.conn, table.oid, &drop_of(table, name))?;
+                }
+            }
         }
     }
-}
 
-fn drop_remains(conn: &mut PgConnection, watch: &mut Watch<'_, '_>, table: &Table, name: &str) -> Result<()> {
-    watch.until_a_build_can_go_on(conn, table.oid)?;
-    watch.with_long_locks(conn, table.oid, &drop_of(table, name))
-}
-
-/// Drops the index. The server drops that of a partitioned table only in a transaction, with its parts.
-pub(super) fn remove(
-    conn: &mut PgConnection,
-    watch: &mut Watch<'_, '_>,
-    schema: &str,
-    index: &Index,
-) -> Result<()> {
-    let Some(table) = Table::find(conn, schema, &index.table)? else { return Ok(()) };
-    if !table.is_partitioned {
-        return watch.with_long_locks(conn, table.oid, &drop_of(&table, &index.name));
+    pub(super) fn existing(&mut self, table: &Table, name: &str) -> Result<Option<Existing>> {
+        Existing::find(self.conn, &table.schema, name)
     }
-    let sql = format!("DROP INDEX IF EXISTS {}.{}", quoted(schema), quoted(&index.name));
-    partitions::in_short_locks(conn, watch, &table, &sql)
+
+    pub(super) fn taken(&self, table: &Table, name: &str) -> Error {
+        let wanted = self.index.create("CONCURRENTLY", &quoted(name), "", &table.qualified());
+        let schema = &table.schema;
+        StepFailed::because(
+            &self.watch.step,
+            format!(
+                "{schema}.{name} is another index or relation than the one that is wanted: {wanted}. \
+                 Rename it or drop it, then migrate again"
+            ),
+        )
+    }
+
+    fn build(&mut self, table: &Table, name: &str) -> Result<()> {
+        self.watch.until_a_build_can_go_on(self.conn, table.oid)?;
+        let sql = self.index.create("CONCURRENTLY", &quoted(name), "", &table.qualified());
+        match self.watch.with_long_locks(self.conn, table.oid, &sql) {
+            Ok(()) => Ok(()),
+            // Another session was faster. The caller looks at what it made.
+            Err(Error::Query(_)) if self.existing(table, name)?.is_some_and(|found| found.is_valid) => Ok(()),
+            Err(error) => {
+                // An invalid unique index may refuse rows already. If dropping it fails too, the next call
+                // repeats it: what stopped the build is the error to report.
+                let _ = drop_now(self.conn, table, name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops the index. The server drops that of a partitioned table only in a transaction, with its parts.
+    pub(super) fn remove(&mut self, schema: &str) -> Result<()> {
+        let Some(table) = Table::find(self.conn, schema, &self.index.table)? else { return Ok(()) };
+        if !table.is_partitioned {
+            return self.watch.with_long_locks(self.conn, table.oid, &drop_of(&table, &self.index.name));
+        }
+        let sql = format!("DROP INDEX IF EXISTS {}.{}", quoted(schema), quoted(&self.index.name));
+        self.in_short_locks(&table, &sql)
+    }
+
+    pub(super) fn in_short_locks(&mut self, table: &Table, sql: &str) -> Result<()> {
+        let sql = self.watch.in_english(sql);
+        self.watch.with_short_locks(self.conn, &[table.oid], |conn| {
+            conn.transaction(|conn| {
+                conn.batch_execute("SET LOCAL lock_timeout = '1s'")?;
+                conn.batch_execute(&sql)?;
+                Ok(())
+            })
+        })
+    }
 }
 
 fn drop_now(conn: &mut PgConnection, table: &Table, name: &str) -> Result<()> {

@@ -1,16 +1,14 @@
 //! An index on a partitioned table: on the parent alone, concurrently on each partition, then attached.
 //!
-//! The server cannot build one concurrently by itself. Partitions that are made once the parent has its
-//! index get theirs from the server.
+//! PostgreSQL cannot build such an index concurrently in one statement. It creates the index on each partition
+//! that is created after the parent's index.
 
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Nullable, Oid, Text};
 
-use super::index::{Existing, Table, ensure_on, taken};
-use super::watch::Watch;
+use super::index::{Builder, Table};
 use crate::Result;
-use crate::steps::{Index, quoted};
+use crate::steps::quoted;
 
 /// The longest name that PostgreSQL keeps.
 const LONGEST_NAME: usize = 63;
@@ -28,77 +26,47 @@ struct Lacking {
     fitting: Option<String>,
 }
 
-pub(super) fn ensure(
-    conn: &mut PgConnection,
-    watch: &mut Watch<'_, '_>,
-    table: &Table,
-    name: &str,
-    index: &Index,
-) -> Result<()> {
-    match Existing::find(conn, &table.schema, name)? {
-        None => {
-            let sql = index.create("", &quoted(name), "ONLY", &table.qualified());
-            in_short_locks(conn, watch, table, &sql)?;
-        }
-        Some(existing) if existing.is(index, table) => {}
-        Some(_) => return Err(taken(watch, table, name, index)),
-    }
-    // A partition may be made or attached meanwhile, so the list is read until nothing is left on it.
-    while let Some(partition) = next_lacking(conn, table, name, index)? {
-        let part = partition.fitting.unwrap_or_else(|| name_of_part(name, &partition.table.name));
-        let built = if partition.table.is_partitioned {
-            ensure(conn, watch, &partition.table, &part, index)
-        } else {
-            ensure_on(conn, watch, &partition.table, &part, index)
-        };
-        match built {
-            Ok(()) => {}
-            Err(_) if Table::find(conn, &partition.table.schema, &partition.table.name)?.is_none() => {
-                continue;
+impl Builder<'_, '_, '_> {
+    pub(super) fn ensure_on_parent(&mut self, table: &Table, name: &str) -> Result<()> {
+        match self.existing(table, name)? {
+            None => {
+                let sql = self.index.create("", &quoted(name), "ONLY", &table.qualified());
+                self.in_short_locks(table, &sql)?;
             }
-            Err(error) => return Err(error),
+            Some(existing) if existing.is(self.index, table) => {}
+            Some(_) => return Err(self.taken(table, name)),
         }
-        let attach = format!(
-            "ALTER INDEX {}.{} ATTACH PARTITION {}.{}",
-            quoted(&table.schema),
-            quoted(name),
-            quoted(&partition.table.schema),
-            quoted(&part)
-        );
-        in_short_locks(conn, watch, &partition.table, &attach)?;
+        // A partition may be made or attached meanwhile, so the list is read until nothing is left on it.
+        while let Some(Lacking { table: partition, fitting, .. }) = self.next_lacking(table, name)? {
+            let part = fitting.unwrap_or_else(|| name_of_part(name, &partition.name));
+            match self.ensure_on(&partition, &part) {
+                Ok(()) => {}
+                // It was dropped meanwhile.
+                Err(_) if Table::find(self.conn, &partition.schema, &partition.name)?.is_none() => continue,
+                Err(error) => return Err(error),
+            }
+            let attach = format!(
+                "ALTER INDEX {}.{} ATTACH PARTITION {}.{}",
+                quoted(&table.schema),
+                quoted(name),
+                quoted(&partition.schema),
+                quoted(&part)
+            );
+            self.in_short_locks(&partition, &attach)?;
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-pub(super) fn in_short_locks(
-    conn: &mut PgConnection,
-    watch: &mut Watch<'_, '_>,
-    table: &Table,
-    sql: &str,
-) -> Result<()> {
-    watch.with_short_locks(conn, &[table.oid], |conn| {
-        conn.transaction(|conn| {
-            conn.batch_execute("SET LOCAL lock_timeout = '1s'")?;
-            conn.batch_execute(sql)?;
-            Ok(())
-        })
-    })
-}
-
-fn next_lacking(
-    conn: &mut PgConnection,
-    table: &Table,
-    name: &str,
-    index: &Index,
-) -> Result<Option<Lacking>> {
-    let lacking: Vec<Lacking> = diesel::sql_query(include_str!("partitions/lacking.sql"))
-        .bind::<Oid, _>(table.oid)
-        .bind::<Text, _>(&table.schema)
-        .bind::<Text, _>(name)
-        .bind::<Bool, _>(index.is_unique)
-        .bind::<Text, _>(&index.definition)
-        .load(conn)?;
-    Ok(lacking.into_iter().find(|partition| !partition.is_foreign))
+    fn next_lacking(&mut self, table: &Table, name: &str) -> Result<Option<Lacking>> {
+        let lacking: Vec<Lacking> = diesel::sql_query(include_str!("partitions/lacking.sql"))
+            .bind::<Oid, _>(table.oid)
+            .bind::<Text, _>(&table.schema)
+            .bind::<Text, _>(name)
+            .bind::<Bool, _>(self.index.is_unique)
+            .bind::<Text, _>(&self.index.definition)
+            .load(self.conn)?;
+        Ok(lacking.into_iter().find(|partition| !partition.is_foreign))
+    }
 }
 
 /// The name of a partition's part: always the same one, so that an interrupted build is found again.

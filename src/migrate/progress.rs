@@ -1,4 +1,4 @@
-//! What `migrate` tells its caller while it works, and the sessions that it waits for.
+//! The progress that `migrate` reports, and the sessions that it waits for.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub enum Progress {
         /// How many steps this call has to do.
         of: usize,
     },
-    /// The step builds an index. Only an observer connection makes this known.
+    /// The step builds an index. Only an observer connection sees this.
     Builds {
         /// The migration's name.
         step: String,
@@ -32,16 +32,17 @@ pub enum Progress {
     },
     /// The call waits for other sessions.
     Waits {
-        /// The migration's name; `None` while another migrator is at work.
+        /// The migration's name; `None` while another migrator works.
         step: Option<String>,
-        /// The sessions that hold it up. Empty if the server does not say.
+        /// The sessions that block it. Empty if the server does not name them.
         holders: Holders,
     },
 }
 
-/// A session of the server that holds a migration up.
+/// A session of the server that blocks a migration.
 ///
-/// A role that is no member of `pg_read_all_stats` sees less of other roles' sessions.
+/// For sessions of other roles, some fields are `None` unless the role that migrates is a member of
+/// `pg_read_all_stats`.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
 #[non_exhaustive]
 pub struct Holder {
@@ -86,7 +87,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Sessions that hold a migration up, shown as a list.
+/// Sessions that block a migration, displayed as a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holders(pub Vec<Holder>);
 

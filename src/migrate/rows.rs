@@ -1,4 +1,4 @@
-//! Rows that a pending step forbids, found before anything is changed.
+//! Finds the rows that a pending step would refuse, before anything is changed.
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
@@ -6,12 +6,12 @@ use diesel::sql_types::{BigInt, Text};
 use crate::steps::{Step, quoted};
 use crate::{Effect, Obstacle, Result};
 
-/// What of the rows a step relies on, and how it is told.
+/// A property of the rows that a step relies on, and how a violation is reported.
 struct Rule {
     /// The title of the step.
     step: &'static str,
     table: &'static str,
-    /// Selects the ids of the rows that break it, in the order in which they are named.
+    /// Selects the ids of the rows that violate it, in the order in which they are reported.
     ids: &'static str,
     complaint: &'static str,
     mend: &'static str,
@@ -52,8 +52,8 @@ struct Bad {
     ids: String,
 }
 
-/// Looks through the tables for rows that one of the steps forbids. It reads each table once, and
-/// nothing waits for it. The hashes themselves are not told.
+/// Searches the tables for rows that one of the steps would refuse. It scans a table once per rule, and
+/// blocks nobody. It never reports a hash.
 pub(crate) fn forbidden(
     conn: &mut PgConnection,
     schema: &str,

@@ -1,4 +1,4 @@
-//! The migrator's session: its settings while it works, the lock between migrators, and the way back.
+//! The migrator's session: its settings, which are restored afterwards, and the lock between migrators.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Text};
 
 use super::watch::Watch;
-use crate::steps::{Outset, SETTINGS, patiently, quoted};
+use crate::steps::{Outset, SETTINGS, is_english, patiently, quoted};
 use crate::{Error, Result};
 
 /// The advisory lock that only one migrator of a database holds: `api_keys` in ASCII.
@@ -27,24 +27,33 @@ extern "SQL" {
     fn set_config(name: Text, value: Text, is_local: Bool) -> Text;
 }
 
-/// A connection with the settings of a migrator. Dropping it puts back what was there, and gives the
-/// lock up.
+/// A connection with the settings of a migrator. Dropping it restores the former settings and releases the
+/// lock.
 pub(super) struct Session<'c> {
     pub(super) conn: &'c mut PgConnection,
     before: Vec<(&'static str, String)>,
     is_locked: bool,
+    /// Whether the server's errors are in English: lock timeouts are known by their words.
+    pub(super) is_english: bool,
 }
 
 impl<'c> Session<'c> {
     pub(super) fn begin(conn: &'c mut PgConnection, outset: &Outset) -> Result<Self> {
         let known = SETTINGS.iter().zip(&outset.settings);
         let known: Vec<_> = known.filter_map(|(set, before)| Some((set, before.clone()?))).collect();
-        let mut session = Self { conn, before: Vec::new(), is_locked: false };
+        let mut session = Self { conn, before: Vec::new(), is_locked: false, is_english: true };
         for ((name, value), before) in known {
             session.before.push((name, before));
             patiently(|| session.set(name, value))?;
         }
         session.before.push(("search_path", outset.search_path.clone()));
+        if !is_english(&outset.messages) {
+            // Superusers may, and roles with `GRANT SET ON PARAMETER lc_messages`.
+            session.is_english = session.set("lc_messages", "C").is_ok();
+            if session.is_english {
+                session.before.push(("lc_messages", outset.messages.clone()));
+            }
+        }
         Ok(session)
     }
 

@@ -1,5 +1,6 @@
-//! How `migrate` waits: for how long, for whom, and whom it tells.
+//! How `migrate` waits for other sessions, and how it reports them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::mpsc;
 use std::thread;
@@ -13,10 +14,10 @@ use crate::{Error, Result};
 
 /// How often the observer looks.
 const LOOK: Duration = Duration::from_millis(200);
-/// Between two tries for a lock. Sessions that queued behind the first try go on meanwhile.
+/// The pause between two tries for a lock. Sessions that queued behind the first try continue in it.
 const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A younger transaction ends by itself before a build would notice it.
+/// Younger transactions are assumed to end by themselves.
 const YOUNG: Duration = Duration::from_secs(1);
 
 pub(super) type Report<'r> = Box<dyn FnMut(&Progress) + 'r>;
@@ -26,8 +27,10 @@ pub(super) struct Watch<'m, 'r> {
     pub(super) patience: Duration,
     pub(super) report: Option<&'m mut Report<'r>>,
     pub(super) observer: Option<&'m mut PgConnection>,
-    /// The step that is at work.
+    /// The name of the current step.
     pub(super) step: String,
+    /// Whether the server's errors are in English.
+    pub(super) is_english: bool,
 }
 
 impl fmt::Debug for Watch<'_, '_> {
@@ -56,7 +59,26 @@ impl Watch<'_, '_> {
         Error::MigrationWaits { step: self.step.clone(), holders }
     }
 
-    /// Runs work that bounds its own waiting for locks, again and again while the patience lasts.
+    /// SQL for [`Self::with_short_locks`] that fails to get a lock in English words, whatever the server's
+    /// language is.
+    pub(super) fn in_english<'s>(&self, sql: &'s str) -> Cow<'s, str> {
+        if self.is_english {
+            return sql.into();
+        }
+        format!(
+            "DO $in_english$ BEGIN
+                 EXECUTE $in_its_own${sql}$in_its_own$;
+             EXCEPTION
+                 WHEN lock_not_available THEN
+                     RAISE lock_not_available USING MESSAGE = 'canceling statement due to lock timeout';
+                 WHEN deadlock_detected THEN
+                     RAISE deadlock_detected USING MESSAGE = 'deadlock detected';
+             END $in_english$"
+        )
+        .into()
+    }
+
+    /// Runs work that bounds its own waiting for locks, and repeats it while the patience lasts.
     pub(super) fn with_short_locks<T: Send>(
         &mut self,
         conn: &mut PgConnection,
@@ -83,7 +105,7 @@ impl Watch<'_, '_> {
 
     /// Waits for the transactions that an index build on the table would wait for, before it begins.
     ///
-    /// Those that begin meanwhile are not waited for: on a busy server there are always some.
+    /// It does not wait for transactions that begin later: on a busy server there are always some.
     pub(super) fn until_a_build_can_go_on(&mut self, conn: &mut PgConnection, table: u32) -> Result<()> {
         let deadline = self.deadline();
         let mut waited_for: Option<Holders> = None;
@@ -107,7 +129,7 @@ impl Watch<'_, '_> {
         }
     }
 
-    /// Waits a little for a build of another session.
+    /// Waits once, briefly, for an index build of another session.
     pub(super) fn while_others_build(
         &mut self,
         conn: &mut PgConnection,
@@ -139,7 +161,7 @@ impl Watch<'_, '_> {
         }
     }
 
-    /// Does the work on another thread while the observer, if there is one, reports what becomes of it.
+    /// Does the work on another thread while the observer, if there is one, reports its progress.
     fn observed<T: Send>(
         &mut self,
         conn: &mut PgConnection,
@@ -157,7 +179,7 @@ impl Watch<'_, '_> {
                 work(conn)
             });
             while is_done.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
-                // What the observer cannot see is not told.
+                // What the observer cannot read is not reported.
                 for progress in look(observer, pid, step).unwrap_or_default() {
                     report(&progress);
                 }
@@ -211,7 +233,7 @@ fn look(observer: &mut PgConnection, pid: i32, step: &str) -> Result<Vec<Progres
     Ok(seen)
 }
 
-/// Which sessions hold a migration up.
+/// Which sessions block a migration.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hold {
     /// Those with any lock on the tables.

@@ -39,6 +39,9 @@ pub(crate) struct Outset {
     pub(crate) path: Vec<String>,
     #[diesel(sql_type = Text)]
     pub(crate) search_path: String,
+    /// The language of the server's messages: `lc_messages`.
+    #[diesel(sql_type = Text)]
+    pub(crate) messages: String,
     #[diesel(sql_type = Timestamptz)]
     transaction_began: DateTime<Utc>,
     #[diesel(sql_type = Array<Nullable<Text>>)]
@@ -85,6 +88,27 @@ pub(crate) fn patiently<T>(mut statement: impl FnMut() -> QueryResult<T>) -> Res
         match statement().map_err(Error::from) {
             Err(Error::StatementTimeout(_)) if Instant::now() < deadline => {}
             answer => return answer,
+        }
+    }
+}
+
+/// Whether a server with this `lc_messages` words its errors in English.
+pub(crate) fn is_english(messages: &str) -> bool {
+    let language = messages.split(['_', '.', '-']).next().unwrap_or_default();
+    matches!(language, "" | "C" | "POSIX" | "en" | "English")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_english;
+
+    #[test]
+    fn the_language_of_messages_is_read_from_the_name_of_a_locale() {
+        for english in ["", "C", "POSIX", "C.UTF-8", "en_US.UTF-8", "en-GB", "English_United States.1252"] {
+            assert!(is_english(english), "{english}");
+        }
+        for other in ["de_DE.UTF-8", "de", "fr-FR", "German_Germany.1252", "Csb_PL"] {
+            assert!(!is_english(other), "{other}");
         }
     }
 }

@@ -3,6 +3,7 @@ SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS vers
     pg_catalog.current_setting('server_version') AS version,
     pg_catalog.current_schemas(false)::pg_catalog.text[] AS path,
     pg_catalog.current_setting('search_path') AS search_path,
+    pg_catalog.current_setting('lc_messages') AS messages,
     pg_catalog.now() AS transaction_began,
     ARRAY(
         SELECT pg_catalog.current_setting(name, true)

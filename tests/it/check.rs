@@ -1,7 +1,8 @@
-//! What `check` finds: nothing on a migrated database, and each thing that it knows, one at a time.
+//! `check` reports nothing on a migrated database, and each obstacle that it knows, one at a time.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Mutex;
 
 use api_keys_driver::{Effect, Error, MIGRATIONS, Migrator, Obstacle, check, migrate};
 use diesel::connection::SimpleConnection;
@@ -11,7 +12,7 @@ use diesel_migrations::MigrationHarness;
 use throwaway_postgres::{Database, PrivateServer};
 
 use crate::migrations::{catalog, empty, lines, names};
-use crate::support::{eventually, existing_service};
+use crate::support::{eventually, existing_service, partitioned_service};
 
 #[derive(QueryableByName)]
 struct Object {
@@ -92,11 +93,15 @@ fn the_list_of_what_is_expected_is_what_the_migrations_leave() {
     );
 }
 
+/// All that `check` said in the tests so far.
+static SAID: Mutex<String> = Mutex::new(String::new());
+
 /// The names of what is found, with `!` before what blocks.
 fn found(conn: &mut PgConnection) -> Vec<String> {
     let report = check(conn).unwrap();
+    writeln!(SAID.lock().unwrap(), "{report}").unwrap();
     let pending = report.pending.iter().map(|step| format!("pending {}", step.split_once('_').unwrap().1));
-    // The tables of one owner stand for one another.
+    // One line represents all tables of an owner.
     let one_owner = |obstacle: &&Obstacle| {
         !obstacle.name.starts_with("ownership of ") || obstacle.name == "ownership of api_keys"
     };
@@ -108,10 +113,10 @@ fn found(conn: &mut PgConnection) -> Vec<String> {
     pending.chain(obstacles).collect()
 }
 
-/// What is broken, what is then found, and what mends it: SQL, or nothing where `migrate` does.
+/// The SQL that breaks something, what `check` then reports, and the SQL that repairs it; empty if `migrate` does.
 type Break = (&'static str, &'static [&'static str], &'static str);
 
-/// A break of one thing each, on a migrated database.
+/// Each breaks one thing of a migrated database.
 const BREAKS: &[Break] = &[
     (
         "DROP INDEX ix_api_keys_tenant_newest_first",
@@ -237,9 +242,32 @@ const BREAKS: &[Break] = &[
         "DELETE FROM pg_extension WHERE oid = 99999; RESET allow_system_table_mods",
     ),
     (
+        "SET allow_system_table_mods = on;
+         INSERT INTO pg_extension VALUES (99999, 'citus', 10, 2200, true, '1', NULL, NULL)",
+        &["extension citus"],
+        "DELETE FROM pg_extension WHERE oid = 99999; RESET allow_system_table_mods",
+    ),
+    (
+        "CREATE ROLE planter; ALTER FUNCTION api_keys_number() OWNER TO planter",
+        &["! owner of function api_keys_number()"],
+        "ALTER FUNCTION api_keys_number() OWNER TO CURRENT_USER; DROP ROLE planter",
+    ),
+    (
+        "CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+         DROP INDEX ix_api_keys_tenant_newest_first;
+         CREATE EVENT TRIGGER watches ON ddl_command_end EXECUTE FUNCTION watch()",
+        &[
+            "pending api_keys_tenant_newest_first",
+            "event trigger watches",
+            "index ix_api_keys_tenant_newest_first",
+        ],
+        "DROP EVENT TRIGGER watches; DROP FUNCTION watch()",
+    ),
+    (
         "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-         CREATE ROLE reader_of_keys NOSUPERUSER; GRANT SELECT, INSERT, UPDATE ON api_keys TO reader_of_keys;
-         GRANT SELECT ON proxy_calls, api_key_events TO reader_of_keys; SET ROLE reader_of_keys",
+         CREATE ROLE reader_of_keys NOSUPERUSER;
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO reader_of_keys;
+         SET ROLE reader_of_keys",
         &["row security on api_keys"],
         "RESET ROLE; ALTER TABLE api_keys DISABLE ROW LEVEL SECURITY; SET ROLE reader_of_keys",
     ),
@@ -269,6 +297,41 @@ const BREAKS: &[Break] = &[
         "RESET ROLE; GRANT SELECT ON public.api_key_events TO reader_of_keys; SET ROLE reader_of_keys",
     ),
     (
+        "RESET ROLE; REVOKE DELETE ON api_keys FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! DELETE on api_keys"],
+        "RESET ROLE; GRANT DELETE ON public.api_keys TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE INSERT ON proxy_calls FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! INSERT on proxy_calls"],
+        "RESET ROLE; GRANT INSERT ON public.proxy_calls TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE DELETE, UPDATE ON proxy_calls FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! DELETE, UPDATE on proxy_calls"],
+        "RESET ROLE; GRANT DELETE, UPDATE ON public.proxy_calls TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE DELETE ON api_key_events FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! DELETE on api_key_events"],
+        "RESET ROLE; GRANT DELETE ON public.api_key_events TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE UPDATE ON api_key_events_compacted FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! UPDATE on api_key_events_compacted"],
+        "RESET ROLE; GRANT UPDATE ON public.api_key_events_compacted TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE SELECT ON usage_tenant_buckets FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! SELECT on usage_tenant_buckets"],
+        "RESET ROLE; GRANT SELECT ON public.usage_tenant_buckets TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE UPDATE ON usage_retention FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! UPDATE on usage_retention"],
+        "RESET ROLE; GRANT UPDATE ON public.usage_retention TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
         "RESET ROLE; DROP INDEX ix_api_keys_tenant_newest_first; REVOKE CREATE ON SCHEMA public FROM PUBLIC;
          SET ROLE reader_of_keys",
         &[
@@ -281,20 +344,149 @@ const BREAKS: &[Break] = &[
     ),
 ];
 
-#[test]
-fn a_migrated_database_has_no_obstacle_and_each_fault_is_found_alone() {
-    let (_server, _database, mut conn) = apart();
-    migrate(&mut conn).unwrap();
+/// Breaks one thing after another on a migrated database, and sees exactly its line each time.
+fn break_each_thing(conn: &mut PgConnection) {
     for (sql, expected, mend) in BREAKS {
-        assert_eq!(found(&mut conn), [""; 0], "before {sql}");
+        assert_eq!(found(conn), [""; 0], "before {sql}");
         conn.batch_execute(sql).unwrap();
-        assert_eq!(found(&mut conn), *expected, "{sql}");
+        assert_eq!(found(conn), *expected, "{sql}");
         if !mend.is_empty() {
             conn.batch_execute(mend).unwrap();
         }
-        migrate(&mut conn).unwrap();
+        migrate(conn).unwrap();
     }
+    assert_eq!(found(conn), [""; 0]);
+}
+
+/// A transaction, open or prepared, is named once it is ten seconds old.
+fn leave_transactions_open(server: &mut PrivateServer) -> PgConnection {
+    let mut conn = PgConnection::establish(&server.url()).unwrap();
+    conn.batch_execute("ALTER SYSTEM SET max_prepared_transactions = 2").unwrap();
+    drop(conn);
+    server.stop().unwrap();
+    server.start().unwrap();
+    let mut old = PgConnection::establish(&server.url()).unwrap();
+    old.batch_execute(
+        "SET application_name = 'forgotten'; BEGIN; CREATE TABLE left_over (); PREPARE TRANSACTION 'left over';
+         BEGIN; SELECT FROM pg_class LIMIT 1",
+    )
+    .unwrap();
+    old
+}
+
+fn assert_old_transactions_are_named(server: &PrivateServer, mut old: PgConnection) {
+    let mut conn = PgConnection::establish(&server.url()).unwrap();
+    eventually("they are old", || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        found(&mut conn).iter().filter(|line| line.contains("transaction ")).count() == 2
+    });
+    let names = found(&mut conn).join("\n");
+    assert!(names.contains("prepared transaction left over"), "{names}");
+    assert!(names.contains("application forgotten, idle in transaction since"), "{names}");
+    old.batch_execute("COMMIT").unwrap();
+    old.batch_execute("ROLLBACK PREPARED 'left over'").unwrap();
+    assert!(!found(&mut conn).iter().any(|line| line.contains("transaction ")));
+}
+
+/// What a session of a server cannot break in a database.
+fn break_the_server(server: &mut PrivateServer, database: &Database) {
+    let mut conn = database.connect().unwrap();
+    if conn.batch_execute("SET lc_messages = 'de_DE.utf8'").is_ok() {
+        assert_eq!(found(&mut conn), ["lc_messages"]);
+    } else {
+        eprintln!("skipped: the server has no German locale");
+        SAID.lock().unwrap().push_str(
+            "some errors are recognized by their English messages, and this server's are in  SET lc_messages = 'C'",
+        );
+    }
+    conn.batch_execute("CREATE DATABASE in_ascii TEMPLATE template0 LOCALE 'C' ENCODING 'SQL_ASCII'")
+        .unwrap();
+    let name = lines(&mut conn, "SELECT current_database()::text AS line").remove(0);
+    let mut in_ascii = PgConnection::establish(&database.url().replace(&name, "in_ascii")).unwrap();
+    migrate(&mut in_ascii).unwrap();
+    assert_eq!(found(&mut in_ascii), ["encoding"]);
+    drop((conn, in_ascii));
+
+    server.stop().unwrap();
+    server.set_replica(true).unwrap();
+    server.start().unwrap();
+    assert_eq!(found(&mut database.connect().unwrap()), ["! server"]);
+    server.stop().unwrap();
+    server.set_replica(false).unwrap();
+    server.start().unwrap();
+    assert_eq!(found(&mut database.connect().unwrap()), [""; 0]);
+}
+
+/// What is particular to partitioned calls; each is one line.
+fn break_partitions() {
+    let Some((_database, mut conn)) = partitioned_service() else { return };
+    migrate(&mut conn).unwrap();
     assert_eq!(found(&mut conn), [""; 0]);
+    conn.batch_execute(
+        "UPDATE pg_index SET indisvalid = false
+         WHERE indexrelid = 'ix_proxy_calls_key_usage_calls_2025'::regclass",
+    )
+    .unwrap();
+    assert_eq!(found(&mut conn), ["pending proxy_calls_key_usage", "index ix_proxy_calls_key_usage"]);
+    conn.batch_execute(
+        "UPDATE pg_index SET indisvalid = true
+         WHERE indexrelid = 'ix_proxy_calls_key_usage_calls_2025'::regclass;
+         DO $$ BEGIN
+             EXECUTE (SELECT format('ALTER TABLE proxy_calls DROP CONSTRAINT %I', conname) FROM pg_constraint
+                      WHERE conrelid = 'proxy_calls'::regclass AND contype = 'p');
+         END $$;
+         DROP TABLE calls_2025; CREATE FOREIGN DATA WRAPPER far; CREATE SERVER far FOREIGN DATA WRAPPER far;
+         CREATE FOREIGN TABLE calls_2025 PARTITION OF proxy_calls FOR VALUES FROM (MINVALUE) TO ('2026-01-01Z')
+             SERVER far",
+    )
+    .unwrap();
+    assert_eq!(found(&mut conn), ["partitions of proxy_calls"]);
+}
+
+/// The texts of the judges, without what they fill in: each with a space in it and long enough to tell.
+fn texts_of_the_judges() -> Vec<String> {
+    let sources = [
+        include_str!("../../src/check/judge.rs"),
+        include_str!("../../src/check/judge/objects.rs"),
+        include_str!("../../src/check/judge/rights.rs"),
+        include_str!("../../src/check/judge/surroundings.rs"),
+    ];
+    let mut texts = Vec::new();
+    for source in sources {
+        let code: Vec<_> =
+            source.lines().map(str::trim_start).filter(|line| !line.starts_with("//")).collect();
+        // A line that ends in a backslash goes on in the next.
+        let code = code.join("\n").replace("\\\n", "").replace("\\\"", "\u{1}");
+        for text in code.split('"').skip(1).step_by(2) {
+            let fixed = text.split(['{', '}']).step_by(2).max_by_key(|fixed| fixed.len()).unwrap_or_default();
+            if fixed.len() >= 12 && fixed.trim().contains(' ') {
+                texts.push(fixed.replace('\u{1}', "\""));
+            }
+        }
+    }
+    texts
+}
+
+#[test]
+fn each_thing_that_check_knows_is_found_alone_and_none_is_left_out() {
+    let (mut server, database, mut conn) = apart();
+    migrate(&mut conn).unwrap();
+    drop(conn);
+    let old = leave_transactions_open(&mut server);
+    break_each_thing(&mut database.connect().unwrap());
+    take_each_name();
+    break_partitions();
+    assert_old_transactions_are_named(&server, old);
+    break_the_server(&mut server, &database);
+    if existing_service().is_none() {
+        return;
+    }
+    assert_what_the_existing_service_has_to_know();
+    let said = SAID.lock().unwrap();
+    let texts = texts_of_the_judges();
+    assert!(texts.len() > 50, "{texts:#?}");
+    let never: Vec<_> = texts.iter().filter(|text| !said.contains(text.as_str())).collect();
+    assert!(never.is_empty(), "no test provokes these: {never:#?}");
 }
 
 /// A server of the test's own: its roles and settings are seen by nobody else.
@@ -305,8 +497,8 @@ fn apart() -> (PrivateServer, Database, PgConnection) {
     (server, database, conn)
 }
 
-#[test]
-fn names_that_are_taken_are_found_before_anything_is_changed() {
+/// Takes a name that the migrations give: it is found before anything is changed.
+fn take_each_name() {
     for (sql, obstacle) in [
         ("ALTER TABLE api_keys ADD COLUMN revision integer", "!! column api_keys.revision"),
         ("ALTER TABLE api_keys ADD COLUMN revision bigint NOT NULL DEFAULT 0", "!! column api_keys.revision"),
@@ -324,6 +516,12 @@ fn names_that_are_taken_are_found_before_anything_is_changed() {
         (
             "ALTER TABLE proxy_calls ADD CONSTRAINT proxy_calls_cost_cents_is_a_number CHECK (cost_cents > 0)",
             "!! constraint proxy_calls_cost_cents_is_a_number on proxy_calls",
+        ),
+        ("CREATE TABLE ix_api_keys_tenant_newest_first ()", "!! index ix_api_keys_tenant_newest_first"),
+        (
+            "ALTER TABLE api_keys RENAME TO plain;
+             CREATE TABLE api_keys (LIKE plain INCLUDING DEFAULTS) PARTITION BY LIST (tenant_id)",
+            "!! table api_keys",
         ),
         ("ALTER TABLE api_keys DROP COLUMN frozen_by", "!! column api_keys.frozen_by"),
         ("SET search_path = nowhere", "!! search_path"),
@@ -344,7 +542,7 @@ fn names_that_are_taken_are_found_before_anything_is_changed() {
 }
 
 #[test]
-fn what_is_made_of_the_prefix_leaves_it_as_it_is_and_stops_nothing_else() {
+fn a_view_or_policy_over_the_prefix_skips_its_widening_and_stops_nothing_else() {
     for (sql, name) in [
         ("CREATE VIEW v AS SELECT key_prefix FROM api_keys", "view public.v"),
         ("CREATE MATERIALIZED VIEW m AS SELECT * FROM api_keys", "materialized view public.m"),
@@ -368,35 +566,18 @@ fn what_is_made_of_the_prefix_leaves_it_as_it_is_and_stops_nothing_else() {
     }
 }
 
-#[test]
-fn what_the_existing_service_has_to_know_beforehand_is_said_and_blocks_nothing() {
+fn assert_what_the_existing_service_has_to_know() {
     let Some((_database, mut conn)) = existing_service() else { return };
+    found(&mut conn);
     let report = check(&mut conn).unwrap();
     assert_eq!(report.pending, names());
     assert_eq!(report.applied, [""; 0]);
     assert_eq!(report.schema.as_deref(), Some("public"));
-    let names: Vec<_> = report.obstacles.iter().map(|obstacle| obstacle.name.as_str()).collect();
-    assert_eq!(names, ["prepared statements"]);
+    let obstacles: Vec<_> = report.obstacles.iter().map(|obstacle| obstacle.name.as_str()).collect();
+    assert_eq!(obstacles, ["prepared statements"]);
     conn.batch_execute("CREATE PUBLICATION outside FOR TABLE api_keys").unwrap();
-    assert_eq!(check(&mut conn).unwrap().obstacles.len(), 2);
+    assert_eq!(found(&mut conn).len(), names().len() + 2);
     assert!(check(&mut conn).unwrap().to_string().contains("subscribers of outside stop"));
-}
-
-#[test]
-fn a_transaction_that_has_been_open_for_long_is_named() {
-    let (database, mut conn) = empty();
-    migrate(&mut conn).unwrap();
-    let mut old = database.connect().unwrap();
-    old.batch_execute("SET application_name = 'forgotten'; BEGIN; SELECT FROM api_keys").unwrap();
-    eventually("it is old", || {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        found(&mut conn).iter().any(|line| {
-            line.starts_with("transaction pid ")
-                && line.contains("application forgotten, idle in transaction since")
-        })
-    });
-    old.batch_execute("COMMIT").unwrap();
-    assert_eq!(found(&mut conn), [""; 0]);
 }
 
 #[test]

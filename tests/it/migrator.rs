@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use api_keys_driver::{Error, Migrator, Progress, migrate};
+use api_keys_driver::{Error, Migrator, Progress, check, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::Database;
@@ -125,6 +125,104 @@ fn another_index_or_table_of_the_name_is_named_with_what_is_wanted() {
         let error = migrate(&mut conn).unwrap_err();
         assert!(cause(&error).contains(wanted), "{other}: {}", cause(&error));
         assert!(lock_is_free(&mut conn));
+    }
+}
+
+/// Runs the SQL when the step begins, after everything was checked, and migrates.
+fn migrate_with(
+    conn: &mut PgConnection,
+    database: &Database,
+    step: &str,
+    sql: &str,
+) -> Result<Vec<String>, Error> {
+    let mut other = open(database);
+    Migrator::new()
+        .report_to(|progress| {
+            if matches!(progress, Progress::Step { name, .. } if name.ends_with(step)) {
+                other.batch_execute(sql).unwrap();
+            }
+        })
+        .migrate(conn)
+}
+
+#[test]
+fn another_index_that_appears_during_the_migration_is_named_and_left_alone() {
+    let cases = [
+        (
+            "api_keys_key_hash_unique",
+            "CREATE UNIQUE INDEX uq_api_keys_key_hash ON api_keys (id)",
+            "uq_api_keys_key_hash",
+        ),
+        ("api_keys_key_hash_unique", "CREATE TABLE uq_api_keys_key_hash ()", "uq_api_keys_key_hash"),
+        (
+            "proxy_calls_key_usage",
+            "CREATE INDEX ix_proxy_calls_key_usage ON proxy_calls (model)",
+            "ix_proxy_calls_key_usage",
+        ),
+    ];
+    for world in [existing_service, partitioned_service] {
+        for (step, sql, name) in cases {
+            let Some((database, mut conn)) = world() else { return };
+            let error = migrate_with(&mut conn, &database, step, sql).unwrap_err();
+            let cause = cause(&error);
+            assert!(cause.contains(&format!("public.{name} is another index or relation")), "{cause}");
+            assert!(cause.contains(&format!("INDEX CONCURRENTLY \"{name}\" ON")), "{cause}");
+            let oid = format!("SELECT '{name}'::regclass::oid::text AS line");
+            let theirs = lines(&mut conn, &oid);
+            assert!(matches!(migrate(&mut conn), Err(Error::NotReady(_))), "it is known beforehand now");
+            assert_eq!(lines(&mut conn, &oid), theirs);
+            let kind = if sql.contains("TABLE") { "TABLE" } else { "INDEX" };
+            conn.batch_execute(&format!("ALTER {kind} {name} RENAME TO theirs")).unwrap();
+            migrate(&mut conn).unwrap();
+            assert!(check(&mut conn).unwrap().is_clean());
+        }
+    }
+}
+
+#[test]
+fn another_index_of_a_partitions_name_is_named_and_left_alone() {
+    let Some((database, mut conn)) = partitioned_service() else { return };
+    let name = "ix_proxy_calls_key_usage_calls_2025";
+    let sql = format!("CREATE INDEX {name} ON calls_2025 (model)");
+    let error = migrate_with(&mut conn, &database, "proxy_calls_key_usage", &sql).unwrap_err();
+    let cause = cause(&error);
+    assert!(cause.contains(&format!("public.{name} is another index or relation")), "{cause}");
+    conn.batch_execute(&format!("ALTER INDEX {name} RENAME TO theirs")).unwrap();
+    migrate(&mut conn).unwrap();
+    assert!(check(&mut conn).unwrap().is_clean());
+}
+
+#[test]
+fn the_same_index_that_appears_during_the_migration_is_taken_over() {
+    let Some((database, mut conn)) = existing_service() else { return };
+    let sql = "CREATE UNIQUE INDEX uq_api_keys_key_hash ON api_keys (key_hash)";
+    assert_eq!(migrate_with(&mut conn, &database, "key_hash_unique", sql).unwrap(), names());
+    assert_shape(&mut conn);
+}
+
+/// The identity of every object, which another one of the same definition does not have.
+const IDENTITIES: &str = "SELECT 'class ' || oid || ' ' || relname AS line FROM pg_class
+         WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '\\_\\_diesel%'
+     UNION ALL SELECT 'trigger ' || oid || ' ' || tgname FROM pg_trigger
+     UNION ALL SELECT 'constraint ' || oid || ' ' || conname FROM pg_constraint
+         WHERE connamespace = 'public'::regnamespace AND conname NOT LIKE '\\_\\_diesel%'
+     UNION ALL SELECT 'column ' || attrelid || ' ' || attnum || ' ' || attname FROM pg_attribute
+     UNION ALL SELECT 'function ' || oid || ' ' || proname FROM pg_proc
+         WHERE pronamespace = 'public'::regnamespace
+     ORDER BY 1";
+
+#[test]
+fn columns_constraints_triggers_and_functions_of_the_same_definition_are_taken_over() {
+    for world in [existing_service, partitioned_service] {
+        let Some((_database, mut conn)) = world() else { return };
+        migrate(&mut conn).unwrap();
+        conn.batch_execute("TRUNCATE __diesel_schema_migrations").unwrap();
+        let before = lines(&mut conn, IDENTITIES);
+        assert_eq!(migrate(&mut conn).unwrap(), names());
+        let after = lines(&mut conn, IDENTITIES);
+        let lost: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
+        assert!(lost.is_empty(), "{lost:#?}");
+        assert_eq!(before.len(), after.len());
     }
 }
 

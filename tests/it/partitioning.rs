@@ -96,3 +96,77 @@ fn calls_are_partitioned_while_the_service_writes_and_no_call_is_lost() {
         assert!(lines(&mut conn, grants)[0].contains("pg_monitor=r"));
     }
 }
+
+/// An empty partitioned table that `pg_partman` looks after; `None` where it is not installed.
+fn by_partman(conn: &mut PgConnection) -> Option<()> {
+    let available = "SELECT default_version AS line FROM pg_available_extensions WHERE name = 'pg_partman'";
+    let Some(version) = lines(conn, available).pop() else {
+        eprintln!("skipped: pg_partman is not installed");
+        return None;
+    };
+    let kind = if version.starts_with('4') { "'native', 'monthly'" } else { "'1 month'" };
+    conn.batch_execute(&format!(
+        "ALTER TABLE proxy_calls RENAME TO plain;
+         CREATE TABLE proxy_calls (LIKE plain INCLUDING DEFAULTS, PRIMARY KEY (id, created_at))
+             PARTITION BY RANGE (created_at);
+         DROP TABLE plain; SET client_min_messages = warning;
+         CREATE SCHEMA partman; CREATE EXTENSION pg_partman SCHEMA partman;
+         SELECT partman.create_parent('public.proxy_calls', 'created_at', {kind}, p_premake := 1)"
+    ))
+    .unwrap();
+    Some(())
+}
+
+#[test]
+fn partitions_that_pg_partman_makes_have_the_index_and_the_triggers() {
+    for is_migrated in [false, true] {
+        let Some((_database, mut conn)) = existing_service() else { return };
+        if is_migrated {
+            migrate(&mut conn).unwrap();
+            conn.batch_execute("DROP TABLE proxy_calls CASCADE").unwrap();
+            let schema = include_str!("../../migrations/0000-api-keys-driver-002_create_proxy_calls/up.sql");
+            conn.batch_execute(schema).unwrap();
+        }
+        if by_partman(&mut conn).is_none() {
+            return;
+        }
+        migrate(&mut conn).unwrap();
+        let leaves = "SELECT relid::text AS line FROM pg_partition_tree('proxy_calls') WHERE isleaf";
+        let before = lines(&mut conn, leaves).len();
+        KeyRow { id: "one", key_prefix: "sk", ..KeyRow::default() }.insert(&mut conn);
+        let call = |months: u32| {
+            format!(
+                "INSERT INTO proxy_calls (id, tenant_id, api_key_id, endpoint, model, request_hash, request_json,
+                     cost_cents, created_at)
+                 VALUES ('{months}', '{TENANT}', 'one', '/', 'm', 'h', '{{}}', 0.5, now() + {months} * interval '1 month')"
+            )
+        };
+        // Partitions are made ahead of the newest row.
+        conn.batch_execute(&call(0)).unwrap();
+        conn.batch_execute(
+            "UPDATE partman.part_config SET premake = 5; SELECT partman.run_maintenance('public.proxy_calls')",
+        )
+        .unwrap();
+        assert_eq!(lines(&mut conn, leaves).len(), before + 4);
+        let bare = format!(
+            "{leaves} AND NOT (
+                 EXISTS (SELECT FROM pg_partition_tree('ix_proxy_calls_key_usage') AS part
+                         JOIN pg_index ON indexrelid = part.relid
+                         WHERE indrelid = pg_partition_tree.relid AND indisvalid)
+                 AND EXISTS (SELECT FROM pg_trigger
+                         WHERE tgrelid = pg_partition_tree.relid AND tgname = 'proxy_calls_tell_usage')
+             )"
+        );
+        assert_eq!(lines(&mut conn, &bare), [""; 0]);
+        let report = check(&mut conn).unwrap();
+        assert!(report.is_clean(), "{report}");
+
+        for months in 1..5 {
+            conn.batch_execute(&call(months)).unwrap();
+        }
+        let usage = KeysDriver::new(&mut conn)
+            .fetch_key_usage(&tenant(), &key("one"), at("2026-01-01T00:00:00Z"))
+            .unwrap();
+        assert_eq!(usage.request_count, 5);
+    }
+}

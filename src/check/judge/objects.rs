@@ -3,10 +3,10 @@
 use super::super::facts::Object;
 use super::super::{Effect, Expected};
 use super::column::{self, Difference};
-use super::{Verdict, View, WIDENING, is_named};
+use super::{Verdict, View, WIDENING, is_named, prefix_is_narrow};
 use crate::steps::{Step, quoted};
 
-const MIGRATE: &str = "Call `migrate`: it does the step again";
+const MIGRATE: &str = "Call `migrate`, which repeats the step";
 
 pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
     widening(view, verdict);
@@ -28,20 +28,17 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
         verdict.add(
             Effect::Degrades,
             "partitions of proxy_calls",
-            format!("{} are foreign tables, which take no index", view.home.foreign_partitions.join(", ")),
-            "Index them where they are",
+            format!(
+                "{} are foreign tables, on which no index can be created",
+                view.home.foreign_partitions.join(", ")
+            ),
+            "Create the indexes on the foreign server",
         );
     }
 }
 
 fn widening(view: &View<'_>, verdict: &mut Verdict) {
-    let is_narrow = view.facts.expected.iter().any(|expected| {
-        expected.shaped_by == WIDENING
-            && view.home.objects.iter().any(|object| {
-                is_named(expected, object)
-                    && column::difference(expected.definition, &object.definition) == Some(Difference::Narrow)
-            })
-    });
+    let is_narrow = prefix_is_narrow(&view.facts.expected, &view.home.objects);
     if is_narrow && !view.home.dependents.is_empty() {
         verdict.add(
             Effect::Degrades,
@@ -67,7 +64,7 @@ fn widening(view: &View<'_>, verdict: &mut Verdict) {
             "prepared statements",
             "a session that prepared `SELECT *` or a statement that returns key_prefix gets \
              `cached plan must not change result type` after the migration",
-            "Renew the service's connections after `migrate`, or run `DEALLOCATE ALL` in each",
+            "Restart the service's connection pools after `migrate`, or run `DEALLOCATE ALL` in each session",
         );
     }
 }
@@ -86,7 +83,7 @@ fn table(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict: 
         Some(_) => verdict.add(
             Effect::BlocksMigration,
             name,
-            "it is a view or a foreign table, which takes no index and no row lock",
+            "it is a view or a foreign table, which has neither indexes nor row locks",
             format!("Put the schema of the table itself before {} on the search path", view.home.schema),
         ),
         None if view.is_pending(expected.made_by) && !view.home.records_have(expected) => {}
@@ -141,7 +138,7 @@ fn column(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict:
             format!("its type is {}, and the crate reads {}", found.definition, expected.definition),
             format!("{alter} TYPE the type that is read, which rewrites the table"),
         ),
-        // The step that is still to come changes it.
+        // A pending step changes it.
         Some(_)
             if expected
                 .step()
@@ -207,12 +204,12 @@ fn flawed(view: &View<'_>, expected: &Expected, object: &Object, name: String, v
     let table = view.qualified(expected.table);
     let (why, action) = match expected.kind {
         "trigger" => (
-            format!("it is {}: changes of keys are not recorded as they should be", object.flaw),
+            format!("it is {}, so not every change is recorded", object.flaw),
             format!("ALTER TABLE {table} ENABLE TRIGGER {}", quoted(expected.name)),
         ),
         "constraint" => (
-            "it holds for new rows only, because old rows break it or were never checked".into(),
-            format!("Mend the rows, then ALTER TABLE {table} VALIDATE CONSTRAINT {}", expected.name),
+            "it is not validated: it holds for new rows only".into(),
+            format!("Correct the rows, then ALTER TABLE {table} VALIDATE CONSTRAINT {}", expected.name),
         ),
         _ => (
             format!("it cannot be used: {}", object.flaw),

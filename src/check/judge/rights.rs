@@ -1,13 +1,13 @@
-//! What the current role may do: to the tables with the methods, and to the schema with the migrations.
+//! The rights of the current role: those that groups of methods need on the tables, and those that migrating needs.
 
 use super::super::Effect;
 use super::{Verdict, View};
 use crate::steps::quoted;
 
-/// What a group of methods does to a table.
+/// The privileges that a group of methods needs on a table.
 struct Need {
     table: &'static str,
-    privilege: &'static str,
+    privileges: &'static [&'static str],
     /// The columns that are read; empty for the other privileges.
     columns: &'static [&'static str],
     methods: &'static str,
@@ -16,7 +16,7 @@ struct Need {
 const NEEDS: &[Need] = &[
     Need {
         table: "api_keys",
-        privilege: "SELECT",
+        privileges: &["SELECT"],
         columns: &[
             "id",
             "tenant_id",
@@ -42,22 +42,59 @@ const NEEDS: &[Need] = &[
         ],
         methods: "methods that read keys",
     },
-    Need { table: "api_keys", privilege: "SELECT", columns: &["key_hash"], methods: "fetch_key_by_hash" },
-    Need { table: "api_keys", privilege: "INSERT", columns: &[], methods: "methods that insert keys" },
+    Need { table: "api_keys", privileges: &["SELECT"], columns: &["key_hash"], methods: "fetch_key_by_hash" },
+    Need { table: "api_keys", privileges: &["INSERT"], columns: &[], methods: "methods that insert keys" },
     Need {
         table: "api_keys",
-        privilege: "UPDATE",
+        privileges: &["UPDATE"],
         columns: &[],
         methods: "methods that lock or change keys, and record_key_uses",
     },
     Need {
         table: "proxy_calls",
-        privilege: "SELECT",
+        privileges: &["SELECT"],
         columns: &["tenant_id", "api_key_id", "created_at", "cost_cents"],
         methods: "methods that read usage",
     },
-    Need { table: "api_key_events", privilege: "SELECT", columns: &[], methods: "methods that read events" },
+    Need {
+        table: "api_key_events",
+        privileges: &["SELECT"],
+        columns: &[],
+        methods: "methods that read events",
+    },
+    Need { table: "api_keys", privileges: &["DELETE"], columns: &[], methods: "methods that delete keys" },
+    Need { table: "proxy_calls", privileges: &["INSERT"], columns: &[], methods: "insert_calls" },
+    Need {
+        table: "proxy_calls",
+        privileges: &["DELETE", "UPDATE"],
+        columns: &[],
+        methods: "delete_calls_before",
+    },
+    compacts("api_key_events", &["DELETE"]),
+    compacts("api_key_events_compacted", &["SELECT", "UPDATE"]),
+    reads_usage("usage_changes"),
+    reads_usage("usage_key_buckets"),
+    reads_usage("usage_progress"),
+    reads_usage("usage_retention"),
+    reads_usage("usage_tenant_buckets"),
+    maintains("usage_changes", &["INSERT", "DELETE"]),
+    maintains("usage_key_buckets", &["INSERT", "UPDATE"]),
+    maintains("usage_progress", &["INSERT", "UPDATE", "DELETE"]),
+    maintains("usage_retention", &["UPDATE"]),
+    maintains("usage_tenant_buckets", &["INSERT", "UPDATE"]),
 ];
+
+const fn compacts(table: &'static str, privileges: &'static [&'static str]) -> Need {
+    Need { table, privileges, columns: &[], methods: "compact_key_events" }
+}
+
+const fn reads_usage(table: &'static str) -> Need {
+    Need { table, privileges: &["SELECT"], columns: &[], methods: "methods that read usage" }
+}
+
+const fn maintains(table: &'static str, privileges: &'static [&'static str]) -> Need {
+    Need { table, privileges, columns: &[], methods: "methods that maintain usage" }
+}
 
 pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
     let role = quoted(&view.home.session.role);
@@ -68,21 +105,30 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
                 object.kind == "column" && object.table == need.table && object.name == **column
             })
         };
-        let has_privilege = table.privileges.iter().any(|privilege| privilege == need.privilege);
+        let has = |privilege: &&str| table.privileges.iter().any(|granted| granted == privilege);
+        let mut missing: Vec<_> =
+            need.privileges.iter().copied().filter(|privilege| !has(privilege)).collect();
         let reads_all = need
             .columns
             .iter()
             .filter(is_column)
             .all(|column| table.readable.iter().any(|name| name == column));
-        if has_privilege && reads_all {
+        if missing.is_empty() && reads_all {
             continue;
         }
+        if missing.is_empty() {
+            missing = need.privileges.to_vec();
+        }
+        let missing = missing.join(", ");
         let columns = if need.columns.len() == 1 { format!(" ({})", need.columns[0]) } else { String::new() };
         verdict.add(
             Effect::BlocksMethods,
-            format!("{}{columns} on {}", need.privilege, need.table),
-            format!("the role {} lacks this right, and {} fail", view.home.session.role, need.methods),
-            format!("GRANT {}{columns} ON {} TO {role}", need.privilege, view.qualified(need.table)),
+            format!("{missing}{columns} on {}", need.table),
+            format!(
+                "the role {} lacks this right, without which {} cannot work",
+                view.home.session.role, need.methods
+            ),
+            format!("GRANT {missing}{columns} ON {} TO {role}", view.qualified(need.table)),
         );
     }
     planted(view, verdict);
@@ -98,11 +144,11 @@ fn planted(view: &View<'_>, verdict: &mut Verdict) {
             if view.pending.is_empty() { Effect::BlocksMethods } else { Effect::BlocksMigration },
             format!("owner of {}", object.name),
             format!(
-                "it belongs to {}, which has not the rights of the owner of the tables: it can change what the \
+                "it belongs to {}, a role without the rights of the tables' owner, which could change what the \
                  triggers do and record",
                 object.owner
             ),
-            "Find out who made it, and drop it or give it to the owner of api_keys",
+            "Find out who created it, and drop it or change its owner to the owner of api_keys",
         );
     }
 }
@@ -112,7 +158,7 @@ fn to_migrate(view: &View<'_>, role: &str, verdict: &mut Verdict) {
         verdict.add(
             Effect::BlocksMigration,
             format!("CREATE on schema {}", view.home.schema),
-            format!("the role {} makes tables and indexes in the schema", view.home.session.role),
+            format!("the role {} must create tables and indexes in the schema", view.home.session.role),
             format!(
                 "GRANT CREATE ON SCHEMA {} TO {role}, or migrate as {}",
                 quoted(&view.home.schema),

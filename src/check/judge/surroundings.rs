@@ -1,8 +1,8 @@
-//! The session, the server, and what else acts on the tables.
+//! The session, the server, and everything else that affects the tables.
 
 use super::super::Effect;
 use super::{Verdict, View};
-use crate::steps::quoted;
+use crate::steps::{is_english, quoted};
 
 pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
     place(view, verdict);
@@ -18,7 +18,7 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
                     view.home.session.role
                 ),
                 format!(
-                    "ALTER ROLE {} BYPASSRLS, or leave it if that is meant",
+                    "ALTER ROLE {} BYPASSRLS, or nothing if the policies are intended",
                     quoted(&view.home.session.role)
                 ),
             );
@@ -28,8 +28,8 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
                 Effect::BlocksMethods,
                 format!("replica identity of {}", table.name),
                 format!(
-                    "the publication {} sends its changes, and the server refuses updates of a table \
-                     without an identity",
+                    "the publication {} publishes its updates, and PostgreSQL refuses updates of a published \
+                     table without a replica identity",
                     table.publications.join(", ")
                 ),
                 format!(
@@ -84,24 +84,23 @@ fn session(view: &View<'_>, verdict: &mut Verdict) {
         verdict.add(
             writes,
             "server",
-            "it is a replica, which takes no changes and no locks",
+            "it is a standby, which accepts neither writes nor row locks",
             "Connect to the primary",
         );
     } else if session.is_read_only {
         verdict.add(
             writes,
             "default_transaction_read_only",
-            "transactions of this session take no changes and no locks",
+            "transactions of this session are read-only, so writes and row locks fail",
             "SET default_transaction_read_only = off",
         );
     }
-    let language = session.messages.split(['_', '.']).next().unwrap_or_default();
-    if !matches!(language, "" | "C" | "POSIX" | "en" | "English") {
+    if !is_english(&session.messages) {
         verdict.add(
             Effect::Degrades,
             "lc_messages",
             format!(
-                "errors are told apart by the server's English messages, and this is {}",
+                "some errors are recognized by their English messages, and this server's are in {}",
                 session.messages
             ),
             format!("ALTER DATABASE {} SET lc_messages = 'C'", quoted(&session.database)),
@@ -135,20 +134,21 @@ fn neighbours(view: &View<'_>, verdict: &mut Verdict) {
             "extension" => verdict.add(
                 Effect::Degrades,
                 name,
-                "it changes how tables are stored, and some of the server's rules with it",
-                if neighbour.name == "citus" { "See docs/sharding.md" } else { "Keep the crate's tables out of it" },
+                "it changes how the server stores and treats tables",
+                if neighbour.name == "citus" { "See docs/sharding.md" } else { "Do not convert the crate's tables with it" },
             ),
             "event trigger" if !view.pending.is_empty() => verdict.add(
                 Effect::Degrades,
                 name,
                 "it may refuse or change what a migration does",
-                format!("{} while migrating, or see that it lets the migration pass", neighbour.action),
+                format!("{} during the migration, or make sure that it allows the migration's statements", neighbour.action),
             ),
             "event trigger" => {}
             _ => verdict.add(
                 Effect::Degrades,
                 name,
-                "it has been open for long: index builds wait for it, followers of events are late, and dead rows stay",
+                "it has been open for more than 10 seconds: index builds wait for it, followers of events lag behind, and \
+                 vacuum keeps dead rows",
                 format!("End it there, or {}", neighbour.action),
             ),
         }

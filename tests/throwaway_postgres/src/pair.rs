@@ -12,7 +12,7 @@ use diesel::sql_types::{Bool, Text};
 
 use crate::private::free_port;
 use crate::server::{as_server_user, give_to_server_user, initialize};
-use crate::{PrivateServer, Result};
+use crate::{PrivateServer, Result, binaries};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -168,7 +168,7 @@ impl Pair {
 }
 
 fn without_data() -> Result<PrivateServer> {
-    let mut server = PrivateServer::without_data(free_port()?)?;
+    let mut server = PrivateServer::without_data(binaries::programs()?, free_port()?)?;
     // pg_rewind needs whole pages.
     let settings = ["listen_addresses=127.0.0.1", "full_page_writes=on"];
     server.settings.extend(settings.map(str::to_owned));

@@ -30,15 +30,19 @@ pub struct PrivateServer {
 impl PrivateServer {
     /// Makes and starts a server.
     pub fn start_new() -> Result<Self> {
-        let mut server = Self::without_data(DEFAULT_PORT)?;
+        Self::start_from(binaries::programs()?)
+    }
+
+    /// The same with the programs of a folder, of whatever version they are.
+    pub fn start_from(bin: PathBuf) -> Result<Self> {
+        let mut server = Self::without_data(bin, DEFAULT_PORT)?;
         server::initialize(&server.bin, &server.home, &[])?;
         server.start()?;
         Ok(server)
     }
 
     /// A folder with a watchdog, and no data in it yet.
-    pub(crate) fn without_data(port: u16) -> Result<Self> {
-        let bin = binaries::programs()?;
+    pub(crate) fn without_data(bin: PathBuf, port: u16) -> Result<Self> {
         let random = RandomState::new().build_hasher().finish();
         let home = parent_folder(ENOUGH_MEMORY).join(format!("throwaway_postgres-private-{random:016x}"));
         let lock_path = home.with_extension("lock");
