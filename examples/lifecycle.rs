@@ -1,4 +1,4 @@
-//! The whole life of a key, from its insertion to its revocation, and what is recorded of it.
+//! The whole life of a key, from its insertion to its revocation, and its events.
 //!
 //! ```text
 //! cargo run --example lifecycle
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let old = KeysDriver::new(conn).insert_key(&old)?;
     println!("inserted  {} {}...", old.name, old.key_prefix);
 
-    // Recognise: the driver finds, the engine judges.
+    // Recognise: the driver finds the key, and the engine decides whether it is valid.
     let found = KeysDriver::new(conn).fetch_key_by_hash(&"hash of spring".into())?.ok_or("an unknown key")?;
     println!("found     {} of tenant {}, {}", found.id, found.tenant_id, found.status);
 
@@ -58,7 +58,8 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         keys.update_key_unfrozen(key)
     })?;
 
-    // Rotate with a day of grace: the successor may do what the old key may, and either both change or neither.
+    // Rotate with a grace period of one day. The successor has the rights of the old key. Both changes are made in one
+    // transaction.
     let seen = KeysDriver::new(conn).fetch_key_by_id(&tenant_id, &old_id)?.ok_or("no such key")?;
     let new = KeySuccessor {
         expires_at: Change::Set(Some(now + TimeDelta::days(180))),
@@ -74,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         println!("expiring  {} after {} uses", key.id, key.total_requests);
     }
 
-    // Revoke one key, then the rest of a tenant that leaves.
+    // Revoke one key, then all other keys of the tenant.
     change(conn, &tenant_id, &old_id, |keys, key| keys.update_key_revoked(key, now, Some("rotated")))?;
     let rest = KeysDriver::new(conn).update_all_keys_revoked(&tenant_id, now, Some("the tenant left"))?;
     println!("revoked   {rest} more: {:?}", KeysDriver::new(conn).count_keys_by_status(&tenant_id)?);
@@ -90,7 +91,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// Locks a key and changes it, in a transaction of its own.
+/// Locks a key and changes it, in one transaction.
 fn change(
     conn: &mut PgConnection,
     tenant_id: &TenantId,
@@ -104,8 +105,8 @@ fn change(
     })
 }
 
-/// Replaces a key and lets it work until the grace ends. `None`: the key is not one to rotate, or it has changed
-/// since `seen` was read.
+/// Replaces a key, which keeps working until the grace period ends. Returns `None` if the key must not be rotated, or
+/// if it has changed since `seen` was read.
 fn rotate(
     conn: &mut PgConnection,
     seen: &KeySnapshot,

@@ -1,5 +1,5 @@
-//! How an engine sees slow statements, transactions and retries: Diesel's instrumentation and `Transaction::on_retry`,
-//! written to `tracing`.
+//! Writes slow statements, transactions and retries to `tracing`, with Diesel's instrumentation and
+//! `Transaction::on_retry`.
 //!
 //! ```text
 //! cargo run --example tracing
@@ -15,7 +15,7 @@ use diesel::connection::{
 };
 use tracing::{debug, warn};
 
-/// Reports each statement that takes longer, and each that fails.
+/// Reports each statement that is slow, and each that fails.
 struct Trace {
     slow: Duration,
     started: Option<Instant>,
@@ -30,7 +30,7 @@ impl Instrumentation for Trace {
                 if took < self.slow && error.is_none() {
                     return;
                 }
-                // What follows is the values: tenants, keys, times. A hash is shown as `KeyHash(..)`.
+                // After this marker come the values: tenants, keys and times. A hash is shown as `KeyHash(..)`.
                 let text = query.to_string();
                 let sql = text.split(" -- binds:").next().unwrap_or_default();
                 warn!(?took, error = error.map(tracing::field::display), sql, "statement");
@@ -38,7 +38,7 @@ impl Instrumentation for Trace {
             InstrumentationEvent::BeginTransaction { depth, .. } => debug!(depth, "begin"),
             InstrumentationEvent::CommitTransaction { depth, .. } => debug!(depth, "commit"),
             InstrumentationEvent::RollbackTransaction { depth, .. } => debug!(depth, "roll back"),
-            // The events of connecting hold the connection string with its password: never log them.
+            // Events for a new connection hold the connection string with its password. Never log them.
             _ => {}
         }
     }
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
     let database = throwaway_postgres::empty()?.prepare(api_keys_driver::migrate)?;
 
-    // Each connection that is opened from now on has a trace of its own.
+    // From now on, each new connection gets its own instrumentation.
     set_default_instrumentation(|| {
         Some(Box::new(Trace { slow: Duration::from_millis(100), started: None }))
     })?;
@@ -62,12 +62,12 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let conn = &mut pool.get()?;
     transaction.run(conn, |conn| KeysDriver::new(conn).insert_key(&new))?;
 
-    // A statement that is slow, and one that is refused.
+    // One slow statement, and one that the server refuses.
     conn.batch_execute("SELECT pg_sleep(0.2)")?;
     let refused = transaction.run(conn, |conn| KeysDriver::new(conn).insert_key(&new));
     println!("{}", refused.unwrap_err());
 
-    // Two transactions that wait for each other's key: the server gives one up, and it runs again.
+    // Two transactions wait for each other's key. The server rolls one back, and it runs again.
     let second = NewKey { id: "second".into(), key_hash: KeyHash::from("another"), ..new };
     KeysDriver::new(conn).insert_key(&second)?;
     let lock_both = |first: &KeyId, then: &KeyId| -> api_keys_driver::Result<()> {

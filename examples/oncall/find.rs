@@ -1,4 +1,4 @@
-//! Finding a key by what a person on call has of it, which need not include the tenant.
+//! Finding a key by its prefix, hash or id. A person on call may not know the tenant.
 
 use api_keys_driver::{KeyHash, KeySnapshot, KeysDriver};
 use clap::Subcommand;
@@ -10,12 +10,12 @@ use crate::{Place, Result, printable};
 
 #[derive(Subcommand)]
 pub(crate) enum By {
-    /// By the first characters of the secret, of whichever tenant.
+    /// By the first characters of the secret, among the keys of all tenants.
     Prefix {
-        /// The characters; of more than twelve, the first twelve
+        /// The first characters of the secret; only the first twelve are used
         secret: String,
     },
-    /// By what is stored of the secret, of whichever tenant.
+    /// By the hash of the secret, among the keys of all tenants.
     Hash {
         /// The hash, as the engine stores it
         hash: String,
@@ -30,7 +30,7 @@ pub(crate) fn run(conn: &mut PgConnection, by: &By) -> Result {
     let mut keys = KeysDriver::new(conn);
     let found = match by {
         By::Prefix { secret } => {
-            // No more of a pasted secret than what is stored of it leaves this process.
+            // Somebody may paste a whole secret, so only the part that is stored as the prefix is sent.
             let prefix: String = secret.chars().take(12).collect();
             keys.fetch_keys_of_any_tenant_by_prefix(&prefix, None, MOST)?
         }

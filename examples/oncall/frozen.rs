@@ -16,7 +16,7 @@ pub(crate) fn run(conn: &mut PgConnection) -> Result {
     loop {
         let denied = keys.fetch_denied_keys_after(last.as_ref(), 1_000)?;
         for key in denied.iter().filter(|key| key.is_frozen) {
-            // Unfrozen since the page was read, there is nobody to name.
+            // The key was unfrozen after the page was read.
             let Some(freeze) = keys.fetch_key_freeze(&key.tenant_id, &key.id)? else { continue };
             table.add_row([
                 printable(key.tenant_id.as_str()),

@@ -1,4 +1,4 @@
-//! What a person on call does about a key: find it, look at it, freeze it, and watch what changes.
+//! A tool for a person on call: it finds, shows and freezes keys, and follows their changes.
 //!
 //! ```text
 //! cargo run --example oncall -- find prefix sk-live-4f2a
@@ -34,10 +34,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Finds keys by what is known of them.
+    /// Finds keys by their prefix, hash or id.
     #[command(subcommand)]
     Find(find::By),
-    /// Shows a key: its state, its history and its last day's calls.
+    /// Shows a key: its state, its history, and its calls of the last day.
     Show(Place),
     /// Freezes a key, so that engines deny it.
     Freeze(freeze::Freeze),
@@ -45,11 +45,11 @@ enum Command {
     Unfreeze(Place),
     /// Lists the keys of all tenants that are frozen.
     Frozen,
-    /// Prints what changes, of all tenants' keys, until it is interrupted.
+    /// Prints the changes of the keys of all tenants, until it is interrupted.
     Follow(follow::Follow),
 }
 
-/// Where a key is.
+/// Identifies a key.
 #[derive(Args)]
 struct Place {
     /// The tenant's id
@@ -110,7 +110,7 @@ fn run_on(conn: &mut PgConnection, command: &Command) -> Result {
     }
 }
 
-/// A stored text without what would steer the terminal, or turn the direction of what follows.
+/// A stored text without the characters that control the terminal or the direction of text.
 fn printable(text: &str) -> String {
     let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()

@@ -1,4 +1,4 @@
-//! One key: its state, who froze it, its history, and its last day's calls as a chart.
+//! Showing one key: its state, who froze it, its history, and a chart of its calls of the last day.
 
 use api_keys_driver::{
     Bucket, KeyAuthSnapshot, KeyEventSnapshot, KeySnapshot, KeysDriver, Page, UsageBucket,

@@ -1,4 +1,4 @@
-//! The calls that the example loads: read from a trace, or invented.
+//! The calls that the example inserts: from a trace file, or generated.
 
 use std::fs::File;
 use std::path::Path;
@@ -15,7 +15,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// 0.00025 cents an input token and 0.001 cents an output token, rounded half-even to four decimals.
+    /// 0.00025 cents per input token and 0.001 cents per output token, rounded half-even to four decimals.
     pub(crate) fn cost_cents(&self) -> BigDecimal {
         let hundred_thousandths = 25 * i64::from(self.input_tokens) + 100 * i64::from(self.output_tokens);
         BigDecimal::new(hundred_thousandths.into(), 5).with_scale_round(4, bigdecimal::RoundingMode::HalfEven)
@@ -24,7 +24,7 @@ impl Call {
 
 const COLUMNS: [&str; 3] = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"];
 
-/// Reads a trace: a line that names the columns, then a call a line, with the time in UTC.
+/// Reads a trace: a line with the names of the columns, then one line per call. Times are in UTC.
 pub(crate) fn read(path: &Path) -> Result<Vec<Call>> {
     let file = File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
     let mut lines = csv::Reader::from_reader(file);

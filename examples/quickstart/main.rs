@@ -1,4 +1,4 @@
-//! What an engine does with the crate, from an empty database to a frozen key and back.
+//! The work of an engine, from an empty database to a key that is frozen and unfrozen.
 //!
 //! ```text
 //! cargo run --example quickstart                  # a few calls of its own
@@ -80,7 +80,7 @@ fn run(arguments: &Arguments) -> Result<(), BoxError> {
     load(&mut conn, &calls)?;
     println!("  {} keys, {} calls", KEYS.len(), calls.len());
 
-    // The engine's clock. It stands at the last call, so that a trace of another year has a "today".
+    // The engine's clock shows the time of the last call, so that "today" is also right for a trace of another year.
     let now = calls.last().ok_or("no calls")?.created_at;
 
     title("Pages of two keys, newest first");
@@ -208,7 +208,7 @@ fn print_customers_view(conn: &mut PgConnection, tenant_id: &TenantId) -> Result
     Ok(())
 }
 
-/// The engine's rule: lock the key, look, and freeze it unless somebody was faster.
+/// The engine's rule: lock the key, and freeze it unless it is already frozen.
 fn freeze_once(
     conn: &mut PgConnection,
     tenant_id: &TenantId,
@@ -260,7 +260,7 @@ fn race_to_freeze(
     })
 }
 
-/// Asks the server, so that the race goes the same way each time.
+/// Waits until the server reports the wait, so that the race has the same result in each run.
 fn wait_until_somebody_waits(conn: &mut PgConnection) {
     let waiting =
         "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";

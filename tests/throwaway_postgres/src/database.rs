@@ -1,4 +1,4 @@
-//! A database of one's own on a server: created, locked as in use, dropped.
+//! Creates a database for one test, marks it as in use, and drops it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ diesel::table! {
 
 const PREFIX: &str = "throwaway_";
 
-/// A database that is dropped with this value, whoever is still connected to it.
+/// A database that is dropped with this value, even if sessions are still connected to it.
 pub struct Database {
     key: i64,
     url: String,
@@ -37,17 +37,17 @@ impl Database {
         Ok(Self { key, url: replace_database(server_url, &name_of(key)), keeper })
     }
 
-    /// Returns the URL that any PostgreSQL client can connect with.
+    /// Returns the URL of the database, for any PostgreSQL client.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Runs `prepare`, for example an application's migrations, on a connection of its own.
+    /// Runs `prepare`, for example the migrations of an application, on a new connection.
     ///
     /// # Errors
     ///
-    /// What `prepare` fails with. The database is dropped then.
+    /// The error of `prepare`. The database is then dropped.
     pub fn prepare<T, E: Into<BoxError>>(
         self,
         prepare: impl FnOnce(&mut PgConnection) -> Result<T, E>,
@@ -64,7 +64,7 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        // A server that is gone took its databases along; any other failure is the next sweep's work.
+        // If the server has ended, its databases are gone too. After any other failure, the next process drops it.
         let _ = drop_database(&mut locked(&self.keeper), self.key);
     }
 }
@@ -77,7 +77,7 @@ fn name_of(key: i64) -> String {
     format!("{PREFIX}{key:016x}")
 }
 
-/// Drops the databases whose process is gone: nobody holds the advisory lock that is named like them.
+/// Drops the databases whose process has ended. A process holds an advisory lock for each of its databases.
 pub(crate) fn sweep(conn: &mut PgConnection) -> Result<()> {
     let names: Vec<String> = pg_database::table
         .select(pg_database::datname)
@@ -98,10 +98,10 @@ fn drop_database(conn: &mut PgConnection, key: i64) -> QueryResult<()> {
     Ok(())
 }
 
-/// The same server's URL or key-value string for another of its databases.
+/// The URL or key-value string for another database of the same server.
 fn replace_database(url: &str, database: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
-        // Of two values for a key, libpq takes the last.
+        // If a key occurs twice, libpq uses the last value.
         return format!("{url} dbname={database}");
     };
     let (address, parameters) = match rest.split_once('?') {

@@ -1,5 +1,5 @@
-//! A real PostgreSQL server for tests, examples and benchmarks. It starts in about a second and leaves
-//! nothing behind.
+//! A real PostgreSQL server for tests, examples and benchmarks. It starts in about a second and is removed
+//! completely.
 //!
 //! ```
 //! use diesel::prelude::*;
@@ -22,7 +22,7 @@
 //!
 //! The shared server is the one that `TEST_DATABASE_URL` names. Without that variable, the first process
 //! starts one in memory from the programs that [`programs`] finds. A watchdog process stops the server
-//! and removes its folder when the last process that uses it is gone, even if that process was killed.
+//! and removes its folder when the last process that uses it has ended, even if that process was killed.
 
 mod binaries;
 mod database;
@@ -36,9 +36,9 @@ pub use pair::{Pair, Replication};
 pub use private::PrivateServer;
 pub use server::Server;
 
-/// Any error. A person reads it; no code tells one from another.
+/// An error of any kind, to be read by a person. It has no variants.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// What the functions here return.
+/// A `Result` whose error is [`BoxError`].
 pub type Result<T, E = BoxError> = std::result::Result<T, E>;
 
 /// Creates an empty database on the shared server.

@@ -1,4 +1,4 @@
-//! A primary and its standby, to fail over between.
+//! A primary and its standby, for tests of failovers.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,13 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Whether a commit waits for the standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replication {
-    /// A commit is acknowledged when the standby has written it too. Without the standby it waits.
+    /// A commit is acknowledged when the primary and the standby have written it. If the standby is down, it waits.
     Synchronous,
-    /// A commit is acknowledged when the primary has written it. The standby may lack it for a while.
+    /// A commit is acknowledged when the primary has written it. The standby may receive it later.
     Asynchronous,
 }
 
-/// A primary and its standby, replicated by streaming. Both listen on a socket and on 127.0.0.1.
+/// A primary and its standby with streaming replication. Both listen on a socket and on 127.0.0.1.
 ///
 /// ```
 /// use diesel::prelude::*;
@@ -44,19 +44,19 @@ pub enum Replication {
 /// # Ok::<(), throwaway_postgres::BoxError>(())
 /// ```
 pub struct Pair {
-    /// The server that takes writes.
+    /// The server that accepts writes.
     pub primary: PrivateServer,
-    /// The server that follows it, or the one that was the primary before [`promote`](Self::promote).
+    /// The standby. After [`promote`](Self::promote), it is the old primary.
     pub standby: PrivateServer,
 }
 
 impl Pair {
-    /// Makes and starts two servers, and waits until the standby streams.
+    /// Creates and starts two servers, and waits until the standby streams.
     pub fn start_new(replication: Replication) -> Result<Self> {
         let mut primary = without_data()?;
         // pg_rewind needs checksums.
         initialize(&primary.bin, &primary.home, &["--data-checksums"])?;
-        // In the file, because the recovery that pg_rewind starts reads only that.
+        // The setting is in the file, because the recovery that pg_rewind starts reads only the file.
         let mut settings = File::options().append(true).open(primary.home.join("data/postgresql.conf"))?;
         writeln!(settings, "wal_keep_size = 128MB\nmax_wal_size = 256MB")?;
         primary.start()?;
@@ -67,7 +67,7 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Returns a URL of the database `postgres` that leads to the primary, whichever of the two it is.
+    /// Returns a URL of the database `postgres` that names both servers and leads to the primary.
     #[must_use]
     pub fn url(&self) -> String {
         let hosts = self.each(|server| server.home.display().to_string());
@@ -84,7 +84,7 @@ impl Pair {
         format!("postgresql://postgres@{addresses}/postgres?target_session_attrs=read-write")
     }
 
-    /// Returns the same as [`url`](Self::url), in libpq's other form.
+    /// Returns the same as [`url`](Self::url), as a key-value string.
     #[must_use]
     pub fn key_values(&self) -> String {
         let hosts = self.each(|server| server.home.display().to_string());
@@ -92,21 +92,21 @@ impl Pair {
         format!("host={hosts} port={ports} user=postgres dbname=postgres target_session_attrs=read-write")
     }
 
-    /// The first host is always the same one, so that half of the time the second one is the primary.
+    /// The order of the hosts never changes, so the primary is sometimes the second host.
     fn each(&self, part: impl Fn(&PrivateServer) -> String) -> String {
         let mut servers = [&self.primary, &self.standby];
         servers.sort_by_key(|server| server.port);
         servers.map(part).join(",")
     }
 
-    /// Waits until the standby has replayed what the primary has committed until now.
+    /// Waits until the standby has replayed everything that the primary has committed so far.
     pub fn wait_for_standby(&self) -> Result<()> {
         let committed: String = diesel::select(diesel::dsl::sql::<Text>("pg_current_wal_lsn()::text"))
             .get_result(&mut PgConnection::establish(&self.primary.url())?)?;
         until_true(&self.standby, &format!("pg_last_wal_replay_lsn() >= '{committed}'"))
     }
 
-    /// Makes commits wait for the standby, or not.
+    /// Sets whether commits wait for the standby.
     pub fn set_replication(&self, replication: Replication) -> Result<()> {
         let names = if replication == Replication::Synchronous { "standby" } else { "" };
         let mut conn = PgConnection::establish(&self.primary.url())?;
@@ -122,9 +122,9 @@ impl Pair {
         Ok(())
     }
 
-    /// Promotes the standby, which becomes the [`primary`](Self::primary) and waits for no standby.
+    /// Promotes the standby. It becomes the [`primary`](Self::primary), and its commits do not wait for a standby.
     ///
-    /// The old primary is left as it is: usually it was stopped, killed or paused before.
+    /// The method does not change the old primary. Stop, kill or pause it before.
     pub fn promote(&mut self) -> Result<()> {
         std::mem::swap(&mut self.primary, &mut self.standby);
         PgConnection::establish(&self.primary.url())?.batch_execute("SELECT pg_promote()")?;
@@ -134,8 +134,8 @@ impl Pair {
 
     /// Starts the old primary again as the standby of the new one.
     ///
-    /// What it had committed and the new primary never received is undone with `pg_rewind`. Where that
-    /// program is missing, its data is copied anew.
+    /// `pg_rewind` removes the commits that the new primary did not receive. If that program is missing, the data of
+    /// the new primary is copied instead.
     pub fn rejoin(&mut self, replication: Replication) -> Result<()> {
         self.standby.kill()?;
         let rewind = self.standby.bin.join("pg_rewind");
@@ -175,7 +175,7 @@ fn without_data() -> Result<PrivateServer> {
     Ok(server)
 }
 
-/// A base backup, by the server's functions and `cp`: not every distribution has `pg_basebackup`.
+/// Makes a base backup with the server's functions and `cp`, because not every distribution has `pg_basebackup`.
 fn copy_data(from: &PrivateServer, to: &PrivateServer) -> Result<()> {
     let mut conn = PgConnection::establish(&from.url())?;
     let is_14 =

@@ -1,4 +1,4 @@
-//! A server that one test has for itself, to stop, crash, kill, pause, demote and start again.
+//! A server for one test, which can stop, crash, kill, pause, demote and restart it.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -13,10 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::server::{self, DEFAULT_PORT, ENOUGH_MEMORY, parent_folder, share, start_watchdog, url_in};
 use crate::{Database, Result, binaries};
 
-/// A server of one's own. Like the shared one it is gone afterwards, however the process went.
+/// A server for one test. Like the shared server, it is removed afterwards, even if the process is killed.
 ///
-/// Unlike the shared one it writes its log ahead before it acknowledges a commit, so that a crash of it
-/// loses none.
+/// Unlike the shared server, it writes its log before it acknowledges a commit, so a crash loses no commit.
 pub struct PrivateServer {
     pub(crate) bin: PathBuf,
     pub(crate) home: PathBuf,
@@ -28,12 +27,12 @@ pub struct PrivateServer {
 }
 
 impl PrivateServer {
-    /// Makes and starts a server.
+    /// Creates and starts a server.
     pub fn start_new() -> Result<Self> {
         Self::start_from(binaries::programs()?)
     }
 
-    /// The same with the programs of a folder, of whatever version they are.
+    /// Creates and starts a server with the programs of a folder. They may have any version.
     pub fn start_from(bin: PathBuf) -> Result<Self> {
         let mut server = Self::without_data(bin, DEFAULT_PORT)?;
         server::initialize(&server.bin, &server.home, &[])?;
@@ -41,7 +40,7 @@ impl PrivateServer {
         Ok(server)
     }
 
-    /// A folder with a watchdog, and no data in it yet.
+    /// Creates the folder and starts its watchdog. The folder has no data yet.
     pub(crate) fn without_data(bin: PathBuf, port: u16) -> Result<Self> {
         let random = RandomState::new().build_hasher().finish();
         let home = parent_folder(ENOUGH_MEMORY).join(format!("throwaway_postgres-private-{random:016x}"));
@@ -59,7 +58,7 @@ impl PrivateServer {
         &self.home
     }
 
-    /// The URL of the database `postgres`, which every server has, over the server's socket.
+    /// The URL of the database `postgres`, over the server's socket. Every server has this database.
     #[must_use]
     pub fn url(&self) -> String {
         url_in(&self.home, self.port)
@@ -71,7 +70,7 @@ impl PrivateServer {
         self.port
     }
 
-    /// Creates an empty database. It lasts as long as the server.
+    /// Creates an empty database. It is removed with the server.
     pub fn create_database(&self) -> Result<Database> {
         let keeper = PgConnection::establish(&self.url())?;
         Database::create(&self.url(), Arc::new(Mutex::new(keeper)))
@@ -83,22 +82,22 @@ impl PrivateServer {
         Ok(())
     }
 
-    /// Ends every session and stops the server in good order.
+    /// Ends every session and stops the server normally, with a checkpoint.
     pub fn stop(&mut self) -> Result<()> {
         self.end(Signal::INT)
     }
 
-    /// Ends the server without a checkpoint: it recovers from its log when it is started again.
+    /// Stops the server without a checkpoint. When it is started again, it recovers from its log.
     pub fn crash(&mut self) -> Result<()> {
         self.end(Signal::QUIT)
     }
 
-    /// Kills every process of the server at once, as if its machine had lost power. Nothing is said to
-    /// the clients but what the kernel says when it closes a dead process's sockets.
+    /// Kills every process of the server at once. The clients get no message from the server; the kernel only closes
+    /// the sockets.
     pub fn kill(&mut self) -> Result<()> {
         let Some(mut postgres) = self.postgres.take() else { return Ok(()) };
         let pid = Pid::from_child(&postgres);
-        // Stopped first, so that it makes no new child.
+        // It is stopped first, so that it starts no new process.
         kill_process(pid, Signal::STOP)?;
         for process in children_of(pid)?.into_iter().chain([pid]) {
             // A session may have ended by itself meanwhile.
@@ -109,18 +108,18 @@ impl PrivateServer {
         Ok(())
     }
 
-    /// Stops every process of the server from running (`SIGSTOP`): its kernel accepts connections and
-    /// acknowledges what arrives, and nobody answers.
+    /// Pauses every process of the server (`SIGSTOP`). The kernel still accepts connections and acknowledges data, but
+    /// the server does not answer.
     pub fn pause(&self) -> Result<()> {
         self.signal_all(Signal::STOP)
     }
 
-    /// Lets the processes run on after [`pause`](Self::pause).
+    /// Continues the processes after [`pause`](Self::pause).
     pub fn resume(&self) -> Result<()> {
         self.signal_all(Signal::CONT)
     }
 
-    /// Says whether the stopped server is a replica, which takes no writes, when it is started again.
+    /// Sets whether the stopped server is a standby, which is read-only, when it is started again.
     pub fn set_replica(&mut self, replica: bool) -> Result<()> {
         let signal = self.home.join("data/standby.signal");
         if replica {
@@ -143,8 +142,8 @@ impl PrivateServer {
         let Some(postgres) = &self.postgres else { return Ok(()) };
         let pid = Pid::from_child(postgres);
         kill_process(pid, signal)?;
-        // The kernel's list may miss a child while another one ends. Two lists alike miss none: by the second,
-        // those of the first are stopped.
+        // The kernel's list may miss a child process while another one ends. When two lists are equal, none is missing,
+        // because the processes of the first list are already stopped.
         let mut signalled = None;
         loop {
             let children = children_of(pid)?;
@@ -159,7 +158,7 @@ impl PrivateServer {
         }
     }
 
-    /// The interlock segment of a killed server outlives it until the server is started again.
+    /// The shared memory segment of a killed server remains until the server is started again.
     fn remove_shared_memory(&self) {
         let pid_file = fs::read_to_string(self.home.join("data/postmaster.pid")).unwrap_or_default();
         if let Some(id) = pid_file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) {
@@ -170,14 +169,14 @@ impl PrivateServer {
 
 impl Drop for PrivateServer {
     fn drop(&mut self) {
-        // The watchdog would wait for a process that only this one can bury. A paused server, or one that
-        // waits for a standby, would not stop in good order.
+        // Only this process can wait for its child, so the watchdog would wait for ever. A paused server, or one that
+        // waits for a standby, would not stop normally.
         let _ = self.resume();
         let _ = self.crash();
     }
 }
 
-/// A TCP port of the loopback address that nobody listens on.
+/// A free TCP port of the loopback address.
 pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
@@ -187,7 +186,7 @@ fn children_of(parent: Pid) -> Result<Vec<Pid>> {
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let is_child = |number: &i32| {
         let stat = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
-        // The name, in parentheses, may hold anything. The state and the parent follow it.
+        // The name is in parentheses and may hold any character. The state and the parent come after it.
         let parent_of = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
         parent_of == Some(&parent.as_raw_nonzero().to_string())
     };

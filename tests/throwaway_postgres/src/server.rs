@@ -1,4 +1,4 @@
-//! One server for all processes of this user that run tests at the same time.
+//! The shared server: one for all processes of this user that run tests at the same time.
 
 use std::env;
 use std::fs::{self, File, Permissions};
@@ -25,7 +25,7 @@ pub(crate) const ENOUGH_MEMORY: u64 = 2 << 30;
 #[derive(Clone)]
 pub struct Server {
     url: String,
-    /// The connection whose advisory locks say which databases this process uses.
+    /// The connection that holds an advisory lock for each database that this process uses.
     keeper: Arc<Mutex<PgConnection>>,
 }
 
@@ -68,7 +68,7 @@ impl Server {
         diesel::sql_query("SELECT 1").execute(&mut *database::locked(&self.keeper)).is_ok()
     }
 
-    /// Creates an empty database of one's own.
+    /// Creates an empty database.
     pub fn create_database(&self) -> Result<Database> {
         Database::create(&self.url, Arc::clone(&self.keeper))
     }
@@ -84,7 +84,7 @@ fn join_or_start(bin: &Path) -> Result<(String, File)> {
     let starting = File::create(home.join("starting"))?;
     flock(&starting, FlockOperation::LockExclusive)?;
     if !is_running(&home) {
-        // Before the server, so that it is removed even if this process is killed.
+        // The watchdog starts before the server, so that the server is stopped even if this process is killed.
         start_watchdog(&lock_path, &home)?;
         clear(&home)?;
         initialize(bin, &home, &[])?;
@@ -98,7 +98,7 @@ pub(crate) fn url_in(home: &Path, port: u16) -> String {
     format!("postgresql:///postgres?host={}&port={port}&user=postgres", home.display())
 }
 
-/// Makes the folder, unless it is there, and gives it to the user that runs the server.
+/// Creates the folder if it does not exist, and gives it to the user that runs the server.
 pub(crate) fn create_home(home: &Path) -> Result<()> {
     fs::create_dir_all(home)?;
     fs::set_permissions(home, Permissions::from_mode(0o700))?;
@@ -108,7 +108,7 @@ pub(crate) fn create_home(home: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A folder name that the users of one set of programs agree on; in memory where there is enough.
+/// The server's folder. Its name is the same for all processes that use the same programs.
 fn home_of(bin: &Path) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     bin.hash(&mut hasher);
@@ -116,7 +116,7 @@ fn home_of(bin: &Path) -> PathBuf {
     parent_folder(ENOUGH_MEMORY).join(format!("throwaway_postgres-{user}-{:08x}", hasher.finish() >> 32))
 }
 
-/// In memory, where there is enough.
+/// The parent of the server's folder: in memory, if there is enough.
 pub(crate) fn parent_folder(enough: u64) -> PathBuf {
     let memory = Path::new("/dev/shm");
     let has_room = statvfs(memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize > enough);
@@ -170,7 +170,7 @@ pub(crate) fn launch(bin: &Path, home: &Path, port: u16, settings: &[String]) ->
         .args(["-c", "listen_addresses=", "-c", "max_connections=300"])
         .args(["-c", "fsync=off", "-c", "full_page_writes=off"])
         .args(settings.iter().flat_map(|setting| ["-c", setting]))
-        // In the data folder instead of /dev/shm, so that nothing stays if the server is killed.
+        // Shared memory is in the data folder and not in /dev/shm, so that nothing remains if the server is killed.
         .args(["-c", "dynamic_shared_memory_type=mmap"])
         .stdin(Stdio::null())
         .stdout(File::create(&log)?)
@@ -180,7 +180,7 @@ pub(crate) fn launch(bin: &Path, home: &Path, port: u16, settings: &[String]) ->
     wait_until_ready(postgres, &url_in(home, port), &log)
 }
 
-/// Whether the server of a folder was started and lives. After a crash of one of its processes it recovers first.
+/// Whether the server of a folder was started and is running. After a crash of one of its processes, it recovers first.
 fn is_running(home: &Path) -> bool {
     let deadline = Instant::now() + Duration::from_secs(60);
     while home.join("ready").exists() && postmaster(home).is_some() {
@@ -192,8 +192,8 @@ fn is_running(home: &Path) -> bool {
     false
 }
 
-/// The process that runs the server of a folder. The id that the server wrote down may be another process's by now, so
-/// the process must also work in the data folder. That of a zombie is not known.
+/// The process id of a folder's server. The id in `postmaster.pid` may now belong to another process, so the function
+/// also checks that the process works in the data folder. A zombie process does not count.
 fn postmaster(home: &Path) -> Option<Pid> {
     let data = home.join("data").canonicalize().ok()?;
     let pid_file = fs::read_to_string(data.join("postmaster.pid")).ok()?;
@@ -202,7 +202,7 @@ fn postmaster(home: &Path) -> Option<Pid> {
     Pid::from_raw(pid).filter(|_| works_in == data)
 }
 
-/// Removes what is left of a server that was killed, and of one whose starter was killed before it was ready.
+/// Removes the files of a server that was killed, or whose starting process was killed before the server was ready.
 fn clear(home: &Path) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
     gone(fs::remove_file(home.join("ready")))?;
@@ -214,7 +214,7 @@ fn clear(home: &Path) -> Result<()> {
     for socket in [".s.PGSQL.5432", ".s.PGSQL.5432.lock"] {
         gone(fs::remove_file(home.join(socket)))?;
     }
-    // A backend outlives a killed postmaster for a moment, and may still write a file.
+    // A server process may run for a short time after its postmaster was killed, and may still write a file.
     loop {
         match gone(fs::remove_dir_all(home.join("data"))) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
@@ -223,7 +223,7 @@ fn clear(home: &Path) -> Result<()> {
     }
 }
 
-/// What was to be removed may be gone already.
+/// Ignores that a file to be removed does not exist.
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
