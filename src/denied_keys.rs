@@ -79,7 +79,7 @@ impl DeniedKeys {
     ///
     /// # Errors
     ///
-    /// [`Error::EventsNotRecorded`] where the triggers are missing or disabled.
+    /// [`Error::EventsNotRecorded`] where the triggers are missing or disabled, or the tables distributed by Citus.
     pub fn seed(conn: &mut PgConnection) -> Result<Self> {
         let mut driver = KeysDriver::new(conn);
         // First, so that what changes during the walk is followed.

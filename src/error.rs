@@ -164,8 +164,12 @@ pub enum Error {
     )]
     UnreadableEvent(crate::EventPosition),
 
-    /// The triggers that record events are missing or disabled.
-    #[error("changes of keys are not recorded: run `migrate`, and enable the triggers of `api_keys`")]
+    /// The triggers that record events are missing or disabled, so nobody learns of changes; or Citus distributes the
+    /// tables, and its nodes do not agree on an order of events. See `docs/sharding.md`.
+    #[error(
+        "changes of keys cannot be followed here: run `migrate`, and enable the triggers of `api_keys`; \
+         if Citus distributes the table, follow its shards on their server"
+    )]
     EventsNotRecorded,
 
     /// Two transactions waited for each other, and the server rolled this one back.

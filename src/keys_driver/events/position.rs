@@ -96,7 +96,10 @@ impl TryFrom<String> for EventPosition {
 }
 
 /// What the positions of this server, on this timeline, have in common; 0 where the triggers that record
-/// events are missing or disabled. Of a view, as over the shards of a worker, there are none to look for.
+/// events are missing or disabled, or where Citus distributes the table, and following goes through its planner.
+///
+/// Of a view over a shard there are no triggers to look for. Its own id stands for them: the view is created anew
+/// when the shard has moved.
 ///
 /// The timeline of a primary is in the name of its log file. A standby has only the control file, which
 /// tells the last checkpoint's timeline and the one that it recovers to.
@@ -118,6 +121,11 @@ pub(crate) const EPOCH: &str = r#"coalesce((SELECT pg_catalog.hashtextextended(p
        ) THEN (
          SELECT "oid" FROM pg_catalog.pg_trigger
          WHERE "tgrelid" = pg_catalog.to_regclass('api_keys') AND "tgname" = '~api_keys_tell' AND "tgenabled" <> 'D'
-       ) ELSE 0 END AS "triggers"
+           AND NOT EXISTS (
+             SELECT 1 FROM pg_catalog.pg_trigger AS "of_citus"
+             WHERE "of_citus"."tgrelid" = pg_catalog.to_regclass('api_keys')
+               AND "of_citus"."tgname" LIKE 'truncate\_trigger\_%' AND "of_citus"."tgisinternal"
+           )
+       ) ELSE pg_catalog.to_regclass('api_keys')::pg_catalog.oid END AS "triggers"
      ) AS "here"
      WHERE "triggers" IS NOT NULL), 0)"#;

@@ -157,6 +157,8 @@ macro_rules! rewrite {
     };
 }
 
+/// Citus must refuse this, because it would run the parts one after the other, each on what is committed by then. It
+/// refuses what is volatile in `RETURNING`. So it is with the other statements of the maintenance.
 struct Recount {
     from: Time,
 }
@@ -194,6 +196,7 @@ impl QueryFragment<Pg> for Recount {
             r#"), "locked" AS (
                 UPDATE "usage_progress" SET "generation" = "usage_progress"."generation" + 1
                 FROM "range" WHERE "usage_progress"."generation" = "range"."generation"
+                RETURNING clock_timestamp()
             )
             SELECT "to", (SELECT count(*) FROM "of_keys" WHERE NOT "is_day"), "to" < "counted_to" FROM "range""#
         ));

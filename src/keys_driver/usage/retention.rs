@@ -100,6 +100,7 @@ struct DeleteCalls {
 /// The trigger of the deleted rows takes them off the sums, and what is kept puts them back.
 ///
 /// By id and time, which together are unique in every world; a row's place (`ctid`) is not among partitions.
+/// What is volatile stands in `RETURNING`, so that Citus refuses it: see `Recount`.
 impl QueryFragment<Pg> for DeleteCalls {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(r#"WITH "asked" AS (SELECT "#);
@@ -116,10 +117,11 @@ impl QueryFragment<Pg> for DeleteCalls {
             ), "gone" AS (
                 DELETE FROM "proxy_calls" USING "doomed"
                 WHERE "proxy_calls"."id" = "doomed"."id" AND "proxy_calls"."created_at" = "doomed"."created_at"
-                RETURNING "proxy_calls"."tenant_id", "proxy_calls"."api_key_id", "proxy_calls"."created_at", "proxy_calls"."cost_cents"
+                RETURNING "proxy_calls"."tenant_id", "proxy_calls"."api_key_id", "proxy_calls"."created_at", "proxy_calls"."cost_cents",
+                          pg_current_xact_id()::text::bigint AS "own"
             ), "kept" AS (
                 INSERT INTO "usage_changes" ("transaction_id", "tenant_id", "api_key_id", "created_at", "calls", "spend", "nan_calls")
-                SELECT greatest(pg_current_xact_id()::text::bigint,
+                SELECT greatest("own",
                                 (SELECT "merged_below" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)),
                        "tenant_id", "api_key_id", "#,
             start_of!("15 minutes", r#""created_at""#),

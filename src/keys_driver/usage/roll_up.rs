@@ -107,6 +107,8 @@ impl QueryFragment<Pg> for RollUp {
 /// - A new frontier is announced when all calls below the last one are counted. The barrier is taken by a later
 ///   transaction, whose snapshot is newer than the announcement.
 /// - A sequence that was set back, as by a switch-over that leaves sequences behind, is raised again first.
+///
+/// What is stable stands in `RETURNING`, so that Citus refuses it: see `Recount`.
 const STEP: &str = concat!(
     r#", timestamptz '4714-11-24 00:00:00+00 BC'), timestamptz '9999-12-31 00:00:00+00') AS "until"
     ), "#,

@@ -42,8 +42,16 @@ WITH
                 "tgrelid" = pg_catalog.to_regclass('api_keys')
                 AND "tgname" = '~api_keys_tell'
                 AND "tgenabled" <> 'D'
+                AND NOT EXISTS (
+                  SELECT 1
+                  FROM pg_catalog.pg_trigger AS "of_citus"
+                  WHERE
+                    "of_citus"."tgrelid" = pg_catalog.to_regclass('api_keys')
+                    AND "of_citus"."tgname" LIKE 'truncate\_trigger\_%'
+                    AND "of_citus"."tgisinternal"
+                )
             )
-            ELSE 0
+            ELSE pg_catalog.to_regclass('api_keys')::pg_catalog.oid
           END AS "triggers"
         ) AS "here"
         WHERE "triggers" IS NOT NULL

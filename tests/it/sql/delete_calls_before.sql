@@ -35,7 +35,8 @@ WITH
     "proxy_calls"."tenant_id",
     "proxy_calls"."api_key_id",
     "proxy_calls"."created_at",
-    "proxy_calls"."cost_cents"
+    "proxy_calls"."cost_cents",
+    pg_current_xact_id()::text::bigint AS "own"
 ),
 "kept" AS (
   INSERT INTO
@@ -50,7 +51,7 @@ WITH
     )
   SELECT
     greatest(
-      pg_current_xact_id()::text::bigint,
+      "own",
       (SELECT "merged_below" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)
     ),
     "tenant_id",

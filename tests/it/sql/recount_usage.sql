@@ -146,6 +146,7 @@ WITH
     "generation" = "usage_progress"."generation" + 1
   FROM "range"
   WHERE "usage_progress"."generation" = "range"."generation"
+  RETURNING clock_timestamp()
 )
 SELECT "to", (SELECT count(*) FROM "of_keys" WHERE NOT "is_day"), "to" < "counted_to"
 FROM "range";
