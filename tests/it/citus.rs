@@ -486,6 +486,7 @@ fn write_calls(sharded: &Sharded, round: i32, is_over: &AtomicBool) {
 fn count_beside_writers(sharded: &Sharded, holder: &Worker, hours: i32) {
     let is_over = AtomicBool::new(false);
     let mut views = sharded.connect_to_views(holder);
+    write_calls(sharded, 1000 * hours + 9, &AtomicBool::new(true));
     let counted = thread::scope(|scope| {
         for writer in 0..3 {
             let is_over = &is_over;
