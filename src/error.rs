@@ -49,10 +49,12 @@ pub enum Error {
     #[error("the connection has no transaction: lock and change keys inside `connection.transaction(..)`")]
     NotInTransaction,
 
-    /// A transaction was begun on a connection that already has one. Nothing was sent to the server.
-    #[error(
-        "the connection already has a transaction: use another connection, or `Transaction::or_savepoint`"
-    )]
+    /// The connection already has a transaction, so a [`Transaction`](crate::Transaction) cannot begin, and
+    /// [`migrate`](crate::migrate()) and [`check`](crate::check()) cannot run. Nothing was changed.
+    ///
+    /// A [`Transaction`](crate::Transaction) can use a savepoint instead:
+    /// [`or_savepoint`](crate::Transaction::or_savepoint).
+    #[error("the connection already has a transaction: use a connection that has none")]
     AlreadyInTransaction,
 
     /// A tenant was locked in a `REPEATABLE READ` transaction, which does not see keys that others inserted after
@@ -164,11 +166,11 @@ pub enum Error {
     )]
     UnreadableEvent(crate::EventPosition),
 
-    /// The triggers that record events are missing or disabled, so nobody learns of changes; or Citus distributes the
-    /// tables, and its nodes do not agree on an order of events. See `docs/sharding.md`.
+    /// The triggers that record events are missing or disabled, so changes of keys have no events. Or Citus distributes
+    /// the tables, so there is no common order of events. See `docs/sharding.md`.
     #[error(
-        "changes of keys cannot be followed here: run `migrate`, and enable the triggers of `api_keys`; \
-         if Citus distributes the table, follow its shards on their server"
+        "changes of keys cannot be followed here: run `migrate` and enable the triggers of `api_keys`, or, if \
+         Citus distributes the table, follow its shards on their server"
     )]
     EventsNotRecorded,
 

@@ -1,5 +1,5 @@
-//! What `check` and `migrate` both know: the migrations, the schema they are for, which of them are recorded, and
-//! the session as it was found. Nothing here changes the schema.
+//! Code that `check` and `migrate` share: the migrations, the schema of the tables, the records of applied migrations,
+//! and the state of the session. Nothing here changes the schema.
 
 mod home;
 mod outset;

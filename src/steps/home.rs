@@ -1,11 +1,11 @@
-//! Where the tables are that a session means: the schema that every look-up and every new object is bound to.
+//! Finds the schema of the tables on the session's search path. Every statement of `check` and `migrate` names it.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Oid, Text};
 
 use crate::Result;
 
-/// A table as the session's search path finds it.
+/// A table on the session's search path.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
 pub(crate) struct Found {
     #[diesel(sql_type = Text)]
@@ -18,7 +18,7 @@ pub(crate) struct Found {
     pub(crate) kind: String,
 }
 
-/// The first table of each name on the path.
+/// The first table of each name on the search path.
 pub(crate) fn find(conn: &mut PgConnection, path: &[String], names: &[&str]) -> Result<Vec<Found>> {
     Ok(diesel::sql_query(include_str!("home.sql"))
         .bind::<Array<Text>, _>(path)
@@ -26,7 +26,8 @@ pub(crate) fn find(conn: &mut PgConnection, path: &[String], names: &[&str]) -> 
         .load(conn)?)
 }
 
-/// The schema of `api_keys`; without it that of `proxy_calls`; without both the path's first.
+/// The schema of `api_keys`. If that table does not exist, the schema of `proxy_calls`; otherwise the first schema of the
+/// search path.
 pub(crate) fn schema_of(found: &[Found], path: &[String]) -> Option<String> {
     ["api_keys", "proxy_calls"]
         .iter()

@@ -1,4 +1,4 @@
-//! A session before the migrator sets anything, and the settings that it will change.
+//! The state of a session before the migrator changes it, and the settings that the migrator will change.
 
 use std::time::{Duration, Instant};
 
@@ -9,25 +9,25 @@ use diesel::sql_types::{Array, Integer, Nullable, Text, Timestamptz};
 
 use crate::{Error, Result};
 
-/// The oldest server that the crate works on.
+/// The oldest supported major version of the server.
 const OLDEST_MAJOR: i32 = 14;
 
-/// What a migrator sets, and puts back. A server that does not know a setting has none to change.
+/// The settings that a migrator changes and restores. A setting that the server does not know is skipped.
 pub(crate) const SETTINGS: &[(&str, &str)] = &[
-    // A build takes as long as it takes, and a step bounds its own waiting.
+    // Building an index may take any time. Each step limits its own waits for locks.
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("transaction_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("default_transaction_isolation", "read committed"),
-    // Rows that a policy hides would be missed: this makes the server say so instead.
+    // With `off`, the server reports an error if a policy would hide rows.
     ("row_security", "off"),
-    // As the definitions of the migrations are written.
+    // The migrations contain definitions in this form.
     ("quote_all_identifiers", "off"),
 ];
 
-/// What the session is before anything is set.
+/// The state of the session before any setting is changed.
 #[derive(QueryableByName)]
 pub(crate) struct Outset {
     #[diesel(sql_type = Integer)]
@@ -49,10 +49,10 @@ pub(crate) struct Outset {
 }
 
 impl Outset {
-    /// Looks at the session with the first statement that is sent.
+    /// Reads the state of the session. It must send the first statement.
     ///
-    /// A transaction that was begun by SQL is found by its time: two statements outside of one never
-    /// have the same.
+    /// It detects a transaction that was begun by SQL by its start time: two statements that are not in one transaction
+    /// never have the same start time.
     pub(crate) fn look(conn: &mut PgConnection) -> Result<Self> {
         if AnsiTransactionManager::transaction_manager_status_mut(conn)
             .transaction_depth()
@@ -81,7 +81,7 @@ impl Outset {
     }
 }
 
-/// Sends a statement again while the role's own `statement_timeout` is too short for it.
+/// Sends a statement again as long as the `statement_timeout` of the role ends it.
 pub(crate) fn patiently<T>(mut statement: impl FnMut() -> QueryResult<T>) -> Result<T> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -92,7 +92,7 @@ pub(crate) fn patiently<T>(mut statement: impl FnMut() -> QueryResult<T>) -> Res
     }
 }
 
-/// Whether a server with this `lc_messages` words its errors in English.
+/// Whether a server with this `lc_messages` sends English error messages.
 pub(crate) fn is_english(messages: &str) -> bool {
     let language = messages.split(['_', '.', '-']).next().unwrap_or_default();
     matches!(language, "" | "C" | "POSIX" | "en" | "English")

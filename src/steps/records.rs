@@ -1,4 +1,4 @@
-//! Diesel's bookkeeping of migrations, in the schema of the tables.
+//! Diesel's table of applied migrations, in the schema of the tables.
 
 use diesel::migration::MigrationConnection;
 use diesel::prelude::*;
@@ -9,12 +9,12 @@ use crate::Result;
 
 const TABLE: &str = "__diesel_schema_migrations";
 
-/// What the bookkeeping says.
+/// The records of applied migrations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Records {
-    /// The versions that are recorded. Those of other applications may be among them.
+    /// The recorded versions. They may include versions of other applications.
     Read(Vec<String>),
-    /// The current role may not read them.
+    /// The current role may not read the records.
     Hidden,
 }
 
@@ -31,7 +31,7 @@ struct Versions {
 }
 
 impl Records {
-    /// Reads the records and writes nothing, not even the table.
+    /// Reads the records. It does not create the table.
     pub(crate) fn read(conn: &mut PgConnection, schema: &str) -> Result<Self> {
         let table: Option<Readable> = diesel::sql_query(include_str!("records.sql"))
             .bind::<Text, _>(schema)
@@ -60,7 +60,7 @@ impl Records {
     }
 }
 
-/// Makes the table where there is none. The path leads to the schema.
+/// Creates the table if it does not exist. The search path must lead to the schema.
 pub(crate) fn set_up(conn: &mut PgConnection) -> Result<()> {
     conn.setup()?;
     Ok(())

@@ -1,4 +1,4 @@
-//! The migrations as `build.rs` lists them, with their SQL. What a concurrent step builds is read from it.
+//! The list of migrations that `build.rs` writes, with their SQL. The index of a concurrent step is read from its SQL.
 
 use std::fmt::Write;
 
@@ -16,7 +16,7 @@ pub(crate) struct Step {
 pub(crate) const STEPS: &[Step] = include!(concat!(env!("OUT_DIR"), "/steps.rs"));
 
 impl Step {
-    /// The version as Diesel's bookkeeping table has it.
+    /// The version in Diesel's table of applied migrations.
     pub(crate) fn version(&self) -> String {
         self.name.split_once('_').map_or(self.name, |(version, _)| version).replace('-', "")
     }
@@ -32,14 +32,14 @@ impl Step {
     }
 }
 
-/// An index as a migration describes it. The migration writes the definition as `pg_get_indexdef` does, so
-/// that an index that exists can be compared with it.
+/// The index that a migration builds. The migration writes the definition in the form of `pg_get_indexdef`, so that an
+/// existing index can be compared with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Index {
     pub(crate) is_unique: bool,
     pub(crate) name: String,
     pub(crate) table: String,
-    /// From `USING` on.
+    /// The rest of the definition, from `USING` on.
     pub(crate) definition: String,
 }
 
@@ -62,7 +62,7 @@ impl Index {
         })
     }
 
-    /// The statement that builds it: `how` is `CONCURRENTLY` or nothing, `only` is `ONLY` or nothing.
+    /// The statement that builds the index. `how` is `CONCURRENTLY` or empty, and `only` is `ONLY` or empty.
     pub(crate) fn create(&self, how: &str, name: &str, only: &str, table: &str) -> String {
         let mut sql = String::from("CREATE ");
         for word in [if self.is_unique { "UNIQUE" } else { "" }, "INDEX", how, name, "ON", only, table] {
