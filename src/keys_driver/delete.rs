@@ -71,7 +71,7 @@ impl<'c> KeysDriver<'c> {
     ///
     /// The errors of [`update_key_frozen`](Self::update_key_frozen). [`Error::Query`](crate::Error::Query) if a foreign
     /// key forbids the deletion.
-    #[expect(clippy::needless_pass_by_value, reason = "a lock is spent on its change")]
+    #[expect(clippy::needless_pass_by_value, reason = "a lock allows one change")]
     pub fn delete_key(&mut self, key: LockedKey<'c>) -> Result<KeySnapshot> {
         struct DeleteKey;
 

@@ -40,7 +40,7 @@ use crate::{Error, KeyId, Result, TenantId};
 /// # }
 /// ```
 ///
-/// A key that was fetched without a lock does not compile:
+/// A key that was only fetched is not accepted, so this does not compile:
 ///
 /// ```compile_fail,E0308
 /// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};
@@ -180,7 +180,7 @@ impl<'c> KeysDriver<'c> {
     /// Changes the row of a locked key, and returns the changed key. Every change of one key calls this function.
     ///
     /// `Statement` is a type that identifies the statement: see [`Prepared`].
-    #[expect(clippy::needless_pass_by_value, reason = "a lock is good for one change")]
+    #[expect(clippy::needless_pass_by_value, reason = "a lock allows one change")]
     pub(super) fn update_locked<Statement, Changes>(
         &mut self,
         key: LockedKey<'c>,

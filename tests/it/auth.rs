@@ -1,4 +1,4 @@
-//! The look-up by hash.
+//! Finding a key by its hash, and by its id with its permissions.
 
 use api_keys_driver::{Error, KeyHash, KeysDriver};
 use diesel::prelude::*;

@@ -1,4 +1,4 @@
-//! Changing what a key is called, may do and is limited to.
+//! Changing a key's name, permissions and limits.
 
 use api_keys_driver::{Change, Error, KeyAuthSnapshot, KeyChanges, KeyEventKind, KeysDriver, Page};
 use diesel::prelude::*;

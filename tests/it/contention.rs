@@ -1,4 +1,4 @@
-//! Many workers on one key: nothing is lost, and nobody is held up who need not be.
+//! Many workers change one key at the same time: no change is lost, and only locks of the key wait.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;

@@ -1,4 +1,4 @@
-//! Deleting one key, or the keys of a tenant, and what is kept of them.
+//! Deleting one key, or a tenant's keys in batches, and the data that outlives them.
 
 use std::thread;
 

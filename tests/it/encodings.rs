@@ -1,4 +1,4 @@
-//! Databases whose encoding is not UTF-8, and texts that none can hold.
+//! Databases whose encoding is not UTF-8, and texts that no database can hold.
 
 use api_keys_driver::{Error, KeysDriver, NewKey, Page, TryLock};
 use diesel::connection::SimpleConnection;

@@ -1,4 +1,4 @@
-//! Each kind of error, made to happen on a real server.
+//! Each kind of error, caused on a real server.
 
 use std::fmt::Write;
 use std::thread;

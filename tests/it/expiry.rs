@@ -1,4 +1,4 @@
-//! When keys expire. A rotation, which builds on it, is in `successor.rs`.
+//! Setting when keys expire, and listing the keys that expire next. Rotations are in `successor.rs`.
 
 use api_keys_driver::{ExpiryCursor, KeyCursor, KeysDriver, UnusedCursor};
 use chrono::{DateTime, TimeDelta, Utc};

@@ -1,4 +1,4 @@
-//! Freezing and unfreezing: what changes, what is recorded of it, and what ends it.
+//! Freezing and unfreezing a key: the row, the events and the author.
 
 use api_keys_driver::schema::api_keys;
 use api_keys_driver::{Error, Freeze, KeyFreezeSnapshot, KeyUse, KeysDriver};

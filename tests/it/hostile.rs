@@ -1,4 +1,4 @@
-//! Whatever a caller passes: no foreign row, no panic, no statement without its tenant.
+//! Hostile input: no method reaches another tenant's row, panics, or sends a statement without its tenant.
 
 use api_keys_driver::{Error, Page, Result};
 use chrono::DateTime;

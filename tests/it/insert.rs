@@ -1,4 +1,4 @@
-//! New keys: what is stored, what is refused, and that nothing shows the hash.
+//! Inserting a key: what is stored and what is refused, and that nothing shows the hash.
 
 use std::error::Error as _;
 

@@ -1,4 +1,4 @@
-//! Many new keys in one statement, and what a new key may hold.
+//! Inserting a batch of keys in one statement.
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-//! One key by its id, and what is true of every snapshot and every id.
+//! Fetching one key by its id, and properties of all snapshots and ids.
 
 use api_keys_driver::{
     ApiKeyDetailSnapshot, ApiKeySnapshot, Error, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page,

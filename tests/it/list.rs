@@ -1,4 +1,4 @@
-//! The list of all keys: pages, their order, and the count. What follows a cursor is in `paging.rs`.
+//! The list of all keys: pages, order and count. Cursors are in `paging.rs`.
 
 use api_keys_driver::{KeysDriver, Page};
 use diesel::prelude::*;

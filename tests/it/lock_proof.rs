@@ -1,4 +1,4 @@
-//! A lock that is held on another connection, or no longer, does not pass for one that is held.
+//! A lock of another connection, or a lock that was lost, does not allow a change.
 
 use api_keys_driver::schema::api_keys;
 use api_keys_driver::{Error, KeySnapshot, KeysDriver, LockedKey, Result};

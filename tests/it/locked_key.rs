@@ -1,4 +1,4 @@
-//! The lock of one key, and what every change of a locked key has in common.
+//! The lock of one key, and the properties of every change of a locked key.
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-//! The lock of a tenant: a limit of keys that holds, and who waits for it.
+//! The lock of a tenant: a limit on the number of keys holds, and only `lock_tenant` waits.
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-//! Both drivers, the migrations and the promises, on a real server.
+//! Tests of both drivers, the migrations and the promises of the README, on a real server.
 
 mod api_keys_facade_driver;
 mod auth;

@@ -1,4 +1,4 @@
-//! Both drivers against plain SQL, over one data set with ties, NULLs, and keys and calls of every kind.
+//! Both drivers are compared with plain SQL, on data with equal times, NULLs, and keys and calls of every kind.
 
 use api_keys_driver::{ApiKeysFacadeDriver, BigDecimal, KeyStatus, KeyUsageSnapshot, KeysDriver, Page};
 use chrono::{DateTime, TimeDelta, Utc};

@@ -1,4 +1,4 @@
-//! Pages behind a cursor, and counts with a bound.
+//! Pages after a cursor, and counts with a bound.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -1,4 +1,4 @@
-//! Behind the real PgBouncer in transaction mode, where a session is another client's after each transaction.
+//! A real PgBouncer in transaction mode, which gives a session to another client after each transaction.
 
 use std::env;
 use std::fs;

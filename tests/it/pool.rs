@@ -1,4 +1,4 @@
-//! The pool and its connections: what they are set to, when they run out, and what nobody gets to see.
+//! The pool and its connections: their settings, their limits, and that no text shows a password.
 
 use std::fmt::{Debug, Write};
 use std::fs;

@@ -1,4 +1,4 @@
-//! What each role of `docs/privileges.md` may do: what it is for, and nothing else.
+//! Each role of `docs/privileges.md` has the privileges that its methods need, and no others.
 
 use api_keys_driver::{KeysDriver, Page, migrate};
 use diesel::connection::SimpleConnection;

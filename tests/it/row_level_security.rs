@@ -1,4 +1,4 @@
-//! Behind the policies of `docs/row_level_security.md`, no statement reaches a foreign row, whatever it says.
+//! With the policies of `docs/row_level_security.md`, no statement reaches a row of another tenant.
 
 use std::time::{Duration, Instant};
 

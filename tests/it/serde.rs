@@ -1,4 +1,4 @@
-//! What serde writes of a snapshot, and reads back.
+//! The serialised form of ids, snapshots and settings, and that it can be read back.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The soak, shortly: `cargo run --release --example soak` is the long one.
+//! A short run of the soak. The long one is `cargo run --release --example soak`.
 
 use std::time::Duration;
 

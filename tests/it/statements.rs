@@ -1,4 +1,4 @@
-//! What goes over the wire: one statement a call, confined to the tenant, prepared once, without the hash.
+//! The statements that are sent: one per method, limited to the tenant, prepared once, without the hash.
 
 use diesel::prelude::*;
 

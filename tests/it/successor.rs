@@ -1,4 +1,4 @@
-//! A key in the place of another, and the documented rotation.
+//! Inserting a key that replaces another, and the documented rotation.
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-//! A transaction that cannot report a commit that did not happen.
+//! `Transaction`: commits, retries, savepoints, panics and the errors of the work.
 
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,4 @@
-//! A lock that does not wait: what is busy, what is missing, and who decides between them.
+//! Locking a key without waiting: the difference between a locked key and a missing one.
 
 use std::thread;
 

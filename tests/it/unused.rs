@@ -1,4 +1,4 @@
-//! Keys that were not used for long.
+//! Listing the keys that were not used recently.
 
 use api_keys_driver::{KeysDriver, UnusedCursor};
 use chrono::TimeDelta;

@@ -1,4 +1,4 @@
-//! Statements as the server keeps them prepared, with the values that they were sent with.
+//! The prepared statements of a session on the server, and the values that were sent with them.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Text};

@@ -1,4 +1,4 @@
-//! Rows of the tables, as another writer would leave them.
+//! Rows of the tables as another program may write them.
 
 use api_keys_driver::BigDecimal;
 use api_keys_driver::schema::{api_keys, proxy_calls};
