@@ -66,12 +66,12 @@ impl Sharded {
         let schema = format!("shard_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let sharded = Self { url, schema };
         let mut conn = sharded.connect();
-        run(&mut conn, &sharded.documented("## One schema a shard\n", 0));
+        run(&mut conn, &sharded.documented("## One schema per shard\n", 0));
         migrate(&mut conn).unwrap();
         run(
             &mut conn,
             &match way {
-                Way::OneSchemaAShard => sharded.documented("## One schema a shard\n", 1),
+                Way::OneSchemaAShard => sharded.documented("## One schema per shard\n", 1),
                 Way::TablesByTenant => sharded.documented("## Tables distributed by tenant\n", 0),
             },
         );
