@@ -40,7 +40,7 @@ impl Report {
     }
 }
 
-/// Shows each obstacle on a line of its own.
+/// Shows one obstacle a line.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (nth, obstacle) in self.obstacles.iter().enumerate() {

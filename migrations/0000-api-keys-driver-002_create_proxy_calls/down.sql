@@ -1,4 +1,4 @@
--- Drops the table only where this crate created it and it holds no row: rows are not ours to drop.
+-- Drops the table only if this crate created it and it holds no row.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

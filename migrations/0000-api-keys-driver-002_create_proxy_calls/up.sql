@@ -1,7 +1,7 @@
--- An empty database has no proxy_calls yet; the existing service's database keeps the table that it has.
+-- Creates proxy_calls in an empty database. The existing service's database keeps its table.
 --
--- The columns are those of the existing service. Not built here, because a later index takes its
--- place: an index on (tenant_id). The table is empty, so its indexes need not be built concurrently.
+-- The columns are those of the existing service. Its index on (tenant_id) is not created, because a later index
+-- replaces it. The table is empty, so its indexes need not be built concurrently.
 DO $$
 BEGIN
     IF pg_catalog.to_regclass('proxy_calls') IS NOT NULL THEN

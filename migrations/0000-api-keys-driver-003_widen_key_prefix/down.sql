@@ -1,2 +1,2 @@
--- Stays wide: 10 characters would cut prefixes that were written since, and a wider column harms nobody.
+-- The column stays wide: 10 characters would cut prefixes that were written since.
 SELECT 1;

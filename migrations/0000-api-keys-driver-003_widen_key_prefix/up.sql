@@ -1,8 +1,8 @@
 -- The service's generator emits prefixes of 12 characters, and the column holds 10.
 --
--- Widening a varchar changes the catalog only. A column that is wide enough already is left alone: the
--- change of a type voids the statements that other sessions have prepared. `migrate` leaves the step
--- pending where something else is made of the column (a view, a policy), which the server then refuses.
+-- Widening a varchar changes the catalog only. A column that is wide enough is not changed: changing a type
+-- invalidates the statements that other sessions have prepared. `migrate` skips the step if a view, a policy or
+-- the like depends on the column: PostgreSQL would refuse it.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

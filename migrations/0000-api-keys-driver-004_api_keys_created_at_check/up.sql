@@ -1,6 +1,6 @@
 -- api_keys.created_at becomes NOT NULL in three steps, so that no step scans the table under a strong lock.
 --
--- First of three: new rows are checked from here on. The lock is strong and short.
+-- First of three: new rows are checked from now on. The strong lock lasts for milliseconds.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

@@ -1,4 +1,4 @@
--- Stays where the column is part of the primary key, as in a partitioned table.
+-- The column stays NOT NULL if it is part of the primary key, as in a partitioned table.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

@@ -1,2 +1,2 @@
--- A validated constraint says nothing that is not true of the rows: there is nothing to reverse.
+-- Validation changes no data and no definition: there is nothing to revert.
 SELECT 1;

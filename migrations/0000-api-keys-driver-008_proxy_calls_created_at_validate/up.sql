@@ -1,4 +1,4 @@
--- Second of three: the rows that were there before are checked. Reads and writes go on meanwhile.
+-- Second of three: existing rows are checked. Reads and writes continue.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

@@ -1,6 +1,6 @@
--- Third of three: the server takes the validated check as proof, so that SET NOT NULL scans nothing.
+-- Third of three: the validated check proves that no row is NULL, so SET NOT NULL scans nothing.
 --
--- Two statements, because one ALTER TABLE would drop the check before it looks for the proof.
+-- Two statements, because a single ALTER TABLE would drop the check before it uses the proof.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

@@ -1,2 +1,2 @@
--- A secret names one key: two rows with one hash would let a look-up recognise either.
+-- A secret belongs to one key: with two rows of one hash, a look-up could find either.
 CREATE UNIQUE INDEX CONCURRENTLY uq_api_keys_key_hash ON api_keys USING btree (key_hash);

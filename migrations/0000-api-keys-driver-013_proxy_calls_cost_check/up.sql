@@ -1,6 +1,6 @@
--- numeric holds NaN, and one NaN makes every sum that it is in NaN: new costs are numbers.
+-- numeric allows NaN, and one NaN makes a whole sum NaN: new costs must be numbers.
 --
--- First of two: new rows are checked from here on. The lock is strong and short.
+-- First of two: new rows are checked from now on. The strong lock lasts for milliseconds.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

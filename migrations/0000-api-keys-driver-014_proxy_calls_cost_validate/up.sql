@@ -1,6 +1,6 @@
--- Second of two: the rows that were there before are checked. Reads and writes go on meanwhile.
+-- Second of two: existing rows are checked. Reads and writes continue.
 --
--- Old rows never stop this step. Where one holds NaN, the check stays as it is, for new rows only.
+-- Old rows never fail this step. If one holds NaN, the check stays not validated, and holds for new rows only.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

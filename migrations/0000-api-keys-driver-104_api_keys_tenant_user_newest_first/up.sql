@@ -1,4 +1,4 @@
--- Engines look for a tenant's keys by the user who asked for them, newest first.
+-- Engines find a tenant's keys by the user who requested them, newest first.
 --
 -- Partial: most keys of many services have no user.
 CREATE INDEX CONCURRENTLY ix_api_keys_tenant_user_newest_first

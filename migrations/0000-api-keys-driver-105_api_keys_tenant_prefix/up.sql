@@ -1,6 +1,6 @@
--- Engines look for a tenant's keys by the first characters of the secret, which are a range of this index.
+-- Engines find a tenant's keys by the first characters of the secret, which are a range of this index.
 --
--- text_pattern_ops, because a database's collation rarely orders texts by their characters alone. The rest of the
--- columns lets the server choose a page from the index, without the rows.
+-- text_pattern_ops, because the order of most collations does not keep texts with the same beginning together. With the
+-- other columns the server selects a page from the index, without the rows.
 CREATE INDEX CONCURRENTLY ix_api_keys_tenant_prefix
     ON api_keys USING btree (tenant_id, key_prefix text_pattern_ops, created_at DESC, id DESC);

@@ -51,7 +51,7 @@ SELECT 'index', coalesce("table".relname, '')::text, index.relname::text,
     END,
     CASE
         WHEN indexrelid IS NULL THEN ''
-        -- The index of a partitioned table stands for its parts. Foreign partitions take none.
+        -- The index of a partitioned table is as good as its parts. Foreign partitions have none.
         WHEN index.relkind = 'I' THEN coalesce((
             SELECT 'partition ' || string_agg(format('%I', part.relname), ', ' ORDER BY part.relname) || ' lacks it'
             FROM pg_partition_tree(indrelid) AS tree

@@ -1,5 +1,5 @@
--- What is made of the column key_prefix of api_keys in the schema $1, so that the server refuses to change
--- its type, or would rebuild an index under a strong lock.
+-- The objects that depend on the column key_prefix of api_keys in the schema $1, because of which PostgreSQL refuses to
+-- change its type, or would rebuild an index under a strong lock.
 WITH prefix AS (
     SELECT attrelid, attnum
     FROM pg_attribute

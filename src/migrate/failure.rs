@@ -18,7 +18,7 @@ impl StepFailed {
         Error::Migration(Box::new(Self { step: step.to_owned(), source: reason.into() }))
     }
 
-    /// Leaves alone what is an error of its own.
+    /// Names the step, unless the error is one that callers match on.
     pub(super) fn at(step: &Step, error: Error) -> Error {
         match error {
             Error::MigrationWaits { .. }

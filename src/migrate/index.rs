@@ -1,4 +1,4 @@
-//! Builds the index of a concurrent step, whatever an earlier try or another session left of it.
+//! Builds the index of a concurrent step. It handles everything that an earlier try or another session may have left.
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::Pg;

@@ -59,8 +59,8 @@ impl Watch<'_, '_> {
         Error::MigrationWaits { step: self.step.clone(), holders }
     }
 
-    /// SQL for [`Self::with_short_locks`] that fails to get a lock in English words, whatever the server's
-    /// language is.
+    /// SQL for [`Self::with_short_locks`]. If it fails to get a lock, its error is in English, in which a lock
+    /// timeout is recognized, even if the server's messages are not.
     pub(super) fn in_english<'s>(&self, sql: &'s str) -> Cow<'s, str> {
         if self.is_english {
             return sql.into();

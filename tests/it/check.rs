@@ -93,7 +93,7 @@ fn the_list_of_what_is_expected_is_what_the_migrations_leave() {
     );
 }
 
-/// All that `check` said in the tests so far.
+/// Everything that `check` reported so far.
 static SAID: Mutex<String> = Mutex::new(String::new());
 
 /// The names of what is found, with `!` before what blocks.
@@ -344,7 +344,7 @@ const BREAKS: &[Break] = &[
     ),
 ];
 
-/// Breaks one thing after another on a migrated database, and sees exactly its line each time.
+/// Breaks one thing after another on a migrated database. `check` reports exactly that each time.
 fn break_each_thing(conn: &mut PgConnection) {
     for (sql, expected, mend) in BREAKS {
         assert_eq!(found(conn), [""; 0], "before {sql}");
@@ -358,7 +358,7 @@ fn break_each_thing(conn: &mut PgConnection) {
     assert_eq!(found(conn), [""; 0]);
 }
 
-/// A transaction, open or prepared, is named once it is ten seconds old.
+/// Leaves an open and a prepared transaction, which are reported when they are ten seconds old.
 fn leave_transactions_open(server: &mut PrivateServer) -> PgConnection {
     let mut conn = PgConnection::establish(&server.url()).unwrap();
     conn.batch_execute("ALTER SYSTEM SET max_prepared_transactions = 2").unwrap();
@@ -388,7 +388,7 @@ fn assert_old_transactions_are_named(server: &PrivateServer, mut old: PgConnecti
     assert!(!found(&mut conn).iter().any(|line| line.contains("transaction ")));
 }
 
-/// What a session of a server cannot break in a database.
+/// The faults of a server instead of a database.
 fn break_the_server(server: &mut PrivateServer, database: &Database) {
     let mut conn = database.connect().unwrap();
     if conn.batch_execute("SET lc_messages = 'de_DE.utf8'").is_ok() {
@@ -417,7 +417,7 @@ fn break_the_server(server: &mut PrivateServer, database: &Database) {
     assert_eq!(found(&mut database.connect().unwrap()), [""; 0]);
 }
 
-/// What is particular to partitioned calls; each is one line.
+/// The faults of partitioned calls.
 fn break_partitions() {
     let Some((_database, mut conn)) = partitioned_service() else { return };
     migrate(&mut conn).unwrap();
@@ -443,7 +443,7 @@ fn break_partitions() {
     assert_eq!(found(&mut conn), ["partitions of proxy_calls"]);
 }
 
-/// The texts of the judges, without what they fill in: each with a space in it and long enough to tell.
+/// The longest fixed part of each text of the judges, if it has a space and is long enough to be recognized.
 fn texts_of_the_judges() -> Vec<String> {
     let sources = [
         include_str!("../../src/check/judge.rs"),
@@ -489,7 +489,7 @@ fn each_thing_that_check_knows_is_found_alone_and_none_is_left_out() {
     assert!(never.is_empty(), "no test provokes these: {never:#?}");
 }
 
-/// A server of the test's own: its roles and settings are seen by nobody else.
+/// A private server: no other test sees its roles and settings.
 fn apart() -> (PrivateServer, Database, PgConnection) {
     let server = PrivateServer::start_new().unwrap();
     let database = server.create_database().unwrap();
@@ -497,7 +497,7 @@ fn apart() -> (PrivateServer, Database, PgConnection) {
     (server, database, conn)
 }
 
-/// Takes a name that the migrations give: it is found before anything is changed.
+/// Takes a name that a migration needs: it is found before anything is changed.
 fn take_each_name() {
     for (sql, obstacle) in [
         ("ALTER TABLE api_keys ADD COLUMN revision integer", "!! column api_keys.revision"),
@@ -594,7 +594,7 @@ fn check_is_refused_in_a_transaction_and_works_under_any_timeout() {
 }
 
 #[test]
-fn a_step_of_anothers_version_is_found_and_done() {
+fn a_recorded_step_without_its_objects_is_found_and_repeated() {
     let (_database, mut conn) = empty();
     // As if the application had a migration of the same version in the same table.
     let step = names().into_iter().find(|name| name.ends_with("_api_keys_changes")).unwrap();

@@ -48,7 +48,7 @@ fn assert_not_there(conn: &mut PgConnection, text: &str) {
 }
 
 #[test]
-fn a_nul_byte_is_in_no_row_of_any_database() {
+fn a_text_with_a_nul_byte_is_never_found() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     assert_not_there(&mut conn, "key\0");
@@ -56,7 +56,7 @@ fn a_nul_byte_is_in_no_row_of_any_database() {
 }
 
 #[test]
-fn a_character_that_the_encoding_lacks_is_in_no_row() {
+fn a_text_that_the_encoding_cannot_hold_is_never_found() {
     let (_server, mut conn) = database_with("LATIN1");
     KeyRow { id: "clé", name: "Schlüssel", ..KeyRow::default() }.insert(&mut conn);
     for text in ["ключ", "🔑", "clé\u{301}"] {

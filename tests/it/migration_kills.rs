@@ -1,4 +1,4 @@
-//! A migrating process is killed at random moments, again and again. The next call ends in the same schema.
+//! Kills a migrating process at random moments, many times. The next call always ends in the same schema.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use crate::migrations::{dump, lines};
 use crate::migrator::{BUILDS, migrate_in_a_process};
 use crate::support::{TENANT, existing_service, partitioned_service};
 
-/// In each of the two worlds.
+/// The number of kills in each of the two worlds.
 const KILLS: u32 = 26;
 
 type World = fn() -> Option<(Database, PgConnection)>;
 
-/// The world with enough rows for builds that take a moment.
+/// The world with enough rows for index builds that take some time.
 fn filled(world: World) -> Option<(Database, PgConnection)> {
     let (database, mut conn) = world()?;
     conn.batch_execute(&format!(

@@ -1,4 +1,4 @@
-//! Databases as people have them: owners, schemas, collations, encodings, timeouts, publications, neighbours.
+//! Databases as they are found: owners, schemas, collations, encodings, languages, timeouts, publications.
 
 use std::thread;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::support::{
     KeyRow, TENANT, eventually, existing_service, key, partitioned_service, statements_of, tenant,
 };
 
-/// A server of the test's own, for roles and databases that nobody else should see.
+/// A private server, for roles and databases that no other test should see.
 fn server() -> PrivateServer {
     PrivateServer::start_new().unwrap()
 }
@@ -112,7 +112,7 @@ fn migrate_against_a_lock(
 }
 
 #[test]
-fn a_lock_that_is_held_is_waited_for_whatever_language_the_server_speaks() {
+fn a_held_lock_is_waited_for_also_if_the_servers_messages_are_german() {
     let Some((database, mut conn)) = existing_service() else { return };
     if conn.batch_execute("SET lc_messages = 'de_DE.utf8'").is_err() {
         eprintln!("skipped: the server has no German locale");
@@ -196,7 +196,7 @@ fn a_transaction_timeout_of_the_role_does_not_end_a_long_build() {
 }
 
 #[test]
-fn an_owner_behind_forced_row_security_is_refused_and_never_misled() {
+fn forced_row_security_is_an_error_and_hides_no_duplicates() {
     let Some((database, mut conn)) = existing_service() else { return };
     let name = lines(&mut conn, "SELECT current_database()::text AS line").remove(0);
     let role = format!("walled_in_{name}");
@@ -240,7 +240,7 @@ fn dump_of_the_service(conn: &mut PgConnection) -> Vec<String> {
 
 /// `tests/versions.sh` names the folder of a server that is too old.
 #[test]
-fn a_server_that_is_too_old_is_refused_in_the_first_statement_with_both_versions() {
+fn a_server_that_is_too_old_is_refused_in_the_first_statement() {
     let Some(bin) = std::env::var_os("OLD_PG_BIN") else {
         eprintln!("skipped: OLD_PG_BIN names no server that is too old");
         return;
@@ -264,7 +264,7 @@ fn a_server_that_is_too_old_is_refused_in_the_first_statement_with_both_versions
 }
 
 #[test]
-fn each_collation_and_encoding_has_the_same_schema_and_a_walk_that_is_right() {
+fn each_collation_and_encoding_has_the_same_schema_and_correct_cursors() {
     let server = server();
     let database = server.create_database().unwrap();
     let mut admin = database.connect().unwrap();
@@ -347,7 +347,7 @@ fn spoil(conn: &mut PgConnection) {
 }
 
 #[test]
-fn no_neighbours_operator_or_function_runs_in_a_migration_or_a_check() {
+fn no_foreign_operator_or_function_runs_in_a_migration_or_a_check() {
     for world in [existing_service, partitioned_service] {
         let Some((_database, mut conn)) = world() else { return };
         conn.batch_execute(&format!(

@@ -52,7 +52,7 @@ pub(crate) fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
     lines.into_iter().map(|row| row.line).collect()
 }
 
-/// Columns, constraints and indexes of the two tables, a line each.
+/// Columns, constraints and indexes of the two tables, one per line.
 pub(crate) fn catalog(conn: &mut PgConnection) -> Vec<String> {
     lines(
         conn,
@@ -68,7 +68,7 @@ pub(crate) fn catalog(conn: &mut PgConnection) -> Vec<String> {
     )
 }
 
-/// The whole schema, a line each: what two databases are compared by.
+/// The whole schema, one object per line. Two databases are compared by it.
 pub(crate) fn dump(conn: &mut PgConnection) -> Vec<String> {
     lines(
         conn,
@@ -140,7 +140,7 @@ pub(crate) fn write_like_the_service(conn: &mut PgConnection, id: &str) {
 }
 
 #[test]
-fn an_empty_database_gets_the_shape_and_no_index_that_another_makes_redundant() {
+fn an_empty_database_gets_the_schema_and_no_redundant_index() {
     let (_database, mut conn) = empty();
     assert_eq!(migrate(&mut conn).unwrap(), names());
     assert_shape(&mut conn);
@@ -156,7 +156,7 @@ fn an_empty_database_gets_the_shape_and_no_index_that_another_makes_redundant() 
 }
 
 #[test]
-fn the_existing_database_gets_the_shape_and_loses_nothing() {
+fn the_existing_database_gets_the_schema_and_loses_nothing() {
     let Some((_database, mut conn)) = existing_service() else { return };
     for id in ["one", "two", "three"] {
         write_like_the_service(&mut conn, id);
@@ -236,7 +236,7 @@ fn a_wider_key_prefix_is_left_alone() {
 }
 
 #[test]
-fn rows_that_forbid_a_step_are_named_and_nothing_is_changed() {
+fn rows_that_a_step_would_refuse_are_named_and_nothing_is_changed() {
     let cases = [
         (
             "UPDATE api_keys SET key_hash = 'c0ffee' WHERE id IN ('one', 'three')",
@@ -293,7 +293,7 @@ fn an_index_that_an_interrupted_build_left_is_removed_and_built_again() {
 }
 
 #[test]
-fn duplicates_that_arrive_after_the_look_at_the_rows_are_named_too() {
+fn duplicates_that_are_inserted_after_the_check_are_named_too() {
     let Some((database, mut conn)) = existing_service() else { return };
     KeyRow { id: "one", key_hash: Some("c0ffee"), key_prefix: "sk", ..KeyRow::default() }.insert(&mut conn);
     let mut service = database.connect().unwrap();
@@ -415,7 +415,7 @@ fn reverting_gives_the_existing_database_back_with_every_row() {
     write_like_the_service(&mut conn, "one");
     conn.revert_all_migrations(MIGRATIONS).unwrap();
 
-    // The one thing that stays: see the down.sql of the migration.
+    // Only this stays: see the down.sql of the migration.
     before.remove("api_keys.key_prefix character varying(10) not null: t");
     before.insert("api_keys.key_prefix character varying(12) not null: t".into());
     assert_eq!(catalog(&mut conn).into_iter().collect::<BTreeSet<_>>(), before);

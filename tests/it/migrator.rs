@@ -1,4 +1,4 @@
-//! The migrator among others: killed, held up, in a transaction, in another schema, without rights.
+//! The migrator under difficulties: killed, blocked, in a transaction, in another schema, without rights.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -15,7 +15,7 @@ use crate::support::{eventually, existing_service, partitioned_service, wait_unt
 
 const URL: &str = "API_KEYS_DRIVER_TEST_MIGRATE";
 
-/// What a child process does. It is a test, because the binary of the tests has no other entrance.
+/// The child process of other tests. It is a test, because a test binary has no other entry point.
 #[test]
 #[ignore = "the child process of other tests"]
 fn child() {
@@ -38,7 +38,7 @@ pub(crate) fn migrate_in_a_process(url: &str) -> Child {
 pub(crate) const BUILDS: &str = "SELECT FROM pg_stat_activity WHERE datname = current_database()
      AND query LIKE 'CREATE%INDEX CONCURRENTLY%' AND state = 'active'";
 
-/// Holds a snapshot that a build waits for. It is young when the build begins, and stays from then on.
+/// Opens a transaction with a snapshot that an index build waits for. It is young when the build begins.
 fn hold_up_a_build(holder: &mut PgConnection, observer: &mut PgConnection) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -78,7 +78,7 @@ fn a_build_whose_process_was_killed_is_waited_for_and_taken_over() {
     child.wait().unwrap();
     assert_eq!(diesel::sql_query(BUILDS).execute(&mut observer).unwrap(), 1, "the server goes on building");
 
-    // Giving up names the session that still builds.
+    // The error names the session that still builds.
     let error = Migrator::new().wait_at_most(Duration::from_millis(100)).migrate(&mut conn).unwrap_err();
     assert!(matches!(&error, Error::MigrationWaits { holders, .. } if holders.0.len() == 1), "{error:?}");
 
@@ -98,7 +98,7 @@ fn a_build_whose_process_was_killed_is_waited_for_and_taken_over() {
 }
 
 #[test]
-fn an_index_that_was_made_by_hand_is_taken_over_if_it_is_the_same() {
+fn an_index_that_was_created_by_hand_is_taken_over_if_it_is_the_same() {
     let Some((_database, mut conn)) = existing_service() else { return };
     conn.batch_execute(
         "CREATE UNIQUE INDEX uq_api_keys_key_hash ON api_keys (key_hash) WITH (fillfactor = 90)",
@@ -111,7 +111,7 @@ fn an_index_that_was_made_by_hand_is_taken_over_if_it_is_the_same() {
 }
 
 #[test]
-fn another_index_or_table_of_the_name_is_named_with_what_is_wanted() {
+fn another_index_or_table_of_the_name_is_reported_with_the_wanted_one() {
     let wanted = "CREATE UNIQUE INDEX CONCURRENTLY \"uq_api_keys_key_hash\" ON \"public\".\"api_keys\" USING btree (key_hash)";
     for other in [
         "CREATE INDEX uq_api_keys_key_hash ON api_keys (key_hash)",
@@ -256,7 +256,7 @@ fn a_panic_of_the_callback_gives_the_lock_and_the_settings_back() {
 }
 
 #[test]
-fn nothing_to_do_returns_at_once_whatever_holds_the_lock_and_whoever_asks() {
+fn nothing_to_do_returns_at_once_for_any_role_and_while_the_lock_is_held() {
     let (database, mut conn) = empty();
     migrate(&mut conn).unwrap();
     let mut idle = open(&database);
@@ -346,7 +346,7 @@ fn an_observer_sees_whom_a_running_build_waits_for_and_the_bound_ends_it() {
 }
 
 #[test]
-fn a_build_by_another_hand_is_waited_for_instead_of_being_dropped() {
+fn an_index_build_of_another_session_is_waited_for_and_not_dropped() {
     let (database, mut conn) = empty();
     let (mut holder, mut by_hand) = (open(&database), open(&database));
     migrate(&mut conn).unwrap();
@@ -383,10 +383,10 @@ fn a_build_by_another_hand_is_waited_for_instead_of_being_dropped() {
 }
 
 #[test]
-fn a_schema_beside_is_not_touched_whatever_is_in_it() {
+fn another_schema_with_the_same_tables_is_never_changed() {
     let (_database, mut conn) = empty();
     migrate(&mut conn).unwrap();
-    // Staging beside production: its tables are the same, and one of its indexes is invalid.
+    // A staging schema in the same database: its tables are the same, and one of its indexes is invalid.
     conn.batch_execute("CREATE SCHEMA staging; SET search_path = staging").unwrap();
     assert_eq!(migrate(&mut conn).unwrap(), names());
     conn.batch_execute(
@@ -405,7 +405,7 @@ fn a_schema_beside_is_not_touched_whatever_is_in_it() {
 }
 
 #[test]
-fn new_objects_go_where_the_keys_are_whatever_comes_first_on_the_path() {
+fn new_objects_are_created_in_the_schema_of_api_keys() {
     let Some((_database, mut conn)) = existing_service() else { return };
     conn.batch_execute("CREATE SCHEMA app; SET search_path = app, public").unwrap();
     assert_eq!(migrate(&mut conn).unwrap(), names());

@@ -1,4 +1,5 @@
-//! The way of `docs/partitioning.md`, with writers on: before the first migration, and after it.
+//! Runs the SQL of `docs/partitioning.md` while a service writes, before and after the first migration; and
+//! `pg_partman`.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
@@ -10,7 +11,7 @@ use diesel::prelude::*;
 use crate::migrations::{count, lines};
 use crate::support::{KeyRow, TENANT, at, eventually, existing_service, key, tenant};
 
-/// The SQL of the document, with moments that are ahead of the clock.
+/// The SQL of the document, with moments in the future.
 fn blocks(conn: &mut PgConnection) -> Vec<String> {
     let ahead = |months: u32, conn: &mut PgConnection| {
         let sql = format!(
@@ -27,7 +28,7 @@ fn blocks(conn: &mut PgConnection) -> Vec<String> {
         .collect()
 }
 
-/// Runs a block, again while it gives up waiting for a lock.
+/// Runs a block, and repeats it after a lock timeout.
 fn run(conn: &mut PgConnection, sql: &str) {
     eventually("the lock is free", || match conn.batch_execute(sql) {
         Ok(()) => true,

@@ -1,4 +1,4 @@
-//! Every kind of value that the server can hold, in every column: no method fails, panics or shows a foreign row.
+//! Writes every kind of legal value into every column: no method fails, panics or shows another tenant's row.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ use diesel::sql_types::{Bool, Nullable, Text};
 use crate::every_method::{Input, METHODS, WITHOUT_TENANT};
 use crate::support::{CallRow, KeyRow, OTHER, TENANT, at, key, migrated_apart};
 
-/// Stands in the other tenant's rows, and nowhere else.
+/// A text that only the other tenant's rows contain.
 const FOREIGN: &str = "belongs to another";
 
 #[derive(QueryableByName)]
