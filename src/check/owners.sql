@@ -15,7 +15,7 @@ FROM (
         relowner AS owner
     FROM pg_class
     WHERE relnamespace = (SELECT oid FROM home)
-        AND (relname = ANY ($2) OR relname = 'usage_frontier')
+        AND relname = ANY ($2 || '{usage_frontier}'::text[])
         AND relname NOT IN ('api_keys', 'proxy_calls')
     UNION ALL
     SELECT format('function %s()', proname), proowner
