@@ -49,7 +49,7 @@ const THROUGH_VIEWS: [&str; 6] = [
 
 const WAYS: [Way; 2] = [Way::OneSchemaAShard, Way::TablesByTenant];
 
-/// A schema of one's own on the cluster, made by the SQL of the document.
+/// A schema on the cluster, created by the SQL of the document.
 struct Sharded {
     url: String,
     schema: String,
@@ -212,7 +212,7 @@ fn each_method_is_answered_by_one_shard_as_by_one_server() {
             for method in METHODS.iter().filter(|method| THROUGH_VIEWS.contains(&method.name)) {
                 let [through_views, single] =
                     [&mut views, &mut server].map(|conn| undone(conn, method, &with).unwrap());
-                // The worker's sequence was never set, so each write was told.
+                // The worker's sequence was never set, so each write left a change to merge.
                 let through_views = through_views.replace("changes_merged: 4", "changes_merged: 0");
                 assert_eq!(through_views, single, "{}", method.name);
             }
@@ -548,7 +548,7 @@ fn what_is_documented_instead_of_a_method_reaches_one_shard() {
 }
 
 #[test]
-fn a_taken_id_or_hash_a_deadlock_and_a_timeout_are_told_on_a_shard() {
+fn a_taken_id_or_hash_a_deadlock_and_a_timeout_have_their_errors_on_a_shard() {
     for way in WAYS {
         let Some(sharded) = Sharded::create(way) else { return };
         let mut conn = sharded.connect();
@@ -603,7 +603,7 @@ fn a_taken_id_or_hash_a_deadlock_and_a_timeout_are_told_on_a_shard() {
 }
 
 #[test]
-fn two_shards_that_wait_for_each_other_are_a_deadlock() {
+fn transactions_that_wait_for_each_other_on_two_servers_are_a_deadlock() {
     let Some(sharded) = Sharded::create(Way::TablesByTenant) else { return };
     let mut conn = sharded.connect();
     let tenants: Vec<_> = (0..16).map(|n| format!("tenant {n}")).collect();
@@ -669,7 +669,7 @@ fn a_commit_whose_shard_is_lost_is_unknown() {
 }
 
 #[test]
-#[ignore = "measures, for docs/sharding.md"]
+#[ignore = "measures: tests/citus.sh --ignored prints the table of docs/sharding.md"]
 fn what_a_call_costs_through_each_node() {
     const CALLS: usize = 60;
     let (_database, mut server) = migrated_apart();
@@ -718,7 +718,7 @@ fn version(conn: &mut PgConnection) -> String {
 }
 
 #[test]
-fn the_wall_of_row_level_security_stands_on_shards() {
+fn row_level_security_hides_and_refuses_foreign_rows_on_shards() {
     for way in WAYS {
         let Some(sharded) = Sharded::create(way) else { return };
         let mut conn = sharded.connect();
