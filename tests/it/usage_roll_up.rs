@@ -518,6 +518,42 @@ fn the_service_may_rename_the_schema_and_alter_the_columns() {
 }
 
 #[test]
+fn the_type_of_created_at_is_altered_while_the_trigger_is_away() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T12:20:00Z");
+    let alter = "ALTER TABLE proxy_calls ALTER COLUMN created_at TYPE timestamptz(3)";
+    let refused = conn.batch_execute(alter).unwrap_err().to_string();
+    assert!(refused.starts_with("cannot alter type of a column used in a trigger definition"), "{refused}");
+
+    // As docs/usage.md has it.
+    conn.batch_execute(&format!(
+        "DO $$
+         DECLARE
+             tell text := (SELECT pg_get_triggerdef(oid) FROM pg_trigger
+                 WHERE tgrelid = 'proxy_calls'::regclass AND tgname = 'proxy_calls_tell_late_insert');
+         BEGIN
+             DROP TRIGGER proxy_calls_tell_late_insert ON proxy_calls;
+             {alter};
+             EXECUTE tell;
+         END
+         $$"
+    ))
+    .unwrap();
+    call(&mut conn, "late", "2026-03-02T12:16:00Z", "1");
+    assert_eq!(changes(&mut conn), 1, "the trigger tells again");
+    let mut from = DateTime::<Utc>::MIN_UTC;
+    eventually("all is counted again", || {
+        let step = KeysDriver::new(&mut conn).recount_usage(from).unwrap().unwrap();
+        from = step.recounted_to;
+        !step.is_behind
+    });
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_exact(&mut conn);
+}
+
+#[test]
 fn boundaries_that_go_back_are_refused_and_fewer_than_two_have_no_sums() {
     let (_database, mut conn) = migrated();
     let mut keys = KeysDriver::new(&mut conn);

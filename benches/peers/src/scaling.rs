@@ -81,7 +81,7 @@ pub fn by_calls(url: &str, sizes: &Sizes, budget: Duration) -> Vec<Line> {
         line("series of the last day, by the hour", &|keys, size| {
             drop(keys.fetch_key_usage_series(&tenant_id, &called(size), day.clone(), Bucket::Hour).unwrap());
         }),
-        line("usage of all calls", &|keys, size| {
+        line("usage of all calls, counted but for an hour", &|keys, size| {
             let since = now() - TimeDelta::days(365 * 25);
             drop(keys.fetch_key_usage(&tenant_id, &called(size), since).unwrap());
         }),

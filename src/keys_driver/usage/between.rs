@@ -111,7 +111,7 @@ impl QueryFragment<Pg> for Between<'_> {
                 SELECT "edges".*, "sign" * "edge"."calls" AS "calls", "sign" * coalesce("edge"."spend", 0) AS "spend",
                        "sign" * "edge"."nan_calls" AS "nan_calls"
                 FROM "edges" CROSS JOIN LATERAL (SELECT "#,
-            call_sums!(),
+            call_sums!(of_a_key),
             r#" FROM "proxy_calls" WHERE "tenant_id" = $1 AND "api_key_id" = $2
                     AND "created_at" >= "edges"."edge_from" AND "created_at" < "edges"."edge_to") AS "edge"
             ), "pairs" AS MATERIALIZED (
@@ -162,7 +162,7 @@ impl QueryFragment<Pg> for Between<'_> {
                 "rest"
             ),
             " CROSS JOIN LATERAL (SELECT ",
-            call_sums!(),
+            call_sums!(of_a_key),
             r#" FROM "proxy_calls" WHERE "tenant_id" = $1 AND "api_key_id" = $2
                     AND "created_at" >= "days"."tail" AND "created_at" < "days"."tail_to") AS "tail_calls"
                 UNION ALL

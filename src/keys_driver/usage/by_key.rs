@@ -105,7 +105,7 @@ impl QueryFragment<Pg> for ByKey<'_> {
                 UNION ALL
                 SELECT "api_key_id", "calls", coalesce("spend", 0), "nan_calls"
                 FROM "range" CROSS JOIN LATERAL (SELECT "api_key_id"::text, "#,
-            call_sums!(),
+            call_sums!(of_a_tenant),
             r#" FROM "proxy_calls" WHERE "tenant_id" = $1
                     AND "created_at" >= "tail" AND "created_at" < "tail_to" GROUP BY 1) AS "tail_calls"
                 UNION ALL
@@ -113,7 +113,7 @@ impl QueryFragment<Pg> for ByKey<'_> {
                        CASE "nth" WHEN 1 THEN -"sign" ELSE "sign" END * coalesce("spend", 0),
                        CASE "nth" WHEN 1 THEN -"sign" ELSE "sign" END * "nan_calls"
                 FROM "edges" CROSS JOIN LATERAL (SELECT "api_key_id"::text, "#,
-            call_sums!(),
+            call_sums!(of_a_tenant),
             r#" FROM "proxy_calls" WHERE "tenant_id" = $1
                     AND "created_at" >= "edge_from" AND "created_at" < "edge_to" GROUP BY 1) AS "edge"
             ) AS "sums"

@@ -67,7 +67,11 @@ impl QueryFragment<Pg> for WithUsage<'_> {
         self.keys.walk_ast(out.reborrow())?;
         out.push_sql(concat!(
             r#") AS "api_keys" CROSS JOIN "days""#,
-            since_sums!("usage_key_buckets", r#""tenant_id" = $1 AND "api_key_id" = "api_keys"."id""#),
+            since_sums!(
+                of_a_key,
+                "usage_key_buckets",
+                r#""tenant_id" = $1 AND "api_key_id" = "api_keys"."id""#
+            ),
             r#" ORDER BY "api_keys"."created_at" DESC, "api_keys"."id" DESC"#
         ));
         Ok(())

@@ -76,7 +76,7 @@ impl QueryFragment<Pg> for KeySince<'_> {
             " SELECT ",
             since_columns!(),
             r#" FROM "days""#,
-            since_sums!("usage_key_buckets", r#""tenant_id" = $1 AND "api_key_id" = $2"#)
+            since_sums!(of_a_key, "usage_key_buckets", r#""tenant_id" = $1 AND "api_key_id" = $2"#)
         ));
         Ok(())
     }
@@ -99,7 +99,7 @@ impl QueryFragment<Pg> for TenantSince<'_> {
             " SELECT ",
             since_columns!(),
             r#" FROM "days""#,
-            since_sums!("usage_tenant_buckets", r#""tenant_id" = $1"#)
+            since_sums!(of_a_tenant, "usage_tenant_buckets", r#""tenant_id" = $1"#)
         ));
         Ok(())
     }

@@ -26,11 +26,25 @@ macro_rules! progress {
     };
 }
 
-/// The sums of some calls. Costs that are no finite numbers (`NaN`) are counted apart.
+/// The sums of some calls. Costs that are not finite numbers (`NaN`) are counted apart.
+///
+/// Calls of a key are read from `ix_proxy_calls_key_usage` alone. Calls of a tenant must not be: within that index
+/// they lie by key, so all of them would be read. Counting the ids, which it does not hold, rules it out.
 macro_rules! call_sums {
-    () => {
-        r#"count(*) AS "calls", sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
-           count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls""#
+    (of_a_key) => {
+        call_sums!("count(*)")
+    };
+    (of_a_tenant) => {
+        call_sums!(r#"count("id")"#)
+    };
+    ($count:literal) => {
+        concat!(
+            $count,
+            r#" AS "calls", sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
+           "#,
+            $count,
+            r#" FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls""#
+        )
     };
 }
 
@@ -117,7 +131,7 @@ macro_rules! since_columns {
 
 /// The sums that [`since_columns`] adds up, entered from `"days"`.
 macro_rules! since_sums {
-    ($buckets:literal, $scope:literal) => {
+    ($whose:ident, $buckets:literal, $scope:literal) => {
         concat!(
             r#" CROSS JOIN LATERAL (SELECT "#, bucket_sums!(), r#" FROM ""#, $buckets, r#"" WHERE "#, $scope,
             r#" AND NOT "is_day" AND "start" >= "days"."lower" AND "start" < "days"."day_from") AS "quarters""#,
@@ -125,9 +139,9 @@ macro_rules! since_sums {
             r#" AND "is_day" AND "start" >= "days"."day_from" AND "start" <= "days"."forever") AS "whole""#,
             r#" CROSS JOIN LATERAL (SELECT "#, bucket_sums!(), r#" FROM "usage_changes" WHERE "#, $scope,
             r#" AND "transaction_id" >= "days"."pending_from" AND "created_at" >= "days"."lower" AND "created_at" < "days"."counted_to") AS "pending""#,
-            r#" CROSS JOIN LATERAL (SELECT "#, call_sums!(), r#" FROM "proxy_calls" WHERE "#, $scope,
+            r#" CROSS JOIN LATERAL (SELECT "#, call_sums!($whose), r#" FROM "proxy_calls" WHERE "#, $scope,
             r#" AND "proxy_calls"."created_at" >= "days"."tail_from" AND "proxy_calls"."created_at" <= "days"."forever") AS "tail""#,
-            r#" CROSS JOIN LATERAL (SELECT "#, call_sums!(), r#" FROM "proxy_calls" WHERE "#, $scope,
+            r#" CROSS JOIN LATERAL (SELECT "#, call_sums!($whose), r#" FROM "proxy_calls" WHERE "#, $scope,
             r#" AND "proxy_calls"."created_at" >= "days"."edge_from" AND "proxy_calls"."created_at" < "days"."edge_to") AS "edge""#,
         )
     };

@@ -100,9 +100,9 @@ FROM
   ) AS "pending"
   CROSS JOIN LATERAL (
     SELECT
-      count(*) AS "calls",
+      count("id") AS "calls",
       sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
-      count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
+      count("id") FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
     FROM "proxy_calls"
     WHERE
       "tenant_id" = $1
@@ -111,9 +111,9 @@ FROM
   ) AS "tail"
   CROSS JOIN LATERAL (
     SELECT
-      count(*) AS "calls",
+      count("id") AS "calls",
       sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
-      count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
+      count("id") FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
     FROM "proxy_calls"
     WHERE
       "tenant_id" = $1

@@ -142,9 +142,9 @@ FROM (
     CROSS JOIN LATERAL (
       SELECT
         "api_key_id"::text,
-        count(*) AS "calls",
+        count("id") AS "calls",
         sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
-        count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
+        count("id") FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
       FROM "proxy_calls"
       WHERE "tenant_id" = $1
         AND "created_at" >= "tail" AND "created_at" < "tail_to"
@@ -161,9 +161,9 @@ FROM (
     CROSS JOIN LATERAL (
       SELECT
         "api_key_id"::text,
-        count(*) AS "calls",
+        count("id") AS "calls",
         sum("cost_cents") FILTER (WHERE "cost_cents" < 'Infinity' AND "cost_cents" > '-Infinity') AS "spend",
-        count(*) FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
+        count("id") FILTER (WHERE "cost_cents" >= 'Infinity' OR "cost_cents" = '-Infinity') AS "nan_calls"
       FROM "proxy_calls"
       WHERE "tenant_id" = $1
         AND "created_at" >= "edge_from" AND "created_at" < "edge_to"
