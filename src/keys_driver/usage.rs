@@ -1,4 +1,4 @@
-//! Usage: what calls add up to, read through the buckets, and the maintenance of these. One file a topic.
+//! Usage: what calls add up to, read from buckets, and the maintenance of the buckets. One file a topic.
 //! `docs/usage.md` says how the tables work together. The recording of uses is in `uses`.
 
 mod between;

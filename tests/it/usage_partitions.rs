@@ -43,7 +43,7 @@ fn plain(conn: &mut PgConnection) -> (i64, String) {
 }
 
 #[test]
-fn every_write_of_a_partition_tells_whichever_table_it_names() {
+fn every_write_of_a_partition_is_recorded_under_any_table_name() {
     let Some((_database, mut conn)) = counted() else { return };
     for write in [
         "INSERT INTO calls_2026_01_a SELECT (jsonb_populate_record(c, '{\"id\": \"late\"}')).* FROM calls_2026_01_a AS c LIMIT 1",

@@ -97,7 +97,7 @@ fn a_dump_restored_into_a_younger_server_answers_the_plain_sums() {
             "UPDATE proxy_calls SET cost_cents = 7 WHERE id = 'late'; DELETE FROM proxy_calls WHERE id = 'c860'",
         )
         .unwrap();
-        assert!(changes(&mut conn) > waiting, "the triggers tell");
+        assert!(changes(&mut conn) > waiting, "the triggers record");
         assert_exact(&mut conn);
         let before = of_all_time(&mut conn);
         roll_up(&mut conn, "2026-03-02T18:00:00Z");

@@ -103,7 +103,7 @@ fn a_writer_that_began_before_the_announcement_is_awaited() {
 }
 
 #[test]
-fn a_writer_that_began_after_the_announcement_tells_and_is_not_awaited() {
+fn a_writer_that_began_after_the_announcement_is_recorded_and_not_awaited() {
     let (database, mut conn) = migrated_apart();
     let mut writer = database.connect().unwrap();
     // Announced, and the barrier taken.
@@ -338,7 +338,7 @@ fn drift_is_found_and_counted_again() {
          ALTER TABLE proxy_calls ENABLE TRIGGER USER",
     )
     .unwrap();
-    // Below and beside what is to be repaired, told as it should be.
+    // In the same quarter hour as a call that is to be repaired, and recorded by the trigger.
     call(&mut conn, "late", "2026-03-02T12:16:00Z", "1");
     let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
     let drift = KeysDriver::new(&mut conn).fetch_usage_drift(all.clone(), 100).unwrap();
@@ -541,7 +541,7 @@ fn the_type_of_created_at_is_altered_while_the_trigger_is_away() {
     ))
     .unwrap();
     call(&mut conn, "late", "2026-03-02T12:16:00Z", "1");
-    assert_eq!(changes(&mut conn), 1, "the trigger tells again");
+    assert_eq!(changes(&mut conn), 1, "the trigger records it again");
     let mut from = DateTime::<Utc>::MIN_UTC;
     eventually("all is counted again", || {
         let step = KeysDriver::new(&mut conn).recount_usage(from).unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! What a person does when the sums no longer fit the calls: see where, and count again.
+//! Finds sums that differ from their calls, and counts them again.
 
 use std::ops::Range;
 
@@ -23,11 +23,11 @@ pub struct UsageRecount {
     pub recounted_to: DateTime<Utc>,
     /// How many quarter hours of keys got other sums. Changes that were waiting to be merged make such too.
     pub sums_changed: i64,
-    /// Whether calls behind `recounted_to` are counted, and could be counted again.
+    /// Whether calls after `recounted_to` are counted, and can be counted again.
     pub is_behind: bool,
 }
 
-/// A quarter hour whose sums do not fit its calls.
+/// A quarter hour whose sums differ from its calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageDrift {
@@ -50,12 +50,12 @@ pub struct UsageDrift {
 impl KeysDriver<'_> {
     /// Counts again what is counted already, of all tenants, from a moment on. `None`: another worker counts.
     ///
-    /// For calls that were written while nothing told of it: with triggers disabled or `session_replication_role`
-    /// set to `replica`, by attaching, detaching or truncating a partition, after a restore of the data alone. What
-    /// such writes left wrong stays wrong until it is counted again; see
-    /// [`fetch_usage_drift`](Self::fetch_usage_drift).
+    /// For calls that were written without the triggers: while they were disabled or `session_replication_role` was
+    /// `replica`, by attaching, detaching or truncating a partition, or by a restore of the data alone. The sums of
+    /// such calls stay wrong until they are counted again; see [`fetch_usage_drift`](Self::fetch_usage_drift).
     ///
-    /// A step counts the rest of the quarter hours of one UTC day that has calls, and is exact beside writers. Go on from
+    /// A step counts the quarter hours of one UTC day that has calls, from `from` on, and is exact while calls are
+    /// written. Go on from
     /// [`recounted_to`](UsageRecount::recounted_to) while it [`is_behind`](UsageRecount::is_behind). The usage
     /// of deleted calls cannot be counted again, and stays as it is: a step starts at the earliest where
     /// [`delete_calls_before`](Self::delete_calls_before) stopped.
@@ -85,7 +85,7 @@ impl KeysDriver<'_> {
         }))
     }
 
-    /// Fetches the first quarter hours of a range, of all tenants, whose sums do not fit their calls. None: the
+    /// Fetches the first quarter hours of a range, of all tenants, whose sums differ from their calls. None: the
     /// sums are right.
     ///
     /// It reads all calls of the range that are counted and not deleted, so ask for some days at a time. What it
@@ -128,7 +128,7 @@ macro_rules! counted {
     };
 }
 
-/// Writes the sums that buckets should have over those that they have.
+/// Replaces the sums of buckets that are wrong.
 ///
 /// Quarter hours of the range are those of the calls, 0 where there are none; a day is the sum of its quarter hours.
 macro_rules! rewrite {

@@ -1,4 +1,4 @@
-//! Retention: calls go, their usage stays.
+//! Retention: calls are deleted, their usage is kept.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -75,7 +75,7 @@ impl KeysDriver<'_> {
     }
 }
 
-/// Pushes `asked` and `retired`: the moment before which calls may go, declared if there is news.
+/// The moment before which calls may be deleted, which is stored if it is later than the stored one.
 macro_rules! retired {
     () => {
         concat!(

@@ -1,7 +1,7 @@
-//! The parts that the statements about usage share. Each statement itself stands with its method.
+//! The parts that the statements about usage share. Each statement is in the file of its method.
 //!
 //! Written by hand, because Diesel has no `LATERAL`. In all of them every range has two ends that the planner
-//! does not know, and every table is entered from a materialized row: so it expects few rows, starts no parallel
+//! does not know, and every table is joined to a materialized row: so it expects few rows, starts no parallel
 //! workers, compiles nothing (JIT), and keeps one plan for all values.
 
 /// The quarter hour or day, in UTC, that a moment lies in. The origin is where no difference overflows.
@@ -13,7 +13,8 @@ macro_rules! start_of {
 
 /// What is counted so far. `pending_from` leaves out what is merged already, and may be dead rows of the index.
 ///
-/// Ids of another server's past, as after a restore from a dump, tell nothing.
+/// After a restore of a dump, `merged_below` may be an id of the other server, higher than any id here: then no change is
+/// left out.
 macro_rules! progress {
     () => {
         r#""progress" AS MATERIALIZED (
@@ -147,10 +148,10 @@ macro_rules! since_sums {
     };
 }
 
-/// The newest row of the progress as the lock between workers: who sees an older one than there is by now finds it
-/// gone, and does nothing.
+/// Locks the newest row of the progress, which is the lock between workers. A worker whose snapshot has an older row
+/// finds that row deleted, and does nothing.
 ///
-/// Who does not see all calls must not count: the text that is no number is the server's error.
+/// A role that does not see all calls must not count them: the cast of a text that is not a number raises the error.
 macro_rules! lock_progress {
     ($columns:literal) => {
         concat!(
