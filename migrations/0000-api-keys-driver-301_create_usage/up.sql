@@ -1,15 +1,15 @@
--- The usage of a key is summed over its calls at each question, which costs more with every call: keep sums.
+-- The usage of a key is the sum over its calls, which costs more with every call: keep sums.
 --
 -- Calls made before counted_to are in the buckets (quarter hours and days, in UTC), and in usage_changes as far
 -- as those are not merged yet; all other calls are read from proxy_calls. docs/usage.md explains how the tables
 -- work together.
 --
--- The tables belong to the owner of proxy_calls and are created in its schema. Whoever may read proxy_calls may read them.
+-- The tables belong to the owner of proxy_calls and are created in its schema. A role that may read proxy_calls may read them.
 -- No foreign keys, and texts without a limit: no write of a call fails for its usage. transaction_id is a bigint
 -- because clients can send and compare one without knowing the server's own type for it.
 --
--- Tables that a revert left behind hold the usage of calls that were deleted. That usage is kept, and all that
--- can be counted again is forgotten.
+-- Tables that a revert left behind hold the usage of calls that were deleted. That usage is kept. Sums that can be
+-- counted again are deleted.
 DO $$
 DECLARE
     path text := pg_catalog.current_setting('search_path');
@@ -139,7 +139,7 @@ BEGIN
         INSERT INTO usage_retention VALUES (1, '-infinity');
 
         -- Seconds since 1970, from the first moment that a timestamptz holds. A sequence, because its value is seen by
-        -- all transactions at once, whatever their snapshots. Set, because one that never was makes every write tell.
+        -- all transactions at once, whatever their snapshots. Set, because every write is recorded while it was never set.
         CREATE SEQUENCE usage_frontier AS bigint MINVALUE -210866803200 START -210866803200;
         PERFORM pg_catalog.setval('usage_frontier', -210866803200);
         GRANT SELECT ON SEQUENCE usage_frontier TO PUBLIC;
@@ -161,7 +161,7 @@ BEGIN
         COMMENT ON COLUMN usage_progress.barrier IS 'Older transactions may not know of the announcement. NULL: not taken yet.';
         COMMENT ON TABLE usage_retention IS 'Created by api_keys_driver. One row.';
         COMMENT ON COLUMN usage_retention.deleted_to IS 'Calls made before may be gone, while their usage stays.';
-        COMMENT ON SEQUENCE usage_frontier IS 'Created by api_keys_driver. Writes of calls that were made before this second tell usage_changes.';
+        COMMENT ON SEQUENCE usage_frontier IS 'Created by api_keys_driver. Writes of calls that were made before this second are recorded in usage_changes.';
 
         FOR reader IN
             SELECT DISTINCT CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(granted.grantee)) END

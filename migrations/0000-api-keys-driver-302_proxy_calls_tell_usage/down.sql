@@ -1,4 +1,4 @@
--- Writes no longer tell. Migrating again forgets what was counted, and counts anew.
+-- Writes are no longer recorded. Migrating again drops what was counted, and counts anew.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

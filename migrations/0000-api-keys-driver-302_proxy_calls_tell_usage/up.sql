@@ -1,15 +1,14 @@
--- What is written below the frontier is missing in the sums, or too much in them: each such write tells so.
+-- A write of a call that is older than the frontier makes the sums wrong: record it in usage_changes.
 --
--- Triggers, because the existing service writes proxy_calls beside this crate. Row triggers, because the server
--- clones them to every partition: they also see a write that names a partition.
+-- Triggers, because the existing service also writes proxy_calls. Row triggers, because the server clones them to
+-- every partition: they also see a write that names a partition.
 --
--- An insert looks the frontier up in a WHEN clause, which costs it some microseconds; in the body of the function it
--- would be 30. The price: the server refuses to alter the type of created_at while the trigger is there. A writer
--- that may not read the sequence tells every call, which is slower and as right, and stops no insert.
+-- The trigger on inserts compares with the frontier in its WHEN clause, which costs an insert 10 microseconds. In the
+-- body of the function it would cost 30. The server refuses to alter the type of created_at while the trigger exists:
+-- see docs/usage.md. Every call of a writer that may not read the sequence is recorded: slower, but no insert fails.
 --
--- The function finds the tables in the schema of the table that fired it; of a partition, in that of its root. So
--- it keeps working when the schema is renamed. Nobody else may make a trigger of it: it writes as its owner, who is
--- the owner of proxy_calls, also if a superuser migrates.
+-- The function finds the tables in the schema of the table that fired it, or of its root if that is a partition. So it
+-- works after the schema is renamed. It writes as its owner, so no other role may create a trigger with it.
 DO $$
 DECLARE
     path text := pg_catalog.current_setting('search_path');
@@ -49,7 +48,7 @@ BEGIN
             WHEN root IS NULL THEN pg_catalog.quote_ident(TG_TABLE_SCHEMA)
             ELSE pg_catalog.substring(root::pg_catalog.text, '^(.*)[.]')
         END;
-        -- NULL while the sequence was never set, as in a copy of the schema: then every write tells.
+        -- NULL while the sequence was never set, as in a copy of the schema: then every write is recorded.
         frontier pg_catalog.timestamptz := pg_catalog.to_timestamp(pg_catalog.pg_sequence_last_value(
             pg_catalog.to_regclass(home OPERATOR(pg_catalog.||) '.usage_frontier')));
     BEGIN
@@ -68,11 +67,11 @@ BEGIN
             RETURN NULL;
         END IF;
 
-        -- Until the function ends. A plan that is kept is one for this path.
+        -- For the rest of the function. A cached plan is used for the path that it was made for only.
         PERFORM pg_catalog.set_config('search_path', home OPERATOR(pg_catalog.||) ', pg_temp', true);
         INSERT INTO usage_changes (transaction_id, tenant_id, api_key_id, created_at, calls, spend, nan_calls)
         SELECT
-            -- Ids of another server's past, as after a restore, may be higher than this one's.
+            -- After a restore, merged_below may be an id of the other server, higher than any id here.
             GREATEST(
                 pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8,
                 (SELECT p.merged_below FROM usage_progress AS p ORDER BY p.generation DESC LIMIT 1)

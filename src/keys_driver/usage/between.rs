@@ -106,7 +106,7 @@ impl QueryFragment<Pg> for Between<'_> {
             r#"::timestamptz[] AS "boundaries"), "#,
             progress!(),
             ", ",
-            edges!(),
+            edges!(boundaries),
             r#", "corrected" AS MATERIALIZED (
                 SELECT "edges".*, "sign" * "edge"."calls" AS "calls", "sign" * coalesce("edge"."spend", 0) AS "spend",
                        "sign" * "edge"."nan_calls" AS "nan_calls"

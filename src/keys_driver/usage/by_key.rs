@@ -68,7 +68,7 @@ impl QueryFragment<Pg> for ByKey<'_> {
             r#"::bigint AS "limit"), "#,
             progress!(),
             ", ",
-            edges!(),
+            edges!(boundaries),
             r#", "range" AS MATERIALIZED (
                 SELECT "f"."counted_to", "f"."pending_from", "f"."lower", "t"."lower" AS "upper", "f"."tail", "t"."tail" AS "tail_to",
                        "f"."is_rounded" OR "t"."is_rounded" AS "is_rounded", "first"."day", "day_to",

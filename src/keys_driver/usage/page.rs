@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Bool, Nullable, Numeric, Text, Timestamptz};
 
-use super::sql::{bucket_sums, call_sums, progress, since_columns, since_edge, since_sums, start_of};
+use super::sql::{bucket_sums, call_sums, edges, progress, since_columns, since_edge, since_sums, start_of};
 use super::{KeyUsageSnapshot, Sums};
 use crate::keys_driver::listed_key::ListedKey;
 use crate::keys_driver::{KeySnapshot, KeysDriver};

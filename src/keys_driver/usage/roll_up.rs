@@ -45,13 +45,13 @@ impl KeysDriver<'_> {
     /// seconds, in which most calls arrive: it never changes an answer. A call that is inserted,
     /// changed or deleted below `until` later is right too, and costs its writer more.
     ///
-    /// The first calls count what is there already, from the oldest call on. If nobody calls this, answers
-    /// are right and cost what the calls cost. Calls are counted only when every transaction is over that was
+    /// The first steps count the calls that are there already, from the oldest on. If no worker runs, answers are right
+    /// and cost what the calls cost. Calls are counted only when every transaction is over that was
     /// open when `until` was announced: a writing transaction that stays open holds the counting up, in
-    /// whichever database of the server.
+    /// any database of the server.
     ///
     /// Nothing waits for a step but other steps, which answer `None`. In a transaction above `READ COMMITTED` a step
-    /// may fail with [`Error::SerializationFailure`](crate::Error::SerializationFailure) instead. Of a sharded
+    /// may fail with [`Error::SerializationFailure`](crate::Error::SerializationFailure) instead. On a sharded
     /// server, each shard has its own progress: call it on each. A step reads calls by an index on
     /// `proxy_calls (created_at)`, as the existing service has it.
     ///
@@ -81,7 +81,7 @@ impl KeysDriver<'_> {
     }
 }
 
-/// One step, whoever does it, wherever the last one stopped.
+/// One step. Any worker may do it, from where the last step stopped.
 struct RollUp {
     limit: i64,
     until: Time,
@@ -100,10 +100,10 @@ impl QueryFragment<Pg> for RollUp {
 
 /// In the order of a step:
 ///
-/// - Changes are merged as far as they are seen; those of calls that are counted in this step are dropped, because
-///   this snapshot sees their calls as they left them.
-/// - Calls are counted up to `announced_to` when every transaction below the barrier is over: nobody is left
-///   who might write below it without telling.
+/// - Changes that this snapshot sees are merged. Changes of calls that this step counts are deleted instead, because the
+///   snapshot sees those calls as they are after the changes.
+/// - Calls are counted up to `announced_to` when every transaction below the barrier has ended: no transaction is left
+///   that may write below it without recording the write.
 /// - A new frontier is announced when all calls below the last one are counted. The barrier is taken by a later
 ///   transaction, whose snapshot is newer than the announcement.
 /// - A sequence that was set back, as by a switch-over that leaves sequences behind, is raised again first.

@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Text, Timestamptz};
 
-use super::sql::{bucket_sums, call_sums, progress, since_columns, since_edge, since_sums, start_of};
+use super::sql::{bucket_sums, call_sums, edges, progress, since_columns, since_edge, since_sums, start_of};
 use super::{KeyUsageSnapshot, SumTypes, Sums};
 use crate::keys_driver::KeysDriver;
 use crate::send::RunStatement;

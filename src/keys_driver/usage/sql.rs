@@ -56,51 +56,28 @@ macro_rules! bucket_sums {
     };
 }
 
-/// Takes a moment, `"asked"."since"`, apart: whole quarter hours from `lower` on, corrected by the calls of the
-/// quarter hour that it lies in, of which those on the nearer side are read.
-macro_rules! since_edge {
-    () => {
-        concat!(
-            progress!(),
-            r#", "quarter" AS MATERIALIZED (
-                SELECT "progress".*, "since", "q0", "q0" + interval '15 minutes' AS "q1",
-                       "q0" < "since" AND "since" < "deleted_to" AS "is_rounded",
-                       "since" <= "q0" + interval '450 seconds' AS "is_nearer_q0"
-                FROM "progress" CROSS JOIN "asked" CROSS JOIN LATERAL "#,
-            start_of!("15 minutes", r#""since""#),
-            r#" AS "q0"
-            ), "edge" AS MATERIALIZED (
-                SELECT "counted_to", "pending_from", "is_rounded",
-                       CASE WHEN "since" >= "counted_to" THEN "since"
-                            WHEN "is_rounded" OR "is_nearer_q0" THEN "q0" ELSE "q1" END AS "lower",
-                       CASE WHEN "is_nearer_q0" THEN -1 ELSE 1 END AS "sign",
-                       CASE WHEN "is_nearer_q0" THEN "q0" ELSE "since" END AS "edge_from",
-                       CASE WHEN "is_rounded" OR "since" >= "counted_to" THEN timestamptz '-infinity'
-                            WHEN "is_nearer_q0" THEN "since" ELSE least("q1", "counted_to") END AS "edge_to",
-                       greatest("since", "counted_to") AS "tail_from",
-                       timestamptz 'infinity' AS "forever"
-                FROM "quarter"
-            ), "days" AS MATERIALIZED (
-                SELECT "edge".*, CASE WHEN "day" = "lower" THEN "lower" ELSE "day" + interval '24 hours' END AS "day_from"
-                FROM "edge" CROSS JOIN LATERAL "#,
-            start_of!("1 day", r#""lower""#),
-            r#" AS "day"
-            )"#
-        )
-    };
-}
-
-/// Takes each of `"asked"."boundaries"` apart: whole quarter hours up to `lower`, corrected by the calls of the
-/// quarter hour that it lies in, of which those on the nearer side are read.
+/// Splits moments into whole quarter hours up to `lower`, and a correction: the calls between `lower` and the moment. Of the
+/// quarter hour that the moment lies in, the calls on the nearer side are read. `sign` says whether they are missing
+/// before the moment or too many.
+///
+/// The moments are those of `"asked"`: its `boundaries`, or its `since` alone.
 macro_rules! edges {
-    () => {
+    (boundaries) => {
+        edges!(r#"unnest((SELECT "boundaries" FROM "asked")) WITH ORDINALITY AS "unnested" ("boundary", "nth")"#)
+    };
+    (since) => {
+        edges!(r#"(SELECT "since" AS "boundary", 1 AS "nth" FROM "asked") AS "moment""#)
+    };
+    ($moments:literal) => {
         concat!(
             r#""quarters" AS MATERIALIZED (
                 SELECT "progress".*, "nth", "boundary", "q0", "q0" + interval '15 minutes' AS "q1",
                        "q0" < "boundary" AND "boundary" < "deleted_to" AS "is_rounded",
                        "boundary" <= "q0" + interval '450 seconds' AS "is_nearer_q0"
                 FROM "progress"
-                CROSS JOIN unnest((SELECT "boundaries" FROM "asked")) WITH ORDINALITY AS "unnested" ("boundary", "nth")
+                CROSS JOIN "#,
+            $moments,
+            r#"
                 CROSS JOIN LATERAL "#,
             start_of!("15 minutes", r#""boundary""#),
             r#" AS "q0"
@@ -119,13 +96,31 @@ macro_rules! edges {
     };
 }
 
+/// The edge of `"asked"."since"`, and the first whole day after it.
+macro_rules! since_edge {
+    () => {
+        concat!(
+            progress!(),
+            ", ",
+            edges!(since),
+            r#", "days" AS MATERIALIZED (
+                SELECT "edges".*, timestamptz 'infinity' AS "forever",
+                       CASE WHEN "day" = "lower" THEN "lower" ELSE "day" + interval '24 hours' END AS "day_from"
+                FROM "edges" CROSS JOIN LATERAL "#,
+            start_of!("1 day", r#""lower""#),
+            r#" AS "day"
+            )"#
+        )
+    };
+}
+
 /// The usage of a scope since the edge: number of calls, cost (`NULL` where it is not a number), and whether
 /// the answer is in whole quarter hours.
 macro_rules! since_columns {
     () => {
-        r#"("quarters"."calls" + "whole"."calls" + "pending"."calls" + "tail"."calls" + "sign" * "edge"."calls")::bigint,
-           CASE WHEN "quarters"."nan_calls" + "whole"."nan_calls" + "pending"."nan_calls" + "tail"."nan_calls" + "sign" * "edge"."nan_calls" = 0
-                THEN "quarters"."spend" + "whole"."spend" + "pending"."spend" + coalesce("tail"."spend", 0) + "sign" * coalesce("edge"."spend", 0) END,
+        r#"("quarters"."calls" + "whole"."calls" + "pending"."calls" + "tail_calls"."calls" - "sign" * "edge"."calls")::bigint,
+           CASE WHEN "quarters"."nan_calls" + "whole"."nan_calls" + "pending"."nan_calls" + "tail_calls"."nan_calls" - "sign" * "edge"."nan_calls" = 0
+                THEN "quarters"."spend" + "whole"."spend" + "pending"."spend" + coalesce("tail_calls"."spend", 0) - "sign" * coalesce("edge"."spend", 0) END,
            "is_rounded""#
     };
 }
@@ -141,7 +136,7 @@ macro_rules! since_sums {
             r#" CROSS JOIN LATERAL (SELECT "#, bucket_sums!(), r#" FROM "usage_changes" WHERE "#, $scope,
             r#" AND "transaction_id" >= "days"."pending_from" AND "created_at" >= "days"."lower" AND "created_at" < "days"."counted_to") AS "pending""#,
             r#" CROSS JOIN LATERAL (SELECT "#, call_sums!($whose), r#" FROM "proxy_calls" WHERE "#, $scope,
-            r#" AND "proxy_calls"."created_at" >= "days"."tail_from" AND "proxy_calls"."created_at" <= "days"."forever") AS "tail""#,
+            r#" AND "proxy_calls"."created_at" >= "days"."tail" AND "proxy_calls"."created_at" <= "days"."forever") AS "tail_calls""#,
             r#" CROSS JOIN LATERAL (SELECT "#, call_sums!($whose), r#" FROM "proxy_calls" WHERE "#, $scope,
             r#" AND "proxy_calls"."created_at" >= "days"."edge_from" AND "proxy_calls"."created_at" < "days"."edge_to") AS "edge""#,
         )
@@ -158,7 +153,7 @@ macro_rules! lock_progress {
             r#""progress" AS MATERIALIZED (
                 SELECT "#,
             $columns,
-            r#", CASE WHEN row_security_active('proxy_calls')
+            r#", CASE WHEN row_security_active('proxy_calls'::regclass)
                         THEN concat('row-level security hides calls from this role: count as the owner of the tables, not in generation ', "generation")::bigint
                         ELSE "generation" END AS "generation"
                 FROM "usage_progress"
