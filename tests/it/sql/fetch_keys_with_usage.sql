@@ -13,49 +13,51 @@ WITH
   ORDER BY "generation" DESC
   LIMIT 1
 ),
-"quarter" AS MATERIALIZED (
+"quarters" AS MATERIALIZED (
   SELECT
     "progress".*,
-    "since",
+    "nth",
+    "boundary",
     "q0",
     "q0" + interval '15 minutes' AS "q1",
-    "q0" < "since"
-    AND "since" < "deleted_to" AS "is_rounded",
-    "since" <= "q0" + interval '450 seconds' AS "is_nearer_q0"
+    "q0" < "boundary"
+    AND "boundary" < "deleted_to" AS "is_rounded",
+    "boundary" <= "q0" + interval '450 seconds' AS "is_nearer_q0"
   FROM
     "progress"
-    CROSS JOIN "asked"
-    CROSS JOIN LATERAL date_bin('15 minutes', "since", timestamptz '2000-01-01 00:00:00+00') AS "q0"
+    CROSS JOIN (SELECT "since" AS "boundary", 1 AS "nth" FROM "asked") AS "moment"
+    CROSS JOIN LATERAL date_bin('15 minutes', "boundary", timestamptz '2000-01-01 00:00:00+00') AS "q0"
 ),
-"edge" AS MATERIALIZED (
+"edges" AS MATERIALIZED (
   SELECT
+    "nth",
     "counted_to",
     "pending_from",
     "is_rounded",
     CASE
-      WHEN "since" >= "counted_to" THEN "since"
+      WHEN "boundary" >= "counted_to" THEN "boundary"
       WHEN "is_rounded"
       OR "is_nearer_q0" THEN "q0"
       ELSE "q1"
     END AS "lower",
-    CASE WHEN "is_nearer_q0" THEN -1 ELSE 1 END AS "sign",
-    CASE WHEN "is_nearer_q0" THEN "q0" ELSE "since" END AS "edge_from",
+    CASE WHEN "is_nearer_q0" THEN 1 ELSE -1 END AS "sign",
+    CASE WHEN "is_nearer_q0" THEN "q0" ELSE "boundary" END AS "edge_from",
     CASE
       WHEN "is_rounded"
-      OR "since" >= "counted_to" THEN timestamptz '-infinity'
-      WHEN "is_nearer_q0" THEN "since"
+      OR "boundary" >= "counted_to" THEN timestamptz '-infinity'
+      WHEN "is_nearer_q0" THEN "boundary"
       ELSE least("q1", "counted_to")
     END AS "edge_to",
-    greatest("since", "counted_to") AS "tail_from",
-    timestamptz 'infinity' AS "forever"
-  FROM "quarter"
+    greatest("boundary", "counted_to") AS "tail"
+  FROM "quarters"
 ),
 "days" AS MATERIALIZED (
   SELECT
-    "edge".*,
+    "edges".*,
+    timestamptz 'infinity' AS "forever",
     CASE WHEN "day" = "lower" THEN "lower" ELSE "day" + interval '24 hours' END AS "day_from"
   FROM
-    "edge"
+    "edges"
     CROSS JOIN LATERAL date_bin('1 day', "lower", timestamptz '2000-01-01 00:00:00+00') AS "day"
 )
 SELECT
@@ -72,10 +74,10 @@ SELECT
   "api_keys"."is_synthetic",
   "api_keys"."revision",
   (
-    "quarters"."calls" + "whole"."calls" + "pending"."calls" + "tail"."calls" + "sign" * "edge"."calls"
+    "quarters"."calls" + "whole"."calls" + "pending"."calls" + "tail_calls"."calls" - "sign" * "edge"."calls"
   )::bigint,
   CASE
-    WHEN "quarters"."nan_calls" + "whole"."nan_calls" + "pending"."nan_calls" + "tail"."nan_calls" + "sign" * "edge"."nan_calls" = 0 THEN "quarters"."spend" + "whole"."spend" + "pending"."spend" + coalesce("tail"."spend", 0) + "sign" * coalesce("edge"."spend", 0)
+    WHEN "quarters"."nan_calls" + "whole"."nan_calls" + "pending"."nan_calls" + "tail_calls"."nan_calls" - "sign" * "edge"."nan_calls" = 0 THEN "quarters"."spend" + "whole"."spend" + "pending"."spend" + coalesce("tail_calls"."spend", 0) - "sign" * coalesce("edge"."spend", 0)
   END,
   "is_rounded"
 FROM
@@ -149,9 +151,9 @@ FROM
     WHERE
       "tenant_id" = $1
       AND "api_key_id" = "api_keys"."id"
-      AND "proxy_calls"."created_at" >= "days"."tail_from"
+      AND "proxy_calls"."created_at" >= "days"."tail"
       AND "proxy_calls"."created_at" <= "days"."forever"
-  ) AS "tail"
+  ) AS "tail_calls"
   CROSS JOIN LATERAL (
     SELECT
       count(*) AS "calls",

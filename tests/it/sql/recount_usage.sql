@@ -5,7 +5,7 @@ WITH
   SELECT
     "counted_to",
     CASE
-      WHEN row_security_active('proxy_calls') THEN concat(
+      WHEN row_security_active('proxy_calls'::regclass) THEN concat(
         'row-level security hides calls from this role: count as the owner of the tables, not in generation ',
         "generation"
       )::bigint

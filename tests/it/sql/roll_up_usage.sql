@@ -16,7 +16,7 @@ WITH
     "announced_in",
     "barrier",
     CASE
-      WHEN row_security_active('proxy_calls') THEN concat(
+      WHEN row_security_active('proxy_calls'::regclass) THEN concat(
         'row-level security hides calls from this role: count as the owner of the tables, not in generation ',
         "generation"
       )::bigint
