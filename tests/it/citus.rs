@@ -374,7 +374,7 @@ fn the_followers_of_each_server_together_skip_no_event_also_when_a_shard_moves()
         })
         .collect();
     positions.push(positions[0]);
-    let [from, to] = &workers[..] else { panic!("two workers") };
+    let [from, to, ..] = &workers[..] else { panic!("two workers") };
     let id = "SELECT shardid::int AS port, nodename AS host FROM citus_shards WHERE nodeport = $1 AND shardid IN (
                   SELECT get_shard_id_for_distribution_column('api_key_events', tenant_id) FROM api_key_events)";
     let mut conn = sharded.connect();
