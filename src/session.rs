@@ -65,10 +65,8 @@ fn stored(conn: &mut PgConnection, name: &'static str) -> Option<u64> {
 
 /// The number is stored as two oids of 32 bits.
 fn store(conn: &mut PgConnection, name: &'static str, number: u64) {
-    let bytes = number.to_be_bytes();
-    let half = |half: &[u8]| half.iter().fold(0, |half, byte| (half << 8) | u32::from(*byte));
-    let halves = (half(&bytes[..4]), half(&bytes[4..]));
-    conn.get_metadata_cache().store_type(cache_key(name), halves);
+    let half = |number: u64| u32::try_from(number & u64::from(u32::MAX)).unwrap_or_default();
+    conn.get_metadata_cache().store_type(cache_key(name), (half(number >> 32), half(number)));
 }
 
 fn cache_key(name: &'static str) -> PgMetadataCacheKey<'static> {
