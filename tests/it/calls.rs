@@ -4,11 +4,11 @@ use api_keys_driver::{BigDecimal, Error, KeyUsageSnapshot, KeysDriver, NewCall};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Integer, Nullable, Text};
+use diesel::sql_types::Text;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::support::{
-    OTHER, TENANT, at, decimal, key, migrated, other, plans_of, statements_of, tenant, with,
+    OTHER, TENANT, at, decimal, key, longest, migrated, other, plans_of, statements_of, tenant, with,
 };
 
 fn new_call(id: &str) -> NewCall {
@@ -180,25 +180,15 @@ const TEXTS: [(&str, Set); 14] = [
 
 #[test]
 fn a_text_of_a_call_is_stored_whole_or_refused_with_its_column() {
-    #[derive(QueryableByName)]
-    struct Length {
-        #[diesel(sql_type = Nullable<Integer>)]
-        length: Option<i32>,
-    }
-
     let (_database, mut conn) = migrated();
     for (column, set) in TEXTS {
-        let length = "SELECT character_maximum_length::int AS length FROM information_schema.columns
-                      WHERE table_name = 'proxy_calls' AND column_name = $1";
-        let Length { length } =
-            diesel::sql_query(length).bind::<Text, _>(column).get_result(&mut conn).unwrap();
+        let length = longest(&mut conn, "proxy_calls", column);
         let insert = |conn: &mut PgConnection, text: &str| {
             let mut call = new_call("call");
             set(&mut call, text.into());
             statements_of(conn, |conn| KeysDriver::new(conn).insert_calls(&[call]))
         };
-        if let Some(length) = length {
-            let limit = usize::try_from(length).unwrap();
+        if let Some(limit) = length {
             for long in ["ß".repeat(limit + 1), "x".repeat(limit) + " "] {
                 let (refused, sent) = insert(&mut conn, &long);
                 let Err(Error::InBatch { nth: 0, source }) = refused else { panic!("{column}: {refused:?}") };

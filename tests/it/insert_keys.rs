@@ -6,11 +6,11 @@ use api_keys_driver::{Error, KeyId, KeysDriver, NewKey};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Integer, Text};
+use diesel::sql_types::Text;
 
 use crate::support::{
-    KeyRow, OTHER, TENANT, at, existing_service, key, migrated, new_key, other, plans_of, statements_of,
-    tenant, wait_until_one_waits,
+    KeyRow, OTHER, TENANT, at, existing_service, key, longest, migrated, new_key, other, plans_of,
+    statements_of, tenant, wait_until_one_waits,
 };
 
 fn with_everything(id: &str) -> NewKey {
@@ -137,20 +137,11 @@ const TEXTS: [(&str, Set); 10] = [
     ("synthetic_scenario_id", |key, text| key.synthetic_scenario_id = Some(text)),
 ];
 
-#[derive(QueryableByName)]
-struct Length {
-    #[diesel(sql_type = diesel::sql_types::Nullable<Integer>)]
-    length: Option<i32>,
-}
-
 #[test]
 fn a_text_is_stored_whole_or_refused_with_the_name_of_its_column() {
     let (_database, mut conn) = migrated();
     for (column, set) in TEXTS {
-        let length = "SELECT character_maximum_length::int AS length FROM information_schema.columns
-                      WHERE table_name = 'api_keys' AND column_name = $1";
-        let Length { length } =
-            diesel::sql_query(length).bind::<Text, _>(column).get_result(&mut conn).unwrap();
+        let length = longest(&mut conn, "api_keys", column);
         let insert = |conn: &mut PgConnection, text: &str| {
             let mut key = new_key("key");
             set(&mut key, text.into());
@@ -165,8 +156,7 @@ fn a_text_is_stored_whole_or_refused_with_the_name_of_its_column() {
             assert_eq!(format!("{source:?}"), format!("{:?}", one.as_ref().unwrap_err()));
             one.unwrap_err()
         };
-        if let Some(length) = length {
-            let limit = usize::try_from(length).unwrap();
+        if let Some(limit) = length {
             for long in ["ß".repeat(limit + 1), "ß".repeat(limit) + " ", " ".repeat(limit + 1)] {
                 let error = refused(insert(&mut conn, &long));
                 assert!(

@@ -2,41 +2,29 @@
 
 use std::thread;
 
-use api_keys_driver::{
-    Change, Error, KeyHash, KeySnapshot, KeyStatus, KeySuccessor, KeysDriver, Page, Result,
-};
-use chrono::{DateTime, TimeDelta, Utc};
+use api_keys_driver::{Change, Error, KeyHash, KeySnapshot, KeySuccessor, KeysDriver, Page, Result};
+use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 
+use self::rotation::rotate;
 use crate::support::{
     KeyRow, assert_fields, at, existing_service, fetch, key, migrated, plans_of, statements_of, tenant,
     wait_until_one_waits, with,
 };
 
-/// The recipe that stands at `insert_key_successor`.
-fn rotate(
-    conn: &mut PgConnection,
-    seen: &KeySnapshot,
-    new: &KeySuccessor,
-    grace_ends_at: DateTime<Utc>,
-) -> Result<Option<KeySnapshot>> {
-    conn.transaction(|conn| {
-        let mut keys = KeysDriver::new(conn);
-        let Some(old) = keys.fetch_key_for_update(&seen.tenant_id, &seen.id)? else { return Ok(None) };
-        let ends_before_the_grace = old.expires_at.is_some_and(|at| at <= grace_ends_at.max(new.created_at));
-        if old.revision != seen.revision
-            || old.status != KeyStatus::Active
-            || old.is_frozen
-            || ends_before_the_grace
-        {
-            return Ok(None);
-        }
-        let new = keys.insert_key_successor(&old, new)?;
-        keys.update_key_expires_at(old, Some(grace_ends_at))?;
-        Ok(Some(new))
-    })
+#[path = "../../examples/lifecycle/rotate.rs"]
+mod rotation;
+
+#[test]
+fn the_documented_rotation_is_the_one_that_is_tested() {
+    let source = include_str!("../../src/keys_driver/successor.rs");
+    let documented = source.lines().filter_map(|line| line.trim_start().strip_prefix("/// "));
+    let (_, tested) = include_str!("../../examples/lifecycle/rotate.rs").split_once("fn rotate(").unwrap();
+    // Their lines are broken in different places.
+    let squeezed = |text: &str| text.replace(|c: char| c.is_whitespace() || c == ',', "");
+    assert!(squeezed(&documented.collect::<String>()).contains(&squeezed(tested)));
 }
 
 const NOW: &str = "2026-06-01T00:00:00Z";

@@ -15,7 +15,7 @@ use api_keys_driver::{BigDecimal, KeyId, TenantId, migrate};
 use chrono::{DateTime, Utc};
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 use throwaway_postgres::{Database, PrivateServer};
 
 pub(crate) use self::keys::{fetch, freeze, ids, new_key, revocation_of, unfreeze, with_locked};
@@ -34,6 +34,25 @@ pub(crate) fn migrated() -> (Database, PgConnection) {
         throwaway_postgres::empty().and_then(|empty| empty.prepare(migrate)).expect("a migrated database");
     let conn = database.connect().expect("a connection");
     (database, conn)
+}
+
+/// How many characters a column of a table holds, if that is limited.
+pub(crate) fn longest(conn: &mut PgConnection, table: &str, column: &str) -> Option<usize> {
+    #[derive(QueryableByName)]
+    struct Length {
+        #[diesel(sql_type = Nullable<Integer>)]
+        length: Option<i32>,
+    }
+
+    let Length { length } = diesel::sql_query(
+        "SELECT character_maximum_length::int AS length FROM information_schema.columns
+         WHERE table_name = $1 AND column_name = $2",
+    )
+    .bind::<Text, _>(table)
+    .bind::<Text, _>(column)
+    .get_result(conn)
+    .expect("a column");
+    length.map(|length| usize::try_from(length).expect("a length"))
 }
 
 /// A migrated database on a server of this process alone. Who follows events there waits for no

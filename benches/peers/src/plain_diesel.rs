@@ -33,6 +33,19 @@ impl PlainDiesel {
         api_keys::table.filter(api_keys::tenant_id.eq(tenant_id)).count().get_result(&mut self.0).unwrap()
     }
 
+    fn with_prefix(&mut self, tenant_id: Option<&TenantId>, prefix: &str, limit: u32) -> Vec<Key> {
+        let mut keys = api_keys::table
+            .filter(api_keys::key_prefix.like(format!("{prefix}%")))
+            .order((api_keys::created_at.desc(), api_keys::id.desc()))
+            .limit(limit.into())
+            .select(Key::as_select())
+            .into_boxed();
+        if let Some(tenant_id) = tenant_id {
+            keys = keys.filter(api_keys::tenant_id.eq(tenant_id));
+        }
+        keys.load(&mut self.0).unwrap()
+    }
+
     fn usage_of(&mut self, tenant_id: &TenantId, key_id: &str, since: DateTime<Utc>) -> Usage {
         let (count, sum) = proxy_calls::table
             .filter(proxy_calls::tenant_id.eq(tenant_id))
@@ -96,24 +109,11 @@ impl Contender for PlainDiesel {
     }
 
     fn by_prefix(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
-        let keys = api_keys::table
-            .filter(api_keys::tenant_id.eq(&prefix.tenant_id))
-            .filter(api_keys::key_prefix.like(format!("{}%", prefix.text)))
-            .order((api_keys::created_at.desc(), api_keys::id.desc()))
-            .limit(limit.into())
-            .select(Key::as_select())
-            .load(&mut self.0);
-        Answer::Peer(keys.unwrap())
+        Answer::Peer(self.with_prefix(Some(&prefix.tenant_id), prefix.text, limit))
     }
 
     fn by_prefix_of_any_tenant(&mut self, prefix: &Prefix, limit: u32) -> Answer<Vec<KeySnapshot>> {
-        let keys = api_keys::table
-            .filter(api_keys::key_prefix.like(format!("{}%", prefix.text)))
-            .order((api_keys::created_at.desc(), api_keys::id.desc()))
-            .limit(limit.into())
-            .select(Key::as_select())
-            .load(&mut self.0);
-        Answer::Peer(keys.unwrap())
+        Answer::Peer(self.with_prefix(None, prefix.text, limit))
     }
 
     fn count(&mut self, tenant_id: &TenantId) -> Answer<i64> {

@@ -4,14 +4,18 @@
 //! cargo run --example lifecycle
 //! ```
 
+mod rotate;
+
 use std::error::Error;
 
 use api_keys_driver::{
-    Change, Freeze, KeyId, KeySnapshot, KeyStatus, KeySuccessor, KeyUse, KeysDriver, LockedKey, NewKey, Page,
-    Result, TenantId,
+    Change, Freeze, KeyId, KeySnapshot, KeySuccessor, KeyUse, KeysDriver, LockedKey, NewKey, Page, Result,
+    TenantId,
 };
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{TimeDelta, Utc};
 use diesel::{Connection, PgConnection};
+
+use self::rotate::rotate;
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let database = throwaway_postgres::empty()?.prepare(api_keys_driver::migrate)?;
@@ -102,30 +106,5 @@ fn change(
         let mut keys = KeysDriver::new(conn);
         let Some(key) = keys.fetch_key_for_update(tenant_id, key_id)? else { return Ok(None) };
         work(&mut keys, key).map(Some)
-    })
-}
-
-/// Replaces a key, which keeps working until the grace period ends. Returns `None` if the key must not be rotated, or
-/// if it has changed since `seen` was read.
-fn rotate(
-    conn: &mut PgConnection,
-    seen: &KeySnapshot,
-    new: &KeySuccessor,
-    grace_ends_at: DateTime<Utc>,
-) -> Result<Option<KeySnapshot>> {
-    conn.transaction(|conn| {
-        let mut keys = KeysDriver::new(conn);
-        let Some(old) = keys.fetch_key_for_update(&seen.tenant_id, &seen.id)? else { return Ok(None) };
-        let ends_before_the_grace = old.expires_at.is_some_and(|at| at <= grace_ends_at.max(new.created_at));
-        if old.revision != seen.revision
-            || old.status != KeyStatus::Active
-            || old.is_frozen
-            || ends_before_the_grace
-        {
-            return Ok(None);
-        }
-        let new = keys.insert_key_successor(&old, new)?;
-        keys.update_key_expires_at(old, Some(grace_ends_at))?;
-        Ok(Some(new))
     })
 }
