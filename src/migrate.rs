@@ -26,7 +26,7 @@ use crate::steps::{Index, Outset, Records, STEPS, Step, records};
 use crate::{Effect, Error, Obstacle, Result};
 
 /// The crate's migrations, for tools that list them. To run them, call [`migrate`].
-pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
+pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
 /// How long a migrator waits for other sessions unless it is set.
 const PATIENCE: Duration = Duration::from_secs(600);
