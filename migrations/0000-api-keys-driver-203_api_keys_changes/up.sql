@@ -1,15 +1,15 @@
--- Every change of a key raises its revision and appends its events, whoever makes it.
+-- Every change of a key raises its revision and appends its events, whoever makes the change.
 --
--- Triggers, because the existing service writes the same table beside this crate and knows neither.
--- Uses are not changes: see api_keys_number. The triggers name no column but revision: the server
--- forbids to alter the type of one that a trigger names, and the service goes on changing its table.
+-- They are triggers because the existing service writes the same table and does not use this crate. A use is
+-- not a change: see api_keys_number. The triggers name no column but revision, because the server refuses
+-- to alter the type of a column that a trigger names, and the service goes on altering its table.
 --
--- The functions run with their owner's rights, so that a writer needs none on api_key_events. Therefore
--- each has a pinned path, qualifies every name and operator, and may be attached by nobody else to a
--- table of theirs. They belong to the owner of api_keys, also if a superuser migrates: the owner decides what the
--- columns are, and a cast or an output function of a column's type runs with the rights of the function. They find the events in the schema of the table that fired: by a name that is fixed
--- here, and by its current name after the schema was renamed, which plans each statement anew until the
--- functions are made again.
+-- All functions but api_keys_compare run with their owner's rights or write for a writer, so each has a
+-- pinned path. All of them qualify every name and operator, and only their owner may attach them to a table.
+-- They belong to the owner of api_keys, also if a superuser migrates: the owner decides what the columns are,
+-- and a cast or an output function of a column's type runs with the rights of the function. They find the
+-- events in the schema of the table that fired: by a name that is fixed here, and after the schema was renamed
+-- by its current name, which plans each statement anew until the functions are made again.
 DO $do$
 DECLARE
     home text := (
@@ -20,6 +20,9 @@ DECLARE
     owner pg_catalog.regrole := (
         SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
     );
+    functions text[] := ARRAY[
+        'api_keys_compare', 'api_keys_number', 'api_keys_tell', 'api_keys_tell_truncated', 'api_key_events_notify'
+    ];
     planted text;
     name text;
 BEGIN
@@ -30,9 +33,7 @@ BEGIN
     FROM pg_catalog.pg_proc AS p
     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
     WHERE n.nspname OPERATOR(pg_catalog.=) home
-        AND p.proname::text OPERATOR(pg_catalog.=) ANY (
-            ARRAY['api_keys_number', 'api_keys_tell', 'api_keys_tell_truncated', 'api_key_events_notify']
-        )
+        AND p.proname::text OPERATOR(pg_catalog.=) ANY (functions)
         AND p.proowner::pg_catalog.regrole::text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
         AND NOT pg_catalog.pg_has_role(p.proowner, owner, 'MEMBER')
     LIMIT 1;
@@ -40,29 +41,37 @@ BEGIN
         RAISE EXCEPTION 'the function % belongs to an unrelated role: rename or drop it, then migrate again', planted;
     END IF;
 
+    -- Raises the revision of a row that differs in more than what a use writes. It runs for every use, so it is
+    -- as short as it can be: it reads no table, needs no rights, and its path is not pinned, which would
+    -- take as long as all the rest. No name or operator of it is looked up in the path.
+    EXECUTE pg_catalog.format($ddl$
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_compare() RETURNS trigger LANGUAGE plpgsql AS $fn$
+    BEGIN
+        OLD.last_used_at := NEW.last_used_at;
+        OLD.total_requests := NEW.total_requests;
+        IF pg_catalog.record_image_ne(OLD, NEW) THEN
+            NEW.revision := OLD.revision OPERATOR(pg_catalog.+)
+                (OLD.revision OPERATOR(pg_catalog.<) 9223372036854775807)::pg_catalog.int4;
+        END IF;
+        RETURN NEW;
+    END
+    $fn$
+    $ddl$, home);
+
     -- The trigger sets the revision, whatever the writer sends. It never goes back for an id: a new row
     -- begins above the events of its name, also of keys whose events were compacted.
     --
-    -- What differs only in last_used_at and total_requests is a use. So is what differs besides in a
-    -- time of the service's own, such as an updated_at that its trigger sets, and in generated columns,
-    -- which are not computed yet here.
+    -- A row that differs only in last_used_at and total_requests was used. So was one that differs besides in
+    -- a time of the service's own, such as an updated_at that a trigger sets, and in generated columns, which
+    -- are not computed yet here: api_keys_compare raised its revision, and it is put back.
     EXECUTE pg_catalog.format($ddl$
     CREATE OR REPLACE FUNCTION %1$I.api_keys_number() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fn$
     DECLARE
-        used record;
         is_renamed pg_catalog.bool := true;
         past pg_catalog.int8 := 0;
     BEGIN
         IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
-            used := OLD;
-            used.last_used_at := NEW.last_used_at;
-            used.total_requests := NEW.total_requests;
-            NEW.revision := OLD.revision;
-            IF pg_catalog.record_image_eq(used, NEW) THEN
-                RETURN NEW;
-            END IF;
-
             is_renamed := pg_catalog.record_image_ne(ROW(OLD.tenant_id, OLD.id), ROW(NEW.tenant_id, NEW.id));
             IF NOT is_renamed AND pg_catalog.record_image_eq(
                 ROW(OLD.status, OLD.is_frozen, OLD.frozen_at, OLD.frozen_by, OLD.freeze_reason,
@@ -81,6 +90,7 @@ BEGIN
                     WHERE pg_catalog.record_image_ne(ROW(was.value), ROW(will.value))
                         AND was.name OPERATOR(pg_catalog.<>) 'last_used_at'
                         AND was.name OPERATOR(pg_catalog.<>) 'total_requests'
+                        AND was.name OPERATOR(pg_catalog.<>) 'revision'
                         AND a.attgenerated OPERATOR(pg_catalog.=) ''
                         AND NOT (
                             -- A use, and a time that this crate does not know.
@@ -94,6 +104,7 @@ BEGIN
                             AND a.attname OPERATOR(pg_catalog.<>) 'created_at'
                         )
                 ) THEN
+                    NEW.revision := OLD.revision;
                     RETURN NEW;
                 END IF;
             END IF;
@@ -305,21 +316,30 @@ BEGIN
     $fn$
     $ddl$, home);
 
-    -- Whoever may execute a trigger function may attach it to a table of their own.
+    -- A role that may execute a trigger function may attach it to a table of its own.
     EXECUTE pg_catalog.format(
-        'REVOKE ALL ON FUNCTION %1$I.api_keys_number(), %1$I.api_keys_tell(), %1$I.api_keys_tell_truncated(),
-             %1$I.api_key_events_notify() FROM PUBLIC',
+        'REVOKE ALL ON FUNCTION %1$I.api_keys_compare(), %1$I.api_keys_number(), %1$I.api_keys_tell(),
+             %1$I.api_keys_tell_truncated(), %1$I.api_key_events_notify() FROM PUBLIC',
         home
     );
-    FOREACH name IN ARRAY
-        ARRAY['api_keys_number', 'api_keys_tell', 'api_keys_tell_truncated', 'api_key_events_notify']
-    LOOP
+    FOREACH name IN ARRAY functions LOOP
         EXECUTE pg_catalog.format('ALTER FUNCTION %I.%I() OWNER TO %s', home, name, owner);
     END LOOP;
 
     -- Triggers fire in the order of their names. The service's come first, so that the row is final here.
     EXECUTE pg_catalog.format(
-        'CREATE OR REPLACE TRIGGER "~api_keys_number" BEFORE INSERT OR UPDATE ON %1$I.api_keys FOR EACH ROW
+        'CREATE OR REPLACE TRIGGER "~api_keys_compare" BEFORE UPDATE ON %1$I.api_keys FOR EACH ROW
+         EXECUTE FUNCTION %1$I.api_keys_compare()',
+        home
+    );
+    EXECUTE pg_catalog.format(
+        'CREATE OR REPLACE TRIGGER "~api_keys_number" BEFORE INSERT ON %1$I.api_keys FOR EACH ROW
+         EXECUTE FUNCTION %1$I.api_keys_number()',
+        home
+    );
+    EXECUTE pg_catalog.format(
+        'CREATE OR REPLACE TRIGGER "~api_keys_number_update" BEFORE UPDATE ON %1$I.api_keys FOR EACH ROW
+         WHEN (OLD.revision OPERATOR(pg_catalog.<>) NEW.revision)
          EXECUTE FUNCTION %1$I.api_keys_number()',
         home
     );
