@@ -23,7 +23,7 @@ pub(crate) fn run(conn: &mut PgConnection, follow: &Follow) -> Result {
     let mut quiet = Duration::ZERO;
     println!("following from {position}");
     loop {
-        let events = KeysDriver::new(listener.connection()).fetch_key_events_after(position, 100)?;
+        let events = KeysDriver::new(listener.connection()).fetch_key_events_after(Some(&position), 100)?;
         let Some(last) = events.last() else {
             if patience.is_some_and(|patience| quiet >= patience) {
                 return Ok(());

@@ -88,35 +88,33 @@ impl KeysDriver<'_> {
     /// throughout exactly once, also while the key changes and its history is compacted.
     ///
     /// ```
-    /// # use api_keys_driver::{KeyEventKind, KeyEventSnapshot, KeyId, KeysDriver, Result, TenantId};
+    /// # use api_keys_driver::{KeyEventCursor, KeyEventKind, KeyId, KeysDriver, Result, TenantId};
     /// # use diesel::PgConnection;
     /// fn kinds(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> Result<Vec<KeyEventKind>> {
     ///     let mut kinds = Vec::new();
-    ///     let mut last: Option<KeyEventSnapshot> = None;
+    ///     let mut cursor: Option<KeyEventCursor> = None;
     ///     loop {
-    ///         let cursor = last.as_ref().map(KeyEventSnapshot::cursor);
-    ///         let events = KeysDriver::new(conn).fetch_key_events_behind(tenant_id, key_id, cursor, 100)?;
+    ///         let events =
+    ///             KeysDriver::new(conn).fetch_key_history_after(tenant_id, key_id, cursor.as_ref(), 100)?;
     ///         kinds.extend(events.iter().map(|event| event.kind.clone()));
-    ///         last = events.into_iter().last();
-    ///         if last.is_none() {
-    ///             return Ok(kinds);
-    ///         }
+    ///         let Some(last) = events.last() else { return Ok(kinds) };
+    ///         cursor = Some(KeyEventCursor::from(last));
     ///     }
     /// }
     /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
     /// # assert!(kinds(&mut database.connect().unwrap(), &"tenant".into(), &"key".into()).unwrap().is_empty());
     /// ```
-    pub fn fetch_key_events_behind(
+    pub fn fetch_key_history_after(
         &mut self,
         tenant_id: &TenantId,
         key_id: &KeyId,
-        cursor: Option<KeyEventCursor>,
+        cursor: Option<&KeyEventCursor>,
         limit: u32,
     ) -> Result<Vec<KeyEventSnapshot>> {
         type Place = Record<(BigInt, BigInt)>;
 
         // No event has these numbers: a revision begins at 0.
-        let KeyEventCursor { revision, id } = cursor.unwrap_or(KeyEventCursor { revision: -1, id: i64::MIN });
+        let (revision, id) = cursor.map_or((-1, i64::MIN), |cursor| (cursor.revision, cursor.id));
         let place = (api_key_events::revision, api_key_events::id).into_sql::<Place>();
         KeyEventSnapshot::query()
             .filter(api_key_events::tenant_id.eq(tenant_id))
@@ -136,10 +134,8 @@ pub struct KeyEventCursor {
     id: i64,
 }
 
-impl KeyEventSnapshot {
-    /// Returns the place behind this event in the history of its key.
-    #[must_use]
-    pub fn cursor(&self) -> KeyEventCursor {
-        KeyEventCursor { revision: self.revision, id: self.position.id }
+impl From<&KeyEventSnapshot> for KeyEventCursor {
+    fn from(event: &KeyEventSnapshot) -> Self {
+        Self { revision: event.revision, id: event.position.id }
     }
 }

@@ -287,11 +287,11 @@ fn write_keys(sharded: &Sharded, round: u32) -> BTreeSet<String> {
 }
 
 /// Follows from a position until as many events came, and keeps the ids of their keys.
-fn follow(conn: &mut PgConnection, position: &mut EventPosition, seen: &mut Vec<String>) {
+fn follow(conn: &mut PgConnection, position: &mut Option<EventPosition>, seen: &mut Vec<String>) {
     loop {
-        let events = KeysDriver::new(conn).fetch_key_events_after(*position, 7).unwrap();
+        let events = KeysDriver::new(conn).fetch_key_events_after(position.as_ref(), 7).unwrap();
         let Some(last) = events.last() else { return };
-        *position = last.position;
+        *position = Some(last.position);
         seen.extend(events.into_iter().map(|event| String::from(event.key_id)));
     }
 }
@@ -305,7 +305,7 @@ fn follow_writers(sharded: &Sharded, followers: Vec<PgConnection>, round: u32) -
             .map(|mut conn| {
                 let is_over = &is_over;
                 scope.spawn(move || {
-                    let (mut position, mut seen) = (EventPosition::default(), Vec::new());
+                    let (mut position, mut seen) = (None, Vec::new());
                     // Bounded, so that a writer that fails is seen.
                     let deadline = Instant::now() + Duration::from_secs(60);
                     while !is_over.load(Ordering::Relaxed) && Instant::now() < deadline {
@@ -413,7 +413,7 @@ fn a_schema_that_moves_takes_its_events_and_its_usage_along() {
     for round in 1..4 {
         let here = sharded.holder();
         let mut follower = sharded.connect_to_views(&here);
-        let mut followed_to = EventPosition::default();
+        let mut followed_to = None;
         follow(&mut follower, &mut followed_to, &mut Vec::new());
         old_positions.push(followed_to);
         count_beside_writers(&sharded, &here, round * 14 - 7);
@@ -430,14 +430,14 @@ fn a_schema_that_moves_takes_its_events_and_its_usage_along() {
         sharded.make_views(&there);
         count_beside_writers(&sharded, &there, round * 14);
 
-        let left = KeysDriver::new(&mut follower).fetch_key_events_after(followed_to, 1);
+        let left = KeysDriver::new(&mut follower).fetch_key_events_after(followed_to.as_ref(), 1);
         assert!(left.is_err(), "the server that the schema left goes on to answer: {left:?}");
         let mut follower = sharded.connect_to_views(&there);
         for old in &old_positions {
-            let refused = KeysDriver::new(&mut follower).fetch_key_events_after(*old, 1);
+            let refused = KeysDriver::new(&mut follower).fetch_key_events_after(old.as_ref(), 1);
             assert!(matches!(refused, Err(Error::PositionElsewhere)), "{refused:?}");
         }
-        let (mut position, mut seen) = (EventPosition::default(), Vec::new());
+        let (mut position, mut seen) = (None, Vec::new());
         follow(&mut follower, &mut position, &mut seen);
         assert_eq!(each_once(seen), expected);
         let more = write_keys(&sharded, round.unsigned_abs());

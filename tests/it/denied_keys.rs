@@ -101,14 +101,17 @@ fn the_cache_equals_the_table_whenever_it_was_started() {
 /// Compacts all that may be, in small batches.
 fn compact(conn: &mut PgConnection, passed: Option<EventPosition>) -> i64 {
     let passed = passed.unwrap_or_else(|| KeysDriver::new(conn).fetch_key_events_head().unwrap());
-    let (mut deleted, mut after) = (0, EventPosition::default());
+    let (mut deleted, mut after) = (0, None);
     loop {
-        let done =
-            KeysDriver::new(conn).compact_key_events(after, passed, DateTime::<Utc>::MAX_UTC, 7).unwrap();
+        let done = KeysDriver::new(conn)
+            .compact_key_events(after.as_ref(), &passed, DateTime::<Utc>::MAX_UTC, 7)
+            .unwrap();
         deleted += done.deleted;
-        let Some(looked_to) = done.looked_to else { return deleted };
-        assert!(looked_to > after, "no way forward");
-        after = looked_to;
+        if done.next.is_none() {
+            return deleted;
+        }
+        assert!(done.next > after, "no way forward");
+        after = done.next;
     }
 }
 
@@ -263,8 +266,8 @@ fn triggers_that_are_gone_stop_followers_and_new_ones_restart_the_cache() {
         conn.batch_execute(on).unwrap();
     }
     let mut keys = KeysDriver::new(&mut conn);
-    assert!(matches!(keys.fetch_key_events_after(position, 1), Err(Error::PositionElsewhere)));
-    let compacted = keys.compact_key_events(EventPosition::default(), position, Utc::now(), 100);
+    assert!(matches!(keys.fetch_key_events_after(Some(&position), 1), Err(Error::PositionElsewhere)));
+    let compacted = keys.compact_key_events(None, &position, Utc::now(), 100);
     assert!(matches!(compacted, Err(Error::PositionElsewhere)), "{compacted:?}");
     assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
     assert_eq!(cache.len(), 2);
@@ -300,16 +303,16 @@ fn an_event_that_names_no_text_is_stepped_over_and_the_rest_is_read() {
          UPDATE api_keys SET freeze_reason = E'\\351' WHERE id IN ('a', 'b')"
     ))
     .unwrap();
-    let mut position = EventPosition::default();
+    let mut position = None;
     let (mut read, mut stepped_over) = (Vec::new(), 0);
     eventually("all are followed", || {
-        match KeysDriver::new(&mut conn).fetch_key_events_after(position, 100) {
+        match KeysDriver::new(&mut conn).fetch_key_events_after(position.as_ref(), 100) {
             Ok(events) => {
-                position = events.last().map_or(position, |event| event.position);
+                position = events.last().map(|event| event.position).or(position);
                 read.extend(events.into_iter().map(|event| (String::from(event.key_id), event.reason)));
             }
             Err(Error::UnreadableEvent(unreadable)) => {
-                (position, stepped_over) = (unreadable, stepped_over + 1);
+                (position, stepped_over) = (Some(unreadable), stepped_over + 1);
             }
             Err(error) => panic!("{error:?}"),
         }
@@ -349,7 +352,7 @@ fn after_an_asynchronous_failover_a_follower_notices_and_the_cache_begins_anew()
 
     let mut conn = PgConnection::establish(&pair.url()).unwrap();
     KeyRow { id: "new", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
-    let refused = KeysDriver::new(&mut conn).fetch_key_events_after(position, 100);
+    let refused = KeysDriver::new(&mut conn).fetch_key_events_after(Some(&position), 100);
     assert!(matches!(refused, Err(Error::PositionElsewhere)), "{refused:?}");
     assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
     assert!(!cache.contains(&tenant(), &key("lost")), "it never happened here");
@@ -433,12 +436,12 @@ fn what_is_younger_than_the_age_or_not_passed_stays() {
     let count = |conn: &mut PgConnection| api_key_events::table.count().get_result::<i64>(conn).unwrap();
     let mut keys = KeysDriver::new(&mut conn);
     let young = keys
-        .compact_key_events(EventPosition::default(), head, Utc::now() - TimeDelta::hours(1), 100)
+        .compact_key_events(None, &head, Utc::now() - TimeDelta::hours(1), 100)
         .unwrap();
     assert_eq!(young.deleted, 0);
-    let one = keys.compact_key_events(EventPosition::default(), head, DateTime::<Utc>::MAX_UTC, 1).unwrap();
+    let one = keys.compact_key_events(None, &head, DateTime::<Utc>::MAX_UTC, 1).unwrap();
     assert_eq!(one.deleted, 1);
-    let rest = keys.compact_key_events(one.looked_to.unwrap(), head, DateTime::<Utc>::MAX_UTC, 100).unwrap();
+    let rest = keys.compact_key_events(one.next.as_ref(), &head, DateTime::<Utc>::MAX_UTC, 100).unwrap();
     // The fourth one is the newest, and behind the head.
     assert_eq!((rest.deleted, count(&mut conn)), (2, 1));
 }

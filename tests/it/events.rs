@@ -32,13 +32,13 @@ fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
 }
 
 /// Takes every event there is after a position, and returns the keys in the order that they came in.
-fn follow(conn: &mut PgConnection, position: &mut EventPosition) -> Vec<String> {
+fn follow(conn: &mut PgConnection, position: &mut Option<EventPosition>) -> Vec<String> {
     let mut ids = Vec::new();
     loop {
-        let events = KeysDriver::new(conn).fetch_key_events_after(*position, 7).unwrap();
+        let events = KeysDriver::new(conn).fetch_key_events_after(position.as_ref(), 7).unwrap();
         let Some(last) = events.last() else { return ids };
-        assert!(last.position > *position, "no way forward");
-        *position = last.position;
+        assert!(Some(last.position) > *position, "no way forward");
+        *position = Some(last.position);
         ids.extend(events.into_iter().map(|event| String::from(event.key_id)));
     }
 }
@@ -47,7 +47,7 @@ fn follow(conn: &mut PgConnection, position: &mut EventPosition) -> Vec<String> 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Follows until as many events came.
-fn follow_until(conn: &mut PgConnection, position: &mut EventPosition, count: usize) -> Vec<String> {
+fn follow_until(conn: &mut PgConnection, position: &mut Option<EventPosition>, count: usize) -> Vec<String> {
     let deadline = Instant::now() + PATIENCE;
     let mut ids = Vec::new();
     while ids.len() < count {
@@ -225,7 +225,7 @@ fn no_hash_enters_an_event() {
 fn an_event_with_an_early_id_that_is_committed_late_is_not_skipped() {
     let (database, mut early) = migrated_apart();
     let (mut late, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
-    let mut position = EventPosition::default();
+    let mut position = None;
 
     early.batch_execute("BEGIN").unwrap();
     KeyRow { id: "early id", ..KeyRow::default() }.insert(&mut early);
@@ -241,7 +241,7 @@ fn an_event_with_an_early_id_that_is_committed_late_is_not_skipped() {
 fn a_transaction_that_stays_open_is_waited_for_and_one_that_fails_is_not_missed() {
     let (database, mut conn) = migrated_apart();
     let (mut open, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
-    let mut position = EventPosition::default();
+    let mut position = None;
     KeyRow { id: "before", ..KeyRow::default() }.insert(&mut conn);
 
     // It has an id as soon as it has written anything; no event is needed.
@@ -263,7 +263,7 @@ fn a_transaction_that_only_reads_is_not_waited_for() {
     let mut reader = database.connect().unwrap();
     reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM api_keys").unwrap();
     KeyRow::default().insert(&mut conn);
-    assert_eq!(follow_until(&mut conn, &mut EventPosition::default(), 1), ["key"]);
+    assert_eq!(follow_until(&mut conn, &mut None, 1), ["key"]);
     reader.batch_execute("COMMIT").unwrap();
 }
 
@@ -271,7 +271,7 @@ fn a_transaction_that_only_reads_is_not_waited_for() {
 fn interleaved_transactions_are_ordered_by_their_beginning() {
     let (database, mut first) = migrated_apart();
     let (mut second, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
-    let mut position = EventPosition::default();
+    let mut position = None;
     KeyRow::default().insert(&mut first);
     follow_until(&mut follower, &mut position, 1);
 
@@ -283,7 +283,7 @@ fn interleaved_transactions_are_ordered_by_their_beginning() {
     let mut events = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     while events.len() < 2 && Instant::now() < deadline {
-        events = KeysDriver::new(&mut follower).fetch_key_events_after(position, 10).unwrap();
+        events = KeysDriver::new(&mut follower).fetch_key_events_after(position.as_ref(), 10).unwrap();
     }
     let revisions: Vec<_> = events.iter().map(|event| (event.kind.as_str(), event.revision)).collect();
     assert_eq!(revisions, [("unfrozen", 3), ("frozen", 2)]);
@@ -299,11 +299,11 @@ fn nested_transactions_have_the_place_of_the_outer_one() {
             KeyRow { id: "nested", ..KeyRow::default() }.insert(conn);
             diesel::QueryResult::Ok(())
         })?;
-        assert!(follow(&mut follower, &mut EventPosition::default()).is_empty());
+        assert!(follow(&mut follower, &mut None).is_empty());
         diesel::QueryResult::Ok(())
     })
     .unwrap();
-    assert_eq!(follow_until(&mut follower, &mut EventPosition::default(), 2), ["outer", "nested"]);
+    assert_eq!(follow_until(&mut follower, &mut None, 2), ["outer", "nested"]);
 }
 
 #[test]
@@ -317,24 +317,24 @@ fn a_limit_and_a_position_are_exact() {
         diesel::QueryResult::Ok(())
     })
     .unwrap();
-    let mut position = EventPosition::default();
+    let mut position = None;
     assert_eq!(follow_until(&mut conn, &mut position, 4), ["a", "b", "c", "d"]);
 
     let mut keys = KeysDriver::new(&mut conn);
-    let two = keys.fetch_key_events_after(EventPosition::default(), 2).unwrap();
+    let two = keys.fetch_key_events_after(None, 2).unwrap();
     assert_eq!(two.len(), 2);
-    let rest = keys.fetch_key_events_after(two[1].position, u32::MAX).unwrap();
+    let rest = keys.fetch_key_events_after(Some(&two[1].position), u32::MAX).unwrap();
     assert_eq!(rest.iter().map(|event| event.key_id.as_str()).collect::<Vec<_>>(), ["c", "d"]);
-    assert!(keys.fetch_key_events_after(EventPosition::default(), 0).unwrap().is_empty());
+    assert!(keys.fetch_key_events_after(None, 0).unwrap().is_empty());
 }
 
 #[test]
 fn a_position_is_kept_as_text_and_no_other_text_is_one() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
-    let mut position = EventPosition::default();
+    let mut position = None;
     follow_until(&mut conn, &mut position, 1);
-    assert!(position > EventPosition::default());
+    let position = position.unwrap();
     assert_eq!(position.to_string().parse(), Ok(position));
     for text in [
         "",
@@ -360,17 +360,17 @@ fn after_a_restore_on_a_younger_server_followers_start_again() {
     KeyRow { id: "a", ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "b", ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute("UPDATE api_key_events SET transaction_id = transaction_id + 1000000000").unwrap();
-    assert!(follow(&mut conn, &mut EventPosition::default()).is_empty(), "ids of another server");
+    assert!(follow(&mut conn, &mut None).is_empty(), "ids of another server");
 
     conn.batch_execute("UPDATE api_key_events SET transaction_id = 0").unwrap();
     KeyRow { id: "c", ..KeyRow::default() }.insert(&mut conn);
-    assert_eq!(follow_until(&mut conn, &mut EventPosition::default(), 3), ["a", "b", "c"]);
+    assert_eq!(follow_until(&mut conn, &mut None, 3), ["a", "b", "c"]);
 }
 
 /// What the documentation's cache knows, and by which revision.
 #[derive(Default)]
 struct FrozenKeys {
-    followed_to: EventPosition,
+    followed_to: Option<EventPosition>,
     seen: HashMap<String, (i64, bool)>,
     times: BTreeMap<EventPosition, u32>,
 }
@@ -378,10 +378,10 @@ struct FrozenKeys {
 impl FrozenKeys {
     fn catch_up(&mut self, conn: &mut PgConnection) {
         loop {
-            let events = KeysDriver::new(conn).fetch_key_events_after(self.followed_to, 20).unwrap();
+            let events = KeysDriver::new(conn).fetch_key_events_after(self.followed_to.as_ref(), 20).unwrap();
             let Some(last) = events.last() else { return };
-            assert!(last.position > self.followed_to, "no way forward");
-            self.followed_to = last.position;
+            assert!(Some(last.position) > self.followed_to, "no way forward");
+            self.followed_to = Some(last.position);
             for event in events {
                 *self.times.entry(event.position).or_default() += 1;
                 let news = (event.revision, event.is_frozen);
@@ -478,7 +478,7 @@ fn events_are_read_in_the_order_of_their_indexes() {
         .planned_for_each_call()
         .read(&["Index Scan using ix_api_key_events_history"]);
     let range = "Index Cond: ((ROW(transaction_id, id) > ROW(";
-    plans_of("fetch_key_events_behind")
+    plans_of("fetch_key_history_after")
         .planned_for_each_call()
         .read(&["Index Scan using ix_api_key_events_history"]);
     plans_of("fetch_denied_keys_after").planned_for_each_call().read(&["ix_api_keys_denied on api_keys"]);

@@ -1,7 +1,7 @@
 //! Revisions and events where the service's tables, rows and writers were there before this crate.
 
 use api_keys_driver::schema::{api_key_events, api_keys};
-use api_keys_driver::{EventPosition, KeyEventSnapshot, KeysDriver, MIGRATIONS, Page, migrate};
+use api_keys_driver::{KeyEventSnapshot, KeysDriver, MIGRATIONS, Page, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_migrations::MigrationHarness;
@@ -170,6 +170,6 @@ fn a_revert_of_a_database_without_keys_leaves_nothing_behind() {
     assert_eq!(left.execute(&mut conn).unwrap(), 0);
     migrate(&mut conn).unwrap();
     let mut keys = KeysDriver::new(&mut conn);
-    assert!(keys.fetch_key_events_after(EventPosition::default(), 1).unwrap().is_empty());
+    assert!(keys.fetch_key_events_after(None, 1).unwrap().is_empty());
     assert_eq!(api_key_events::table.count().get_result(&mut conn), Ok(0));
 }

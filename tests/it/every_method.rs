@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Bucket, Change, EventPosition, Freeze, KeyChanges, KeyCursor, KeyHash, KeyId,
+    ApiKeysFacadeDriver, Bucket, Change, Freeze, KeyChanges, KeyCursor, KeyHash, KeyId,
     KeyStatus, KeySuccessor, KeyUse, KeysDriver, LockedKey, NewCall, NewKey, Page, Result, TenantId,
 };
 use chrono::{DateTime, TimeDelta, Utc};
@@ -261,10 +261,10 @@ pub(crate) const METHODS: &[Method] = &[
         debug(KeysDriver::new(conn).fetch_key_events(&with.tenant_id, &with.key_id, with.page))
     }),
     read("fetch_key_events_after", |conn, with| {
-        debug(KeysDriver::new(conn).fetch_key_events_after(EventPosition::default(), with.page.limit))
+        debug(KeysDriver::new(conn).fetch_key_events_after(None, with.page.limit))
     }),
-    read("fetch_key_events_behind", |conn, with| {
-        debug(KeysDriver::new(conn).fetch_key_events_behind(
+    read("fetch_key_history_after", |conn, with| {
+        debug(KeysDriver::new(conn).fetch_key_history_after(
             &with.tenant_id,
             &with.key_id,
             None,
@@ -273,9 +273,8 @@ pub(crate) const METHODS: &[Method] = &[
     }),
     read("fetch_key_events_head", |conn, _| debug(KeysDriver::new(conn).fetch_key_events_head())),
     read("compact_key_events", |conn, with| {
-        let (from, limit) = (EventPosition::default(), with.page.limit);
-        let done = KeysDriver::new(conn).compact_key_events(from, from, with.time, limit);
-        debug(done.map(|done| (done.deleted, done.looked_to)))
+        let passed = "0000000000000000.0.0".parse().expect("a position");
+        debug(KeysDriver::new(conn).compact_key_events(None, &passed, with.time, with.page.limit))
     }),
     read("fetch_denied_keys_after", |conn, with| {
         debug(KeysDriver::new(conn).fetch_denied_keys_after(None, with.page.limit))
@@ -402,7 +401,7 @@ fn on_locked<T: Debug>(
 }
 
 /// The methods of the drivers that take the connection's part or make the driver, and send nothing.
-const SILENT: &[&str] = &["new", "connection", "into_snapshot", "cursor", "anywhere"];
+const SILENT: &[&str] = &["new", "connection", "into_snapshot", "anywhere"];
 
 #[test]
 fn the_list_names_every_public_method_of_the_drivers() {

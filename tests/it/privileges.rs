@@ -17,7 +17,7 @@ type IsFor = fn(&str) -> bool;
 const ROLES: [(&str, IsFor); 5] = [
     ("api_keys_worker", |name| !is_of_the_facade(name) && !maintains(name)),
     ("api_keys_maintainer", |name| {
-        let reads = ["fetch_key_events", "fetch_key_usage", "fetch_tenant_usage"];
+        let reads = ["fetch_key_events", "fetch_key_history_after", "fetch_key_usage", "fetch_tenant_usage"];
         maintains(name) || reads.iter().any(|reads| name.starts_with(reads))
     }),
     ("api_keys_gateway", |name| {
@@ -25,7 +25,9 @@ const ROLES: [(&str, IsFor); 5] = [
         recognises.contains(&name) || name.contains("record_key_uses")
     }),
     ("api_keys_customer_view", is_of_the_facade),
-    ("api_keys_follower", |name| name.starts_with("fetch_key_events")),
+    ("api_keys_follower", |name| {
+        name.starts_with("fetch_key_events") || name == "fetch_key_history_after"
+    }),
 ];
 
 fn maintains(name: &str) -> bool {

@@ -44,7 +44,7 @@ struct Soak {
     /// Whether each change was acknowledged: what is `false` here must not be in the ledger.
     acknowledged: Mutex<HashMap<i64, bool>>,
     /// Of the last event that was followed.
-    position: Mutex<EventPosition>,
+    position: Mutex<Option<EventPosition>>,
     counts: Counts,
 }
 

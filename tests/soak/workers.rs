@@ -172,15 +172,15 @@ impl Soak {
     /// Counts the events behind the last one that was followed, and how many those are.
     fn follow_once(&self, conn: &mut PgConnection) -> Result<usize> {
         let mut position = self.position.lock().expect("no panic");
-        let events = match KeysDriver::new(conn).fetch_key_events_after(*position, 1000) {
+        let events = match KeysDriver::new(conn).fetch_key_events_after(position.as_ref(), 1000) {
             Err(Error::PositionElsewhere) => {
                 // A failover to a synchronous standby lost nothing.
-                *position = position.anywhere();
+                *position = position.map(|position| position.anywhere());
                 return Ok(1);
             }
             events => events?,
         };
-        *position = events.last().map_or(*position, |event| event.position);
+        *position = events.last().map(|event| event.position).or(*position);
         self.counts.events.fetch_add(events.len() as u64, Relaxed);
         Ok(events.len())
     }

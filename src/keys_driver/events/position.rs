@@ -10,8 +10,7 @@ use diesel::sql_types::BigInt;
 
 use crate::schema::api_key_events;
 
-/// A place in the order in which events are followed. The default is the place before the first one, on any
-/// server.
+/// A place in the order in which events are followed: behind one of them.
 ///
 /// A place belongs to one server: it holds a transaction id, and after a failover the new primary may give
 /// the same id to another transaction. So a place also holds which server, which of its timelines, and which
@@ -21,11 +20,13 @@ use crate::schema::api_key_events;
 /// To keep it, store its text: it reads back as the same place. The text means nothing else.
 ///
 /// ```
-/// # use api_keys_driver::EventPosition;
-/// let position = EventPosition::default();
+/// # use api_keys_driver::KeysDriver;
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+/// # let mut conn = database.connect().unwrap();
+/// let position = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
 /// assert_eq!(position.to_string().parse(), Ok(position));
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Queryable, Selectable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Queryable, Selectable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
 #[diesel(table_name = api_key_events, check_for_backend(Pg))]
@@ -38,6 +39,9 @@ pub struct EventPosition {
 }
 
 impl EventPosition {
+    /// Before the first event, on any server.
+    pub(crate) const START: Self = Self { epoch: 0, transaction_id: 0, id: 0 };
+
     /// Returns the same place, to be followed on whichever server and timeline.
     ///
     /// For a follower that knows by other means that the events up to it are the same there: after a failover

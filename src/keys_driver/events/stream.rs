@@ -33,8 +33,9 @@ pub(crate) struct Stretch {
 pub struct Compaction {
     /// How many events were deleted.
     pub deleted: i64,
-    /// The last event that was looked at. The next call goes on behind it. `None`: there was none left.
-    pub looked_to: Option<EventPosition>,
+    /// Where the next call goes on: behind the last event that this one considered, deleted or kept. `None` at
+    /// the end.
+    pub next: Option<EventPosition>,
 }
 
 impl KeysDriver<'_> {
@@ -55,9 +56,9 @@ impl KeysDriver<'_> {
         Ok(EventPosition { epoch, transaction_id: oldest_open - 1, id: i64::MAX })
     }
 
-    /// Fetches the next events of all tenants' keys after a position, for whoever follows all changes.
+    /// Fetches the next events of all tenants' keys behind a position, for a follower of all changes.
     ///
-    /// Start from [`EventPosition::default`] or from
+    /// `None` is the place before the first event. Start there or from
     /// [`fetch_key_events_head`](Self::fetch_key_events_head), go on from the last event's position, and no
     /// committed event is skipped or seen twice. An empty page is the end for now.
     ///
@@ -85,10 +86,10 @@ impl KeysDriver<'_> {
     ///   it are returned first. In the event's other texts, what is not UTF-8 is read as U+FFFD.
     pub fn fetch_key_events_after(
         &mut self,
-        position: EventPosition,
+        position: Option<&EventPosition>,
         limit: u32,
     ) -> Result<Vec<KeyEventSnapshot>> {
-        let stretch = self.follow_key_events(position, limit)?;
+        let stretch = self.follow_key_events(position.copied().unwrap_or(EventPosition::START), limit)?;
         match stretch.unreadable {
             Some(position) if stretch.events.is_empty() => Err(Error::UnreadableEvent(position)),
             _ => Ok(stretch.events),
@@ -118,28 +119,31 @@ impl KeysDriver<'_> {
     /// It looks at the next `limit` events behind `after`, up to `passed`, the position that the slowest
     /// follower has reached. Deleted is what was recorded before `recorded_before`, unless it is the newest
     /// event of a key that exists. A deleted key loses its history; its id still goes on above its old
-    /// revisions. Begin at [`EventPosition::default`], and go on from
-    /// [`looked_to`](Compaction::looked_to) until that is `None`: each call is one short statement.
+    /// revisions. Begin with `after` as `None`, and go on from [`next`](Compaction::next) until that is `None`:
+    /// each call is one short statement. A follower that has seen nothing has passed nothing: do not call it.
     ///
     /// ```
     /// # use api_keys_driver::{EventPosition, KeysDriver, Result};
     /// # use chrono::{DateTime, TimeDelta, Utc};
     /// # use diesel::PgConnection;
     /// /// Keeps a year of history.
-    /// fn compact(conn: &mut PgConnection, passed: EventPosition, now: DateTime<Utc>) -> Result<i64> {
-    ///     let (mut deleted, mut after) = (0, EventPosition::default());
+    /// fn compact(conn: &mut PgConnection, passed: &EventPosition, now: DateTime<Utc>) -> Result<i64> {
+    ///     let recorded_before = now - TimeDelta::days(365);
+    ///     let (mut deleted, mut after) = (0, None);
     ///     loop {
-    ///         let recorded_before = now - TimeDelta::days(365);
-    ///         let done = KeysDriver::new(conn).compact_key_events(after, passed, recorded_before, 1000)?;
+    ///         let done =
+    ///             KeysDriver::new(conn).compact_key_events(after.as_ref(), passed, recorded_before, 1000)?;
     ///         deleted += done.deleted;
-    ///         let Some(looked_to) = done.looked_to else { return Ok(deleted) };
-    ///         after = looked_to;
+    ///         after = done.next;
+    ///         if after.is_none() {
+    ///             return Ok(deleted);
+    ///         }
     ///     }
     /// }
     /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
     /// # let mut conn = database.connect().unwrap();
     /// # let passed = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
-    /// # assert_eq!(compact(&mut conn, passed, DateTime::UNIX_EPOCH).unwrap(), 0);
+    /// # assert_eq!(compact(&mut conn, &passed, DateTime::UNIX_EPOCH).unwrap(), 0);
     /// ```
     ///
     /// # Errors
@@ -148,21 +152,22 @@ impl KeysDriver<'_> {
     /// [`fetch_key_events_after`](Self::fetch_key_events_after). Nothing is deleted then.
     pub fn compact_key_events(
         &mut self,
-        after: EventPosition,
-        passed: EventPosition,
+        after: Option<&EventPosition>,
+        passed: &EventPosition,
         recorded_before: DateTime<Utc>,
         limit: u32,
     ) -> Result<Compaction> {
+        let (after, passed) = (after.copied().unwrap_or(EventPosition::START), *passed);
         let compact =
             CompactKeyEvents { after, passed, recorded_before: recorded_before.into(), limit: limit.into() };
         let (epoch, deleted, transaction_id, id): (i64, i64, Option<i64>, Option<i64>) =
             compact.change_one(self.conn)?;
         require_epoch(epoch, after)?;
         require_epoch(epoch, passed)?;
-        let looked_to = transaction_id.zip(id);
+        let last = transaction_id.zip(id);
         Ok(Compaction {
             deleted,
-            looked_to: looked_to.map(|(transaction_id, id)| EventPosition { epoch, transaction_id, id }),
+            next: last.map(|(transaction_id, id)| EventPosition { epoch, transaction_id, id }),
         })
     }
 }

@@ -1,4 +1,4 @@
-PREPARE fetch_key_events_behind (bigint, text, text, bigint, bigint, bigint) AS
+PREPARE fetch_key_history_after (bigint, text, text, bigint, bigint, bigint) AS
 SELECT
   $1,
   "api_key_events"."transaction_id",
@@ -22,4 +22,4 @@ WHERE (
 ORDER BY "api_key_events"."revision", "api_key_events"."id"
 LIMIT $6;
 
-EXPLAIN EXECUTE fetch_key_events_behind ('0', '11111111-1111-1111-1111-111111111111', 'key', '-1', '-9223372036854775808', '50');
+EXPLAIN EXECUTE fetch_key_history_after ('0', '11111111-1111-1111-1111-111111111111', 'key', '-1', '-9223372036854775808', '50');
