@@ -435,9 +435,7 @@ fn what_is_younger_than_the_age_or_not_passed_stays() {
     conn.batch_execute("UPDATE api_keys SET name = 'z'").unwrap();
     let count = |conn: &mut PgConnection| api_key_events::table.count().get_result::<i64>(conn).unwrap();
     let mut keys = KeysDriver::new(&mut conn);
-    let young = keys
-        .compact_key_events(None, &head, Utc::now() - TimeDelta::hours(1), 100)
-        .unwrap();
+    let young = keys.compact_key_events(None, &head, Utc::now() - TimeDelta::hours(1), 100).unwrap();
     assert_eq!(young.deleted, 0);
     let one = keys.compact_key_events(None, &head, DateTime::<Utc>::MAX_UTC, 1).unwrap();
     assert_eq!(one.deleted, 1);

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use api_keys_driver::{
-    ApiKeysFacadeDriver, Bucket, Change, Freeze, KeyChanges, KeyCursor, KeyHash, KeyId,
-    KeyStatus, KeySuccessor, KeyUse, KeysDriver, LockedKey, NewCall, NewKey, Page, Result, TenantId,
+    ApiKeysFacadeDriver, Bucket, Change, Freeze, KeyChanges, KeyCursor, KeyHash, KeyId, KeyStatus,
+    KeySuccessor, KeyUse, KeysDriver, LockedKey, NewCall, NewKey, Page, Result, TenantId,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;

@@ -25,9 +25,7 @@ const ROLES: [(&str, IsFor); 5] = [
         recognises.contains(&name) || name.contains("record_key_uses")
     }),
     ("api_keys_customer_view", is_of_the_facade),
-    ("api_keys_follower", |name| {
-        name.starts_with("fetch_key_events") || name == "fetch_key_history_after"
-    }),
+    ("api_keys_follower", |name| name.starts_with("fetch_key_events") || name == "fetch_key_history_after"),
 ];
 
 fn maintains(name: &str) -> bool {
