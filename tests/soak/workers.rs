@@ -5,7 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::proxy_calls;
-use api_keys_driver::{Advice, Error, KeyId, KeyUse, KeysDriver, Page, Pool, Result, TenantId, Transaction};
+use api_keys_driver::{
+    Advice, Error, EventPosition, KeyId, KeyUse, KeysDriver, Page, Pool, Result, TenantId, Transaction,
+};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 
@@ -175,7 +177,7 @@ impl Soak {
         let events = match KeysDriver::new(conn).fetch_key_events_after(position.as_ref(), 1000) {
             Err(Error::PositionElsewhere) => {
                 // A failover to a synchronous standby lost nothing.
-                *position = position.map(|position| position.anywhere());
+                *position = position.map(EventPosition::anywhere);
                 return Ok(1);
             }
             events => events?,
