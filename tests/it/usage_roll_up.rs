@@ -146,6 +146,29 @@ fn one_transaction_does_not_take_its_own_announcement_for_known() {
 }
 
 #[test]
+fn a_call_that_is_counted_before_its_change_is_merged_counts_once() {
+    // On a server of its own: the third step counts, because no other transaction is open.
+    let server = throwaway_postgres::PrivateServer::start_new().unwrap();
+    let database = server.create_database().and_then(|empty| empty.prepare(migrate)).unwrap();
+    let mut conn = database.connect().unwrap();
+    roll_up(&mut conn, "2026-03-02T12:00:00Z");
+    // Announced, and the barrier taken.
+    for _ in 0..2 {
+        KeysDriver::new(&mut conn).roll_up_usage(at("2026-03-02T13:00:00Z"), 2).unwrap().unwrap();
+    }
+    for n in 0..5 {
+        call(&mut conn, &format!("older {n}"), "2026-03-02T11:00:00Z", "1");
+    }
+    call(&mut conn, "newer", "2026-03-02T12:30:00Z", "1");
+    assert_eq!(changes(&mut conn), 6);
+    let step = KeysDriver::new(&mut conn).roll_up_usage(at("2026-03-02T13:00:00Z"), 2).unwrap().unwrap();
+    assert_eq!((step.calls_counted, changes(&mut conn)), (1, 3), "{step:?}");
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (6, "6".into()));
+    roll_up(&mut conn, "2026-03-02T13:00:00Z");
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (6, "6".into()));
+}
+
+#[test]
 fn another_worker_answers_none_and_changes_nothing() {
     let (database, mut conn) = migrated_apart();
     let mut other = database.connect().unwrap();
