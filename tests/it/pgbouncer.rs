@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::proxy_calls;
 use api_keys_driver::{
-    Advice, ApiKeysFacadeDriver, Bucket, Error, KeyId, KeyStatus, KeyUsageSnapshot, KeysDriver, Page, Pool,
-    PoolConfig, Result, StatementCache, TenantId, Timeouts, Transaction, TryLock, migrate,
+    Advice, ApiKeysFacadeDriver, Bucket, Error, KeyEventListener, KeyId, KeyStatus, KeyUsageSnapshot,
+    KeysDriver, Page, Pool, PoolConfig, Result, StatementCache, TenantId, Timeouts, Transaction, TryLock,
+    Wake, migrate,
 };
 use chrono::{DateTime, TimeDelta, Utc};
+use diesel::connection::{CacheSize, SimpleConnection};
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
 
@@ -422,4 +424,23 @@ fn a_pool_hands_out_nothing_while_the_bouncer_leads_to_a_standby() {
     while let Err(error) = pool.get() {
         assert!(Instant::now() < deadline, "{error:?}");
     }
+}
+
+#[test]
+fn a_listener_behind_the_bouncer_says_that_its_session_no_longer_listens() {
+    let server = PrivateServer::start_new().unwrap();
+    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let database = server.create_database().unwrap().prepare(migrate).unwrap();
+    let connect = || {
+        let mut conn = PgConnection::establish(&bouncer.url(&database)).unwrap();
+        conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+        conn
+    };
+    let (mut conn, mut other) = (connect(), connect());
+    let mut listener = KeyEventListener::new(&mut conn).unwrap();
+    // It takes the only session that the bouncer has so far, which is the one that listens.
+    other.batch_execute("BEGIN; SELECT").unwrap();
+    assert_eq!(listener.wait(Duration::from_millis(5)).unwrap(), Wake::NotListening);
+    other.batch_execute("COMMIT").unwrap();
+    assert_eq!(listener.wait(Duration::from_millis(5)).unwrap(), Wake::NotListening);
 }
