@@ -33,7 +33,8 @@ const WORLDS: [(&str, &str); 3] = [
     ("without the triggers", "ALTER TABLE api_keys DISABLE TRIGGER USER"),
     (
         "with them, path not pinned",
-        "ALTER FUNCTION api_keys_number() RESET ALL; ALTER FUNCTION api_keys_tell() RESET ALL",
+        "ALTER FUNCTION api_keys_compare() RESET ALL; ALTER FUNCTION api_keys_number() RESET ALL;
+         ALTER FUNCTION api_keys_tell() RESET ALL",
     ),
     ("with them", ""),
 ];

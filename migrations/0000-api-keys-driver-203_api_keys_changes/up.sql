@@ -4,8 +4,8 @@
 -- not a change: see api_keys_number. The triggers name no column but revision, because the server refuses
 -- to alter the type of a column that a trigger names, and the service goes on altering its table.
 --
--- All functions but api_keys_compare run with their owner's rights or write for a writer, so each has a
--- pinned path. All of them qualify every name and operator, and only their owner may attach them to a table.
+-- Each function has a pinned path, qualifies every name and operator, and may be attached to a table by its
+-- owner only.
 -- They belong to the owner of api_keys, also if a superuser migrates: the owner decides what the columns are,
 -- and a cast or an output function of a column's type runs with the rights of the function. They find the
 -- events in the schema of the table that fired: by a name that is fixed here, and after the schema was renamed
@@ -42,10 +42,10 @@ BEGIN
     END IF;
 
     -- Raises the revision of a row that differs in more than what a use writes. It runs for every use, so it is
-    -- as short as it can be: it reads no table, needs no rights, and its path is not pinned, which would
-    -- take as long as all the rest. No name or operator of it is looked up in the path.
+    -- as short as it can be: it reads no table and needs no rights.
     EXECUTE pg_catalog.format($ddl$
-    CREATE OR REPLACE FUNCTION %1$I.api_keys_compare() RETURNS trigger LANGUAGE plpgsql AS $fn$
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_compare() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp AS $fn$
     BEGIN
         OLD.last_used_at := NEW.last_used_at;
         OLD.total_requests := NEW.total_requests;

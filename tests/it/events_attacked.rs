@@ -363,10 +363,6 @@ fn unqualified(body: &str) -> Vec<String> {
     found
 }
 
-/// Functions whose path is not pinned, because that would cost more than what they do. They may look nothing up in
-/// the path, and run with no rights but the writer's.
-const NOT_PINNED: &[&str] = &["api_keys_compare"];
-
 #[test]
 fn every_function_pins_its_path_and_qualifies_every_name_and_operator() {
     let (_database, mut conn) = migrated_apart();
@@ -375,17 +371,9 @@ fn every_function_pins_its_path_and_qualifies_every_name_and_operator() {
     assert!(names.len() >= 4, "{names:?}");
     for name in names {
         let of = format!("{functions} AND proname = '{name}'");
-        let rights = "CASE WHEN prosecdef THEN 'its owner''s rights, ' ELSE '' END";
-        let settings = lines(
-            &mut conn,
-            &format!("SELECT {rights} || coalesce(array_to_string(proconfig, ';'), '') AS line {of}"),
-        )
-        .remove(0);
-        if NOT_PINNED.contains(&&*name) {
-            assert_eq!(settings, "", "{name}");
-        } else {
-            assert!(settings.contains("search_path=pg_catalog, pg_temp"), "{name}: {settings}");
-        }
+        let settings = format!("SELECT coalesce(array_to_string(proconfig, ';'), '') AS line {of}");
+        let settings = lines(&mut conn, &settings).remove(0);
+        assert!(settings.starts_with("search_path=pg_catalog, pg_temp"), "{name}: {settings}");
         let body = lines(&mut conn, &format!("SELECT prosrc AS line {of}")).remove(0);
         let mut found = unqualified(&body);
         // With the path pinned, before it is set to the tables' own.
