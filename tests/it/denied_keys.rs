@@ -12,6 +12,7 @@ use api_keys_driver::{
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::sql_types::Text;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use throwaway_postgres::{Pair, Replication};
@@ -246,39 +247,63 @@ fn keys_that_may_be_used_are_forgotten_once_no_older_event_can_come() {
 #[test]
 fn triggers_that_are_gone_stop_followers_and_new_ones_restart_the_cache() {
     let (_database, mut conn) = migrated_apart();
+    let triggers: Vec<(String, String)> = diesel::dsl::sql::<(Text, Text)>(
+        "SELECT tgname::text, pg_get_triggerdef(oid) FROM pg_trigger
+         WHERE tgrelid = 'api_keys'::regclass AND NOT tgisinternal ORDER BY tgname",
+    )
+    .load(&mut conn)
+    .unwrap();
+    assert_eq!(triggers.len(), 6, "{triggers:?}");
     let mut cache = DeniedKeys::seed(&mut conn).unwrap();
-    let position = cache.followed_to();
-    for (off, on) in [
-        (
-            "ALTER TABLE api_keys DISABLE TRIGGER \"~api_keys_tell\"",
-            "ALTER TABLE api_keys ENABLE TRIGGER \"~api_keys_tell\"",
-        ),
-        (
-            "DROP TRIGGER \"~api_keys_tell\" ON api_keys",
-            "CREATE TRIGGER \"~api_keys_tell\" AFTER INSERT OR DELETE ON api_keys FOR EACH ROW
-                 EXECUTE FUNCTION api_keys_tell()",
-        ),
-    ] {
-        conn.batch_execute(off).unwrap();
-        KeyRow { id: off, is_frozen: true, ..KeyRow::default() }.insert_short(&mut conn);
-        assert!(matches!(cache.catch_up(&mut conn), Err(Error::EventsNotRecorded)));
-        assert!(matches!(DeniedKeys::seed(&mut conn), Err(Error::EventsNotRecorded)));
-        conn.batch_execute(on).unwrap();
+    let mut keys = 0;
+    for (name, definition) in &triggers {
+        let alter = |what: &str| format!("ALTER TABLE api_keys {what} TRIGGER \"{name}\"");
+        let enable = alter("ENABLE");
+        for (off, on) in [
+            (alter("DISABLE"), &enable),
+            (alter("ENABLE REPLICA"), &enable),
+            (format!("DROP TRIGGER \"{name}\" ON api_keys"), definition),
+        ] {
+            let position = cache.followed_to();
+            conn.batch_execute(&off).unwrap();
+            keys += 1;
+            KeyRow { id: &format!("key {keys}"), is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+            assert!(matches!(cache.catch_up(&mut conn), Err(Error::EventsNotRecorded)), "{off}");
+            assert!(matches!(DeniedKeys::seed(&mut conn), Err(Error::EventsNotRecorded)), "{off}");
+            conn.batch_execute(on).unwrap();
+
+            let mut driver = KeysDriver::new(&mut conn);
+            let followed = driver.fetch_key_events_after(Some(&position), 1);
+            assert!(matches!(followed, Err(Error::PositionElsewhere)), "{off}: {followed:?}");
+            let compacted = driver.compact_key_events(None, &position, Utc::now(), 100);
+            assert!(matches!(compacted, Err(Error::PositionElsewhere)), "{off}: {compacted:?}");
+            assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew, "{off}");
+            assert_eq!(cache.len(), keys, "{off}");
+        }
     }
-    let mut keys = KeysDriver::new(&mut conn);
-    assert!(matches!(keys.fetch_key_events_after(Some(&position), 1), Err(Error::PositionElsewhere)));
-    let compacted = keys.compact_key_events(None, &position, Utc::now(), 100);
-    assert!(matches!(compacted, Err(Error::PositionElsewhere)), "{compacted:?}");
-    assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
-    assert_eq!(cache.len(), 2);
 }
 
-impl KeyRow<'_> {
-    /// The id is whatever; it is cut to what its column takes.
-    fn insert_short(&self, conn: &mut PgConnection) {
-        let id: String = self.id.chars().filter(char::is_ascii_alphabetic).take(30).collect();
-        KeyRow { id: &id, ..self.clone() }.insert(conn);
-    }
+#[test]
+fn a_change_while_a_trigger_was_off_is_noticed_after_it_is_on_again() {
+    let (_database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+    conn.batch_execute(
+        "ALTER TABLE api_keys DISABLE TRIGGER \"~api_keys_compare\";
+         UPDATE api_keys SET is_frozen = true;
+         ALTER TABLE api_keys ENABLE TRIGGER \"~api_keys_compare\"",
+    )
+    .unwrap();
+    assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+    assert!(cache.contains(&tenant(), &key("key")));
+
+    conn.batch_execute("ALTER TABLE api_keys ENABLE ALWAYS TRIGGER \"~api_keys_compare\"").unwrap();
+    assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+    conn.batch_execute("UPDATE api_keys SET is_frozen = false").unwrap();
+    eventually("the change is followed", || {
+        assert!(!cache.catch_up(&mut conn).unwrap().is_seeded_anew, "it fires, and stays as it is");
+        cache.is_empty()
+    });
 }
 
 #[test]

@@ -99,8 +99,11 @@ impl TryFrom<String> for EventPosition {
     }
 }
 
-/// What the positions of this server, on this timeline, have in common; 0 where the triggers that record
-/// events are missing or disabled, or where Citus distributes the table, and following goes through its planner.
+/// What the positions of this server, on this timeline, have in common; 0 where one of the triggers that record
+/// events is missing or disabled, or where Citus distributes the table, and following goes through its planner.
+///
+/// A trigger that was disabled and is enabled again has the same id, but its row in the catalog has another `xmin`.
+/// Changes between were not recorded, so the positions from before are refused.
 ///
 /// Of a view over a shard there are no triggers to look for. Its own id stands for them: the view is created anew
 /// when the shard has moved.
@@ -123,13 +126,17 @@ pub(crate) const EPOCH: &str = r#"coalesce((SELECT pg_catalog.hashtextextended(p
          SELECT 1 FROM pg_catalog.pg_class
          WHERE "oid" = pg_catalog.to_regclass('api_keys') AND "relkind" IN ('r', 'p')
        ) THEN (
-         SELECT "oid" FROM pg_catalog.pg_trigger
-         WHERE "tgrelid" = pg_catalog.to_regclass('api_keys') AND "tgname" = '~api_keys_tell' AND "tgenabled" <> 'D'
+         SELECT pg_catalog.string_agg(pg_catalog.concat_ws(':', "oid", "xmin"), ',' ORDER BY "tgname")
+         FROM pg_catalog.pg_trigger
+         WHERE "tgrelid" = pg_catalog.to_regclass('api_keys') AND "tgenabled" IN ('O', 'A')
+           AND "tgname" IN ('~api_keys_compare', '~api_keys_number', '~api_keys_number_update', '~api_keys_tell',
+             '~api_keys_tell_truncated', '~api_keys_tell_update')
            AND NOT EXISTS (
              SELECT 1 FROM pg_catalog.pg_trigger AS "of_citus"
              WHERE "of_citus"."tgrelid" = pg_catalog.to_regclass('api_keys')
                AND "of_citus"."tgname" LIKE 'truncate\_trigger\_%' AND "of_citus"."tgisinternal"
            )
-       ) ELSE pg_catalog.to_regclass('api_keys')::pg_catalog.oid END AS "triggers"
+         HAVING count(*) = 6
+       ) ELSE pg_catalog.to_regclass('api_keys')::pg_catalog.oid::pg_catalog.text END AS "triggers"
      ) AS "here"
      WHERE "triggers" IS NOT NULL), 0)"#;

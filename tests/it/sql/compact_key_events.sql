@@ -36,12 +36,19 @@ WITH
               WHERE "oid" = pg_catalog.to_regclass('api_keys')
                 AND "relkind" IN ('r', 'p')
             ) THEN (
-              SELECT "oid"
+              SELECT pg_catalog.string_agg(pg_catalog.concat_ws(':', "oid", "xmin"), ',' ORDER BY "tgname")
               FROM pg_catalog.pg_trigger
               WHERE
                 "tgrelid" = pg_catalog.to_regclass('api_keys')
-                AND "tgname" = '~api_keys_tell'
-                AND "tgenabled" <> 'D'
+                AND "tgenabled" IN ('O', 'A')
+                AND "tgname" IN (
+                  '~api_keys_compare',
+                  '~api_keys_number',
+                  '~api_keys_number_update',
+                  '~api_keys_tell',
+                  '~api_keys_tell_truncated',
+                  '~api_keys_tell_update'
+                )
                 AND NOT EXISTS (
                   SELECT 1
                   FROM pg_catalog.pg_trigger AS "of_citus"
@@ -50,8 +57,9 @@ WITH
                     AND "of_citus"."tgname" LIKE 'truncate\_trigger\_%'
                     AND "of_citus"."tgisinternal"
                 )
+              HAVING count(*) = 6
             )
-            ELSE pg_catalog.to_regclass('api_keys')::pg_catalog.oid
+            ELSE pg_catalog.to_regclass('api_keys')::pg_catalog.oid::pg_catalog.text
           END AS "triggers"
         ) AS "here"
         WHERE "triggers" IS NOT NULL
