@@ -29,7 +29,7 @@ fn worlds() -> Vec<(&'static str, Database, PgConnection)> {
     worlds
 }
 
-fn migrate_to_before_events(conn: &mut PgConnection) {
+pub(crate) fn migrate_to_before_events(conn: &mut PgConnection) {
     let pending = conn.pending_migrations(MIGRATIONS).unwrap();
     for migration in pending {
         if !migration.name().to_string().contains("-driver-2") {

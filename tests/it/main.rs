@@ -14,6 +14,7 @@ mod encodings;
 mod errors;
 mod events;
 mod events_attacked;
+mod events_copies;
 mod events_homes;
 mod events_migrations;
 mod events_revisions;
