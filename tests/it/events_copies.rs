@@ -3,10 +3,11 @@
 use std::fs;
 
 use api_keys_driver::schema::{api_key_events, api_keys};
-use api_keys_driver::{DeniedKeys, KeyEventSnapshot, KeysDriver, Migrator, Page, check, migrate};
+use api_keys_driver::{DeniedKeys, KeyEventSnapshot, KeysDriver, MIGRATIONS, Migrator, Page, check, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
+use diesel_migrations::MigrationHarness;
 use throwaway_postgres::{Database, PrivateServer};
 
 use crate::events_migrations::migrate_to_before_events;
@@ -137,6 +138,10 @@ fn a_logical_replica_stops_until_it_is_migrated_and_can_take_over() {
         subscriber.batch_execute(documented("### Events of another server\n", 0)).unwrap();
         let mut seeded = DeniedKeys::seed(&mut subscriber).unwrap();
         assert_equal(&seeded, &mut subscriber);
+        let events = api_key_events::table.count().get_result::<i64>(&mut subscriber).unwrap();
+        eventually("all events can be followed", || {
+            i64::try_from(followed(&mut subscriber).len()) == Ok(events)
+        });
         if !again {
             assert!(of_the_publisher.catch_up(&mut subscriber).unwrap().is_seeded_anew);
         }
@@ -199,6 +204,11 @@ fn policies_that_hide_keys_or_events_from_the_migrator_are_an_error() {
         let refused = migrate(&mut connect()).unwrap_err();
         let shown = format!("{refused} {refused:?}");
         assert!(shown.contains("row-level security") && shown.contains(table), "{table}: {shown}");
+        if table == "api_key_events" {
+            // Not this crate's `migrate`, which sets row_security for all steps.
+            let refused = connect().run_pending_migrations(MIGRATIONS).map(drop).unwrap_err().to_string();
+            assert!(refused.contains("row-level security") && refused.contains(table), "{refused}");
+        }
         conn.batch_execute(&format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")).unwrap();
     }
     for table in TABLES {
@@ -247,11 +257,13 @@ fn an_erased_person_is_in_no_event_and_nothing_else_has_changed() {
             sql.replace("tenant_id = '..'", &format!("tenant_id = '{TENANT}'")).replace("'..'", "'one'");
         conn.batch_execute(&sql).unwrap();
         assert_eq!(lines(&mut conn, names), left);
-        // Later changes of the freeze, and a second one, do not bring the person back.
-        conn.batch_execute(&format!(
-            "UPDATE api_keys SET frozen_at = '2026-02-01Z' WHERE tenant_id = '{TENANT}' AND is_frozen AND frozen_by IS NULL"
-        ))
-        .unwrap();
+        // Later changes of the freeze and of the revocation do not bring the person back.
+        let erased = if nth == 0 {
+            format!("id = 'one' AND tenant_id = '{TENANT}'")
+        } else {
+            format!("tenant_id = '{TENANT}'")
+        };
+        conn.batch_execute(&format!("UPDATE api_keys SET frozen_at = '2026-02-01Z' WHERE {erased} AND is_frozen; UPDATE api_keys SET revoked_at = '2026-02-01Z' WHERE {erased} AND status = 'revoked'")).unwrap();
         assert_eq!(lines(&mut conn, names), left);
         wait_for_open_transactions(&mut conn);
 
