@@ -65,7 +65,7 @@ pub struct CaughtUp {
     /// crate finds such a key.
     pub unreadable: i64,
     /// Whether it began anew from the table, because the server is another one or failed over, or because
-    /// the triggers were made anew.
+    /// a trigger was made anew or switched off and on.
     pub is_seeded_anew: bool,
 }
 
@@ -79,7 +79,7 @@ impl DeniedKeys {
     ///
     /// # Errors
     ///
-    /// [`Error::EventsNotRecorded`] where the triggers are missing or disabled, or the tables distributed by Citus.
+    /// [`Error::EventsNotRecorded`] where a trigger is missing or disabled, or the tables distributed by Citus.
     pub fn seed(conn: &mut PgConnection) -> Result<Self> {
         let mut driver = KeysDriver::new(conn);
         // First, so that what changes during the walk is followed.
@@ -106,7 +106,7 @@ impl DeniedKeys {
     ///
     /// # Errors
     ///
-    /// [`Error::EventsNotRecorded`] where the triggers are missing or disabled: the cache can no longer tell,
+    /// [`Error::EventsNotRecorded`] where a trigger is missing or disabled: the cache can no longer tell,
     /// and the engine must decide whether to let keys through.
     pub fn catch_up(&mut self, conn: &mut PgConnection) -> Result<CaughtUp> {
         let mut met = CaughtUp::default();

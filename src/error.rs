@@ -166,7 +166,7 @@ pub enum Error {
     )]
     UnreadableEvent(crate::EventPosition),
 
-    /// The triggers that record events are missing or disabled, so changes of keys have no events. Or Citus distributes
+    /// A trigger that records events is missing or disabled, so changes of keys have no events. Or Citus distributes
     /// the tables, so there is no common order of events. See `docs/sharding.md`.
     #[error(
         "changes of keys cannot be followed here: run `migrate` and enable the triggers of `api_keys`, or, if \

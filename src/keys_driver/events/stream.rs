@@ -47,7 +47,7 @@ impl KeysDriver<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::EventsNotRecorded`] where the triggers are missing or disabled, or the tables distributed by Citus.
+    /// [`Error::EventsNotRecorded`] where a trigger is missing or disabled, or the tables distributed by Citus.
     pub fn fetch_key_events_head(&mut self) -> Result<EventPosition> {
         let (epoch, oldest_open): (i64, i64) = FetchHead.read_one(self.conn)?;
         if epoch == 0 {
@@ -80,7 +80,7 @@ impl KeysDriver<'_> {
     ///
     /// - [`Error::PositionElsewhere`] where the position is from another server, from before a failover, or
     ///   from before the triggers were made anew. What was followed may never have happened here: start anew.
-    /// - [`Error::EventsNotRecorded`] where the triggers are missing or disabled, or the tables distributed by Citus.
+    /// - [`Error::EventsNotRecorded`] where a trigger is missing or disabled, or the tables distributed by Citus.
     /// - [`Error::UnreadableEvent`] where the next event's tenant or key is not UTF-8, as a database in
     ///   `SQL_ASCII` allows. It says the event's position: to step over it, go on from there. Events before
     ///   it are returned first. In the event's other texts, what is not UTF-8 is read as U+FFFD.
