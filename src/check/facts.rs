@@ -83,7 +83,7 @@ pub(crate) struct Neighbour {
     pub(crate) action: String,
 }
 
-/// An object of the migrations' names, and whose it is.
+/// An object that has a name of the migrations, and its owner.
 #[derive(Clone, Debug, QueryableByName)]
 pub(crate) struct Owned {
     #[diesel(sql_type = Text)]

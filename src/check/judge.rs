@@ -21,7 +21,7 @@ pub(super) fn prefix_is_narrow(expected: &[Expected], objects: &[Object]) -> boo
     })
 }
 
-/// What the facts mean.
+/// The result of comparing the facts with the expected objects.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     /// The steps that `migrate` has to do, oldest first.

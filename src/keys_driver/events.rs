@@ -20,7 +20,7 @@ use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
 use crate::{KeyEventKind, KeyId, KeyStatus, Page, Result, TenantId};
 
-/// One change of a key, and what it left.
+/// One change of a key, and the state after it.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[diesel(table_name = api_key_events, check_for_backend(Pg))]
@@ -49,11 +49,11 @@ pub struct KeyEventSnapshot {
     pub actor: Option<String>,
     /// Why, where that was given: the reason of a freeze or of a revocation.
     pub reason: Option<String>,
-    /// The status that the change left.
+    /// The status after the change.
     pub status: KeyStatus,
-    /// Whether the change left the key frozen.
+    /// Whether the key is frozen after the change.
     pub is_frozen: bool,
-    /// The expiry that the change left.
+    /// The expiry after the change.
     #[diesel(deserialize_as = MaybeTime)]
     pub expires_at: Option<DateTime<Utc>>,
 }

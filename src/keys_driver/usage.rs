@@ -25,7 +25,7 @@ use crate::{Error, KeyId, Result, TenantId};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct KeyUsageSnapshot {
-    /// All calls: blocked and replayed ones too.
+    /// The number of calls, including blocked and replayed ones.
     pub request_count: i64,
     /// What the calls cost in cents, exact to the fourth decimal.
     pub spend_cents: BigDecimal,
@@ -46,7 +46,7 @@ struct Sums {
     is_rounded: bool,
 }
 
-/// Of nothing, as of an id that no row can hold.
+/// The usage where there are no calls, for example of an id that no row can hold.
 impl Default for Sums {
     fn default() -> Self {
         Self { calls: 0, spend: Some(BigDecimal::default()), is_rounded: false }

@@ -33,7 +33,7 @@ impl Table {
     }
 }
 
-/// What has a name in a schema.
+/// The object that has a given name in a schema.
 fn find<T: QueryableByName<Pg> + 'static>(
     conn: &mut PgConnection,
     sql: &str,
@@ -138,7 +138,7 @@ impl Builder<'_, '_, '_> {
         let sql = self.index.create("CONCURRENTLY", &quoted(name), "", &table.qualified());
         match self.watch.with_long_locks(self.conn, table.oid, &sql) {
             Ok(()) => Ok(()),
-            // Another session was faster. The caller looks at what it made.
+            // Another session created the index first. The caller checks that index.
             Err(Error::Query(_)) if self.existing(table, name)?.is_some_and(|found| found.is_valid) => Ok(()),
             Err(error) => {
                 // An invalid unique index may refuse rows already. If dropping it fails too, the next call

@@ -25,7 +25,7 @@ pub struct DeniedKeySnapshot {
     pub status: KeyStatus,
     /// Whether the key is frozen, whatever its status.
     pub is_frozen: bool,
-    /// Counts the key's changes.
+    /// The number of changes of the key so far.
     pub revision: i64,
 }
 

@@ -17,10 +17,10 @@ use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
 
 impl KeysDriver<'_> {
-    /// Fetches what each key of a tenant used within a range, the dearest first: by cost, then by number of
+    /// Fetches what each key of a tenant used within a range, the most expensive first: by cost, then by number of
     /// calls, then by id. At most `limit` keys.
     ///
-    /// The range is half-open. Keys that are gone are among them; keys without a call in the range, and calls
+    /// The range is half-open. Deleted keys are included; keys without a call in the range, and calls
     /// without a key, are not. What it costs grows with the keys that were used in the range and its days, not
     /// with their calls.
     ///
