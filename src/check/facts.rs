@@ -98,7 +98,7 @@ struct Name {
     name: String,
 }
 
-/// What is in the schema of the tables.
+/// The objects in the schema of the tables.
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) schema: String,
@@ -120,7 +120,7 @@ pub(crate) struct Facts {
     pub(crate) expected: Vec<Expected>,
     /// The first table of each expected name on the search path.
     pub(crate) found: Vec<Found>,
-    /// `None`: no schema of the search path exists.
+    /// `None` if no schema of the search path exists.
     pub(crate) home: Option<Home>,
 }
 

@@ -44,10 +44,10 @@ fn find<T: QueryableByName<Pg> + 'static>(
     Ok(query.get_result(conn).optional()?)
 }
 
-/// What has the name of an index.
+/// The object that has the name of the index.
 #[derive(Debug, QueryableByName)]
 pub(super) struct Existing {
-    /// `None`: it is no index.
+    /// `None` if it is not an index.
     #[diesel(sql_type = Nullable<Oid>)]
     pub(super) table: Option<u32>,
     #[diesel(sql_type = Bool)]

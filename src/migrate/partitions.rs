@@ -18,7 +18,7 @@ const LONGEST_NAME: usize = 63;
 struct Lacking {
     #[diesel(embed)]
     table: Table,
-    /// A foreign table takes no index.
+    /// A foreign table cannot have an index.
     #[diesel(sql_type = Bool)]
     is_foreign: bool,
     /// A valid index of the same definition that is attached to nothing.
@@ -41,7 +41,7 @@ impl Builder<'_, '_, '_> {
             let part = fitting.unwrap_or_else(|| name_of_part(name, &partition.name));
             match self.ensure_on(&partition, &part) {
                 Ok(()) => {}
-                // It was dropped meanwhile.
+                // The partition was dropped in the meantime.
                 Err(_) if Table::find(self.conn, &partition.schema, &partition.name)?.is_none() => continue,
                 Err(error) => return Err(error),
             }

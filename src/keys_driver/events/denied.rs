@@ -25,7 +25,7 @@ pub struct DeniedKeySnapshot {
     pub status: KeyStatus,
     /// Whether the key is frozen, whatever its status.
     pub is_frozen: bool,
-    /// The number of changes of the key so far.
+    /// The key's revision: it rises with each change of the key.
     pub revision: i64,
 }
 
@@ -34,7 +34,7 @@ impl KeysDriver<'_> {
     /// tenant and id, behind one of them or from the beginning.
     ///
     /// A key past its `expires_at` whose status is `active` is not among them: that takes a clock. A walk
-    /// meets each key that stands throughout exactly once, by an index that holds no other key.
+    /// returns each key that is denied throughout exactly once. It reads an index that holds no other key.
     pub fn fetch_denied_keys_after(
         &mut self,
         last: Option<&DeniedKeySnapshot>,

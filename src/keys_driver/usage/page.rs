@@ -1,4 +1,4 @@
-//! A page of keys, each with its usage.
+//! Reads a page of keys, each with its usage.
 
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};

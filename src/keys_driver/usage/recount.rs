@@ -110,7 +110,7 @@ impl KeysDriver<'_> {
     }
 }
 
-/// The calls of the range, by key and quarter hour.
+/// Selects the calls of the range, grouped by key and quarter hour.
 macro_rules! counted {
     () => {
         concat!(

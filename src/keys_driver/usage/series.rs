@@ -64,7 +64,7 @@ impl KeysDriver<'_> {
     /// use chrono::{DateTime, TimeDelta, Utc};
     /// use diesel::PgConnection;
     ///
-    /// /// The requests of each of the last 24 hours and of the hour that runs.
+    /// /// The requests of each of the last 24 hours and of the current hour.
     /// fn requests(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId, now: DateTime<Utc>) -> Result<Vec<i64>> {
     ///     let range = now - TimeDelta::hours(24)..now;
     ///     let hours = KeysDriver::new(conn).fetch_key_usage_series(tenant_id, key_id, range, Bucket::Hour)?;
