@@ -55,11 +55,11 @@ struct Known {
     is_denied: bool,
 }
 
-/// What [`DeniedKeys::catch_up`] met.
+/// The result of [`DeniedKeys::catch_up`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CaughtUp {
-    /// How many events it took in.
+    /// The number of events that were applied.
     pub events: i64,
     /// How many events it stepped over because the id of their key or tenant is not UTF-8. No method of this
     /// crate finds such a key.

@@ -20,7 +20,7 @@ const LISTEN: &str = "LISTEN api_key_events";
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// What ended a wait.
+/// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Wake {
@@ -91,7 +91,7 @@ impl<'c> KeyEventListener<'c> {
     }
 }
 
-/// The process of the session that answers.
+/// The process id of the session that answers.
 #[derive(QueryId)]
 struct BackendPid;
 

@@ -60,7 +60,7 @@ impl KeysDriver<'_> {
     /// use chrono::{DateTime, TimeDelta, Utc};
     /// use diesel::PgConnection;
     ///
-    /// /// What a worker does every few seconds.
+    /// /// A worker calls this every few seconds.
     /// fn roll_up(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<()> {
     ///     let until = now - TimeDelta::seconds(10);
     ///     while KeysDriver::new(conn).roll_up_usage(until, 10_000)?.is_some_and(|step| step.is_behind) {}
