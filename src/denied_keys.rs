@@ -64,8 +64,8 @@ pub struct CaughtUp {
     /// How many events it stepped over because the id of their key or tenant is not UTF-8. No method of this
     /// crate finds such a key.
     pub unreadable: i64,
-    /// Whether it began anew from the table, because the server is another one or failed over, or because
-    /// a trigger was made anew or switched off and on.
+    /// Whether the cache was read from the table again, because the server is another one or failed over, or because
+    /// a trigger was created again, or disabled and enabled.
     pub is_seeded_anew: bool,
 }
 
@@ -73,13 +73,13 @@ pub struct CaughtUp {
 const BATCH: u32 = 1000;
 
 impl DeniedKeys {
-    /// Reads which keys may not be used. Call [`catch_up`](Self::catch_up) before the first look-up.
+    /// Reads which keys may not be used. Call [`catch_up`](Self::catch_up) before the first lookup.
     ///
     /// Call it outside a transaction, as [`catch_up`](Self::catch_up).
     ///
     /// # Errors
     ///
-    /// [`Error::EventsNotRecorded`] where a trigger is missing or disabled, or the tables distributed by Citus.
+    /// [`Error::EventsNotRecorded`] if a trigger is missing or disabled, or if Citus distributes the tables.
     pub fn seed(conn: &mut PgConnection) -> Result<Self> {
         let mut driver = KeysDriver::new(conn);
         // First, so that what changes during the walk is followed.
@@ -98,11 +98,11 @@ impl DeniedKeys {
         }
     }
 
-    /// Takes in what was committed since, up to the oldest transaction that is still open.
+    /// Applies what was committed since the last call, up to the oldest transaction that is still open.
     ///
-    /// A change whose transaction, or an older one that writes anything on the server, is still open comes
-    /// with a later call. After an error the cache is as of the last event that it took in: call it
-    /// again, on another connection where the error advises that.
+    /// A change is applied by a later call if its transaction is still open, or an older transaction that
+    /// writes anything on the server. After an error the cache holds the events that it applied before: call
+    /// this again, on another connection if the error advises that.
     ///
     /// # Errors
     ///

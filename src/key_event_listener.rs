@@ -28,15 +28,14 @@ pub enum Wake {
     Notified,
     /// The time is over. There may be changes: a notification can be lost.
     TimedOut,
-    /// The time is over, and another session of the server answers than the one that listens: there is a bouncer in
-    /// transaction mode between. Notifications are lost there, so each wait takes its whole time, and the follower
-    /// polls.
+    /// The time is over, and the server session that answers is not the one that listens: a bouncer in transaction
+    /// mode is in between. Notifications are lost there. Each wait takes its whole time, so the follower polls.
     NotListening,
 }
 
 /// Waits for changes of keys on a connection of its own, without asking the server.
 ///
-/// The server notifies only where the trigger for it was switched on, because that makes writers wait for
+/// The server notifies only where the trigger for it was enabled, because writers then wait for
 /// each other: see `docs/events.md`. Without it every wait ends with [`Wake::TimedOut`], and through a bouncer in
 /// transaction mode with [`Wake::NotListening`] as soon as that can be seen. The follower polls then, at the
 /// interval that it gives to [`wait`](Self::wait).

@@ -61,11 +61,10 @@ pub struct KeyEventSnapshot {
 impl KeysDriver<'_> {
     /// Fetches a page of a key's history, oldest change first: by revision.
     ///
-    /// Each change has its events, whoever made it: this driver, or somebody who writes the table
-    /// beside it. They are part of the transaction that made the change, and are seen when it is. A
-    /// change that leaves every column as it was, and a use, have none. History begins with the
-    /// migration, outlives the key, and ends where
-    /// [`compact_key_events`](Self::compact_key_events) removed it.
+    /// Every change has events, also a change by another program. They belong to the transaction of the change
+    /// and are visible when it commits. A use has no event, and neither has an update that changes nothing. The
+    /// history begins with the migration, remains after the key is deleted, and lacks what
+    /// [`compact_key_events`](Self::compact_key_events) removed.
     pub fn fetch_key_events(
         &mut self,
         tenant_id: &TenantId,
@@ -81,11 +80,11 @@ impl KeysDriver<'_> {
             .read_all(self.conn)
     }
 
-    /// Fetches the history of a key behind one of its events, or from the beginning, in the order of
+    /// Fetches the history of a key after one of its events, or from the beginning, in the order of
     /// [`fetch_key_events`](Self::fetch_key_events).
     ///
-    /// Unlike an offset, it costs the same at any depth, and a walk meets each event that stands
-    /// throughout exactly once, also while the key changes and its history is compacted.
+    /// Unlike an offset, it costs the same at any depth. A walk returns each event exactly once, also while the key
+    /// changes. It may miss events that are compacted meanwhile.
     ///
     /// ```
     /// # use api_keys_driver::{KeyEventCursor, KeyEventKind, KeyId, KeysDriver, Result, TenantId};

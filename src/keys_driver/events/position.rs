@@ -31,7 +31,7 @@ use crate::schema::api_key_events;
 #[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
 #[diesel(table_name = api_key_events, check_for_backend(Pg))]
 pub struct EventPosition {
-    /// 0 stands for any.
+    /// 0 means any server.
     #[diesel(select_expression = 0_i64.into_sql::<BigInt>(), select_expression_type = AsExprOf<i64, BigInt>)]
     pub(crate) epoch: i64,
     pub(crate) transaction_id: i64,
@@ -42,10 +42,10 @@ impl EventPosition {
     /// Before the first event, on any server.
     pub(crate) const START: Self = Self { epoch: 0, transaction_id: 0, id: 0 };
 
-    /// Returns the same place, to be followed on whichever server and timeline.
+    /// Returns the same place without its server and timeline, so that it is accepted on any server.
     ///
-    /// For a follower that knows by other means that the events up to it are the same there: after a failover
-    /// to a synchronous standby, for one.
+    /// Use it only if the events up to the place are known to be the same there, for example after a failover to
+    /// a synchronous standby.
     #[must_use]
     pub fn anywhere(self) -> Self {
         Self { epoch: 0, ..self }

@@ -39,15 +39,15 @@ pub struct Compaction {
 }
 
 impl KeysDriver<'_> {
-    /// Fetches the position behind every event that has been committed and can be followed: no event before
-    /// it appears any more.
+    /// Fetches the position after all events that can be followed now. No event will appear before it
+    /// later.
     ///
     /// A cache that starts reads this first, then the keys themselves, and then follows from here: see
     /// [`DeniedKeys`](crate::DeniedKeys).
     ///
     /// # Errors
     ///
-    /// [`Error::EventsNotRecorded`] where a trigger is missing or disabled, or the tables distributed by Citus.
+    /// [`Error::EventsNotRecorded`] if a trigger is missing or disabled, or if Citus distributes the tables.
     pub fn fetch_key_events_head(&mut self) -> Result<EventPosition> {
         let (epoch, oldest_open): (i64, i64) = FetchHead.read_one(self.conn)?;
         if epoch == 0 {
@@ -56,32 +56,32 @@ impl KeysDriver<'_> {
         Ok(EventPosition { epoch, transaction_id: oldest_open - 1, id: i64::MAX })
     }
 
-    /// Fetches the next events of all tenants' keys behind a position, for a follower of all changes.
+    /// Fetches the next events of all tenants' keys after a position, for a follower of all changes.
     ///
     /// `None` is the place before the first event. Start there or from
     /// [`fetch_key_events_head`](Self::fetch_key_events_head), go on from the last event's position, and no
     /// committed event is skipped or seen twice. An empty page is the end for now.
     ///
-    /// The order is that of the writers' transaction ids, and a page ends before the oldest transaction
-    /// that is still open, because that one may yet commit an event of its own. So a follower waits
-    /// while a transaction that has written anything is open, in whichever database of the server, and
-    /// never skips what it leaves; one that only reads is not waited for. Call this outside a
-    /// transaction, or in one that has written nothing: it would wait for itself.
+    /// Events are in the order of the writers' transaction ids. A page ends before the oldest transaction
+    /// that is still open, because that transaction may still commit an event. So a follower waits while a
+    /// transaction that has written anything is open, in any database of the server, and skips none of its
+    /// events. It does not wait for transactions that only read. Call this outside a transaction, or in one that
+    /// has written nothing: otherwise it waits for itself.
     ///
     /// Transaction ids do not rise with the changes of a key: a transaction that began early may change
-    /// a key late. Therefore what a follower keeps is the event with the highest revision, which never goes
-    /// back for an id. The event of a deletion ends the key; the same id may begin again above it.
+    /// a key late. So a follower keeps the event with the highest revision of a key. The revision of an id never
+    /// decreases: a key that is inserted again after its deletion continues above it.
     ///
     /// To know which keys may not be used, use [`DeniedKeys`](crate::DeniedKeys), which does all this.
-    /// `docs/events.md` tells what a follower does after a failover and after a restore. Of a sharded
+    /// `docs/events.md` says what a follower does after a failover and after a restore. Of a sharded
     /// server, follow each shard by itself.
     ///
     /// # Errors
     ///
-    /// - [`Error::PositionElsewhere`] where the position is from another server, from before a failover, or
-    ///   from before the triggers were made anew. What was followed may never have happened here: start anew.
-    /// - [`Error::EventsNotRecorded`] where a trigger is missing or disabled, or the tables distributed by Citus.
-    /// - [`Error::UnreadableEvent`] where the next event's tenant or key is not UTF-8, as a database in
+    /// - [`Error::PositionElsewhere`] if the position is from another server, from before a failover, or
+    ///   from before the triggers were created again. The events followed so far may not exist here: start again.
+    /// - [`Error::EventsNotRecorded`] if a trigger is missing or disabled, or if Citus distributes the tables.
+    /// - [`Error::UnreadableEvent`] if the next event's tenant or key is not UTF-8, as a database in
     ///   `SQL_ASCII` allows. It says the event's position: to step over it, go on from there. Events before
     ///   it are returned first. In the event's other texts, what is not UTF-8 is read as U+FFFD.
     pub fn fetch_key_events_after(
@@ -114,13 +114,13 @@ impl KeysDriver<'_> {
         Ok(stretch)
     }
 
-    /// Deletes events that every follower has passed and nobody needs, and returns how far it looked.
+    /// Deletes events that every follower has passed, and returns how far it looked.
     ///
-    /// It looks at the next `limit` events behind `after`, up to `passed`, the position that the slowest
-    /// follower has reached. Deleted is what was recorded before `recorded_before`, unless it is the newest
-    /// event of a key that exists. A deleted key loses its history; its id still goes on above its old
-    /// revisions. Begin with `after` as `None`, and go on from [`next`](Compaction::next) until that is `None`:
-    /// each call is one short statement. A follower that has seen nothing has passed nothing: do not call it.
+    /// It looks at the next `limit` events after `after`, up to `passed`, the position of the slowest
+    /// follower. It deletes the events that were recorded before `recorded_before`, except the newest event of
+    /// each key that exists. A deleted key loses its history; if its id is inserted again, the revision continues
+    /// above the old ones. Begin with `after` as `None`, and go on from [`next`](Compaction::next) until that is `None`:
+    /// each call is one short statement. Do not call it while a follower has not started yet.
     ///
     /// ```
     /// # use api_keys_driver::{EventPosition, KeysDriver, Result};
@@ -211,7 +211,7 @@ impl Raw {
     }
 }
 
-/// An event, or nothing; in any case where the server stands.
+/// An event, or nothing, together with the state of the server.
 #[derive(Debug, Queryable)]
 struct Line {
     epoch: i64,
@@ -279,7 +279,7 @@ const OLDEST_OPEN: &str =
 const NEXT: &str =
     "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8";
 
-/// By hand, as the next ones: Diesel cannot say where the server stands beside the rows, in one statement.
+/// SQL by hand, as in the next ones: Diesel cannot return the state of the server together with the rows in one statement.
 #[derive(QueryId)]
 struct FetchHead;
 

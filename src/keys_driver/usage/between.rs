@@ -17,8 +17,8 @@ impl KeysDriver<'_> {
     /// Adds up the calls that were made with a key between each two neighbours of some boundaries.
     ///
     /// The boundaries ascend, and each sum is half-open: a call at its first boundary counts, one at its
-    /// second does not. So the sums add up to that of the whole. Fewer than two boundaries have no sums. What
-    /// counts as a call, and of whom, is as in [`fetch_key_usage`](Self::fetch_key_usage).
+    /// second does not. So the sums add up to that of the whole. With fewer than two boundaries the answer is empty. Which
+    /// calls count is as in [`fetch_key_usage`](Self::fetch_key_usage).
     ///
     /// Days of a time zone, with their 23 and 25 hours, months and billing periods are boundaries that the
     /// caller computes with the time zone library of its choice. Boundaries on a quarter hour cost least;
@@ -64,7 +64,7 @@ impl KeysDriver<'_> {
         let pairs = boundaries.len() - 1;
         let boundaries = boundaries.into_iter().map(Time::from).collect();
         let mut sums: Vec<Sums> = Between { tenant_id, key_id, boundaries }.read_all(self.conn)?;
-        // None came for an id that no row can hold.
+        // The server is not asked for an id that no row can hold.
         sums.resize_with(pairs, Sums::default);
         sums.into_iter().map(|sums| sums.of_key(tenant_id, key_id)).collect()
     }

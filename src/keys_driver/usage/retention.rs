@@ -43,8 +43,8 @@ impl KeysDriver<'_> {
         DeleteCalls { moment: moment.into(), limit: limit.into() }.change_one(self.conn)
     }
 
-    /// Declares that calls before a moment may go while their usage stays, and returns the moment up to which
-    /// they may: the start of the quarter hour, in UTC, that the earlier of `moment` and
+    /// Declares that calls before a moment may be removed while their usage is kept, and returns the moment up to
+    /// which they may be removed: the start of the quarter hour, in UTC, that the earlier of `moment` and
     /// [`counted_to`](crate::UsageRollUp::counted_to) lies in. What was declared before stays declared.
     ///
     /// For tables of calls that are dropped or detached as a whole, in the same transaction: the
@@ -100,7 +100,7 @@ struct DeleteCalls {
 /// The trigger of the deleted rows takes them off the sums, and what is kept puts them back.
 ///
 /// By id and time, which together are unique in every world; a row's place (`ctid`) is not among partitions.
-/// What is volatile stands in `RETURNING`, so that Citus refuses it: see `Recount`.
+/// The volatile expressions are in `RETURNING`, so that Citus refuses the statement: see `Recount`.
 impl QueryFragment<Pg> for DeleteCalls {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(r#"WITH "asked" AS (SELECT "#);

@@ -41,14 +41,14 @@ impl KeysDriver<'_> {
     ///
     /// A step counts about `limit` calls and merges about `limit` changes at most. Call it now and then from any
     /// number of workers, outside a transaction, until it no longer says
-    /// [`is_behind`](UsageRollUp::is_behind). `until` is the caller's clock less a grace of a few
-    /// seconds, in which most calls arrive: it never changes an answer. A call that is inserted,
-    /// changed or deleted below `until` later is right too, and costs its writer more.
+    /// [`is_behind`](UsageRollUp::is_behind). `until` is the caller's clock minus a few seconds, in which
+    /// most late calls arrive. It never changes an answer: a call that is inserted, changed or deleted below `until`
+    /// later is counted too, but its writer also writes a row to `usage_changes`.
     ///
     /// The first steps count the calls that are there already, from the oldest on. If no worker runs, answers are right
     /// and cost what the calls cost. Calls are counted only when every transaction is over that was
-    /// open when `until` was announced: a writing transaction that stays open holds the counting up, in
-    /// any database of the server.
+    /// open when `until` was announced: a writing transaction that stays open, in any database of
+    /// the server, delays the counting.
     ///
     /// Nothing waits for a step but other steps, which answer `None`. In a transaction above `READ COMMITTED` a step
     /// may fail with [`Error::SerializationFailure`](crate::Error::SerializationFailure) instead. On a sharded
@@ -108,7 +108,7 @@ impl QueryFragment<Pg> for RollUp {
 ///   transaction, whose snapshot is newer than the announcement.
 /// - A sequence that was set back, as by a switch-over that leaves sequences behind, is raised again first.
 ///
-/// What is stable stands in `RETURNING`, so that Citus refuses it: see `Recount`.
+/// The stable expressions are in `RETURNING`, so that Citus refuses the statement: see `Recount`.
 const STEP: &str = concat!(
     r#", timestamptz '4714-11-24 00:00:00+00 BC'), timestamptz '9999-12-31 00:00:00+00') AS "until"
     ), "#,

@@ -29,8 +29,9 @@ macro_rules! progress {
 
 /// The sums of some calls. Costs that are not finite numbers (`NaN`) are counted apart.
 ///
-/// Calls of a key are read from `ix_proxy_calls_key_usage` alone. Calls of a tenant must not be: within that index
-/// they lie by key, so all of them would be read. Counting the ids, which it does not hold, rules it out.
+/// Calls of a key are read from `ix_proxy_calls_key_usage` alone. Calls of a tenant must not be:
+/// that index is ordered by key, so all calls of the tenant would be read. `count(id)` prevents it, because the index
+/// does not hold the ids.
 macro_rules! call_sums {
     (of_a_key) => {
         call_sums!("count(*)")
