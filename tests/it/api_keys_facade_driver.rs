@@ -154,7 +154,7 @@ fn every_field_of_both_snapshots_is_what_the_row_holds() {
 }
 
 #[test]
-fn what_is_null_is_none() {
+fn null_is_none() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let detail =

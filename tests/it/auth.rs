@@ -38,6 +38,6 @@ fn a_key_is_found_by_its_hash_in_the_unique_index() {
 }
 
 #[test]
-fn what_an_engine_checks_is_found_by_the_primary_key() {
+fn a_key_by_id_is_found_by_the_primary_key() {
     plans_of("fetch_key_auth_by_id").read(&["Index Scan using api_keys_pkey"]);
 }

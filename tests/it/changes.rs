@@ -146,7 +146,7 @@ fn any_changes_together_do_what_each_does_alone() {
 }
 
 #[test]
-fn what_does_not_fit_is_named_before_anything_is_sent() {
+fn a_value_that_does_not_fit_is_refused_before_anything_is_sent() {
     let (_database, mut conn) = migrated();
     restricted().insert(&mut conn);
     let (long, keep) = ("ß".repeat(100) + " ", KeyChanges::default());

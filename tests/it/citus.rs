@@ -525,7 +525,7 @@ fn count_beside_writers(sharded: &Sharded, holder: &Worker, hours: i32) {
 }
 
 #[test]
-fn what_is_documented_instead_of_a_method_reaches_one_shard() {
+fn documented_replacements_of_methods_reach_one_shard() {
     let Some(sharded) = Sharded::create(Way::TablesByTenant) else { return };
     let mut conn = sharded.connect();
     KeyRow::default().insert(&mut conn);
@@ -670,7 +670,7 @@ fn a_commit_whose_shard_is_lost_is_unknown() {
 
 #[test]
 #[ignore = "measures: tests/citus.sh --ignored prints the table of docs/sharding.md"]
-fn what_a_call_costs_through_each_node() {
+fn latency_of_each_method_through_each_node() {
     const CALLS: usize = 60;
     let (_database, mut server) = migrated_apart();
     let sharded = WAYS.map(Sharded::create);

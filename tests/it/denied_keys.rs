@@ -351,7 +351,7 @@ fn an_event_that_names_no_text_is_stepped_over_and_the_rest_is_read() {
 }
 
 #[test]
-fn after_an_asynchronous_failover_a_follower_notices_and_the_cache_begins_anew() {
+fn after_an_asynchronous_failover_a_follower_notices_and_the_cache_restarts() {
     let mut pair = Pair::start_new(Replication::Asynchronous).unwrap();
     let mut conn = PgConnection::establish(&pair.url()).unwrap();
     migrate(&mut conn).unwrap();
@@ -451,7 +451,7 @@ fn uses_and_undone_changes_notify_nobody_and_a_lost_session_is_an_error() {
 }
 
 #[test]
-fn what_is_younger_than_the_age_or_not_passed_stays() {
+fn compaction_keeps_events_that_are_young_or_not_passed() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET name = 'y'").unwrap();
@@ -484,7 +484,7 @@ fn dump(database: &throwaway_postgres::Database, options: &[&str]) -> Option<Str
 }
 
 #[test]
-fn a_restored_dump_is_another_place_and_data_alone_tell_each_key_again_above_its_events() {
+fn a_restored_dump_is_another_place_and_restored_data_add_one_event_per_key() {
     let (database, mut conn) = migrated_apart();
     KeyRow { id: "ice", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "thawed", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);

@@ -224,7 +224,7 @@ fn raise(conn: &mut PgConnection, message: &str, code: &str, detail: &str) -> Re
 }
 
 #[test]
-fn a_violation_that_only_words_tell_names_its_constraint_and_shows_no_value() {
+fn a_violation_known_by_its_message_names_its_constraint_and_shows_no_value() {
     let (_database, mut conn) = migrated();
     let row = "Key (key_hash, tenant_id)=(secret, t) already exists.";
     for (message, code) in [
@@ -358,7 +358,7 @@ fn a_prepared_statement_that_is_lost_or_out_of_date_asks_for_another_connection(
 }
 
 #[test]
-fn what_is_not_recognised_is_not_retried() {
+fn an_unknown_error_is_not_retried() {
     let (_database, mut conn) = migrated();
     let unknown = [
         "SELECT 1/0",

@@ -177,7 +177,7 @@ fn a_use_is_no_change_beside_generated_columns_and_the_services_own_triggers() {
 }
 
 #[test]
-fn what_the_services_own_triggers_change_in_passing_is_a_change() {
+fn a_change_by_a_trigger_of_the_service_is_a_change() {
     let (_database, mut conn) = with_key();
     conn.batch_execute(
         "CREATE FUNCTION quota() RETURNS trigger LANGUAGE plpgsql AS

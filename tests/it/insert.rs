@@ -67,7 +67,7 @@ fn a_new_key_is_stored_with_every_column_and_recognised_by_its_hash() {
 }
 
 #[test]
-fn what_a_new_key_leaves_out_is_null() {
+fn omitted_fields_of_a_new_key_are_null() {
     let (_database, mut conn) = migrated();
     let mut keys = KeysDriver::new(&mut conn);
     keys.insert_key(&new_key("key")).unwrap();

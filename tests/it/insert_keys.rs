@@ -229,7 +229,7 @@ fn an_unknown_tenant_and_an_unknown_user_of_the_existing_service_are_named() {
 }
 
 #[test]
-fn what_the_server_refuses_for_another_reason_is_passed_on_without_the_row() {
+fn other_refusals_of_the_server_are_passed_on_without_the_row() {
     let (_database, mut conn) = migrated();
     conn.batch_execute("ALTER TABLE api_keys ADD CONSTRAINT odd CHECK (name <> 'odd')").unwrap();
     let odd = NewKey { name: "odd".into(), key_hash: "5ec2e7".into(), ..new_key("key") };

@@ -48,7 +48,7 @@ fn every_field_of_a_key_is_what_the_row_holds() {
 }
 
 #[test]
-fn what_is_null_in_a_key_is_none() {
+fn a_null_in_a_key_is_none() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
 

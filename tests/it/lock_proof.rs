@@ -118,7 +118,7 @@ fn a_lock_that_a_savepoint_gave_up_is_refused_if_the_key_was_changed_since() {
 }
 
 #[test]
-fn what_the_transaction_itself_changed_since_the_lock_does_not_stand_in_the_way() {
+fn a_change_by_the_same_transaction_after_the_lock_is_allowed() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     for in_savepoint in [false, true] {

@@ -70,7 +70,7 @@ fn without_the_lock_a_second_transaction_does_not_see_the_first() {
 }
 
 #[test]
-fn who_locks_a_tenant_waits_for_its_holder_alone_and_sees_what_it_left() {
+fn locking_a_tenant_waits_for_its_holder_and_sees_its_changes() {
     let (database, mut conn) = migrated();
     let mut others = database.connect().unwrap();
     thread::scope(|scope| {

@@ -54,7 +54,7 @@ const OURS: &str = "
         AND relname NOT IN ('__diesel_schema_migrations', 'caught')";
 
 #[test]
-fn what_a_superuser_migrates_belongs_to_the_owner_of_the_tables() {
+fn objects_that_a_superuser_migrates_belong_to_the_owner_of_the_tables() {
     let (_database, mut conn, role) = migrated_by_a_superuser();
     let others = format!("SELECT name AS line FROM ({OURS}) AS ours WHERE owner <> '{role}'::regrole");
     assert_eq!(lines(&mut conn, &others), [""; 0]);
@@ -111,7 +111,7 @@ fn a_table_owner_does_not_get_the_rights_of_a_superuser_who_migrated() {
 }
 
 #[test]
-fn what_an_unrelated_role_has_planted_is_found_and_refused() {
+fn objects_that_an_unrelated_role_planted_are_found_and_refused() {
     let (_database, mut conn, _) = migrated_by_a_superuser();
     let neighbour = lines(&mut conn, "SELECT 'neighbour_of_' || current_database() AS line").remove(0);
     conn.batch_execute(&format!("CREATE ROLE {neighbour}; GRANT CREATE ON SCHEMA public TO {neighbour}"))

@@ -43,7 +43,7 @@ fn by_default_nobody_waits_runs_or_sits_idle_for_ever() {
 }
 
 #[test]
-fn what_r2d2_has_is_let_through() {
+fn the_pool_configuration_passes_on_the_settings_of_r2d2() {
     let (database, _conn) = migrated();
     let config = PoolConfig::new(database.url()).size(3);
     let pool = config
@@ -107,7 +107,7 @@ fn a_busy_connection_that_is_too_old_is_replaced_when_it_is_given_back() {
 }
 
 #[test]
-fn what_is_set_reaches_every_connection() {
+fn settings_of_the_pool_reach_every_connection() {
     let (database, _conn) = migrated();
     let pool = PoolConfig::new(database.url())
         .size(2)
@@ -129,7 +129,7 @@ fn what_is_set_reaches_every_connection() {
 }
 
 #[test]
-fn what_the_connection_string_sets_itself_stands_in_both_of_its_forms() {
+fn options_of_the_connection_string_are_kept_in_both_forms() {
     let server = PrivateServer::start_new().unwrap();
     let host = server.socket_folder().display();
     for (string, expected) in [
@@ -314,7 +314,7 @@ fn server_with_a_password() -> (PrivateServer, String) {
 }
 
 #[test]
-fn why_there_is_no_connection_is_told_apart_when_the_pool_is_built_and_later() {
+fn each_reason_for_a_failed_connection_has_its_error_at_build_and_later() {
     let (_server, folder) = server_with_a_password();
     let pool_of = |string: &str| PoolConfig::new(string).size(1).wait(Duration::from_millis(500));
     let right = format!("host={folder} user=worker password=r1ght dbname=postgres");
@@ -358,7 +358,7 @@ fn why_there_is_no_connection_is_told_apart_when_the_pool_is_built_and_later() {
 }
 
 #[test]
-fn a_pool_that_the_crate_did_not_make_is_told_apart_too() {
+fn reasons_are_recognised_in_a_pool_that_the_crate_did_not_build() {
     let (database, _conn) = migrated();
     for (url, expected) in [
         (database.url().replace('?', "_n0where?"), "UnknownDatabase"),

@@ -268,7 +268,7 @@ fn median(mut times: Vec<Duration>) -> u128 {
 
 #[test]
 #[ignore = "measures: cargo test --release --test it row_level_security -- --ignored --nocapture"]
-fn what_the_wall_costs() {
+fn row_level_security_is_measured() {
     const ROUNDS: usize = 3000;
     type Call = fn(&mut PgConnection) -> Result<()>;
     let (database, mut owner) = migrated_apart();

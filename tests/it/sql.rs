@@ -40,7 +40,7 @@ fn script(name: &str, prepared: &Prepared) -> String {
 }
 
 #[test]
-fn each_statement_stands_in_its_file_and_can_be_explained() {
+fn each_statement_equals_its_file_and_can_be_explained() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut expected = BTreeSet::new();

@@ -107,7 +107,7 @@ fn a_successor_has_every_column_of_the_old_key_but_its_own() {
 }
 
 #[test]
-fn a_successor_expires_when_the_old_key_does_unless_it_is_told_otherwise() {
+fn a_successor_has_the_expiry_of_the_old_key_unless_one_is_given() {
     let (_database, mut conn) = with_every_column();
     let later = at("2027-01-01T00:00:00Z");
     for (nth, (expires_at, expected)) in [
@@ -124,7 +124,7 @@ fn a_successor_expires_when_the_old_key_does_unless_it_is_told_otherwise() {
 }
 
 #[test]
-fn what_a_key_may_do_is_found_by_its_id_within_its_tenant() {
+fn the_permissions_of_a_key_are_found_by_id_within_its_tenant() {
     let (_database, mut conn) = with_every_column();
     let mut keys = KeysDriver::new(&mut conn);
     let auth = keys.fetch_key_auth_by_id(&tenant(), &key("key")).unwrap().unwrap();

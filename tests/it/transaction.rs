@@ -46,7 +46,7 @@ fn is_open(conn: &mut PgConnection) -> bool {
 }
 
 #[test]
-fn what_answers_ok_is_committed_and_returned() {
+fn ok_means_committed_and_returns_the_value() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let answer = Transaction::attempts(1).run(&mut conn, |conn| freeze(conn, "key").map(|()| 7)).unwrap();
@@ -148,7 +148,7 @@ fn a_transaction_within_another_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn what_a_deferred_constraint_refuses_at_the_commit_is_an_error_and_undone() {
+fn a_deferred_constraint_that_fails_at_commit_is_an_error_and_rolls_back() {
     let (_database, mut conn) = migrated();
     conn.batch_execute("CREATE TABLE once (n int CONSTRAINT once_only UNIQUE DEFERRABLE INITIALLY DEFERRED)")
         .unwrap();
@@ -203,7 +203,7 @@ fn a_failed_attempt_is_undone_and_repeated_up_to_the_bound() {
 }
 
 #[test]
-fn what_to_repeat_is_found_in_the_engines_own_error() {
+fn a_retryable_error_is_found_inside_the_engines_own_error() {
     let (_database, mut conn) = migrated();
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, Error::from).1, 2);
     assert_eq!(fail_to_serialize(&mut conn, 2, u32::MAX, EngineError::Transparent).1, 2);
@@ -312,7 +312,7 @@ fn a_savepoint_is_not_repeated_by_itself_but_with_the_outermost_transaction() {
 }
 
 #[test]
-fn each_retry_is_told_with_its_reason_before_it_is_made() {
+fn each_retry_is_reported_with_its_reason_beforehand() {
     let (_database, mut conn) = migrated();
     let told = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&told);

@@ -73,7 +73,7 @@ fn a_missing_key_and_a_foreign_one_are_not_found_even_when_locked() {
 }
 
 #[test]
-fn outside_a_transaction_it_is_refused() {
+fn locking_a_tenant_outside_a_transaction_is_refused() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let (refused, sent) = statements_of(&mut conn, |conn| {
@@ -187,7 +187,7 @@ fn in_between(database: &Database, conn: &mut PgConnection, meanwhile: &str) -> 
 }
 
 #[test]
-fn a_row_that_changes_between_look_and_lock_is_busy_or_read_anew() {
+fn a_row_that_changes_between_look_and_lock_is_busy_or_read_again() {
     // Of its own, because a role is the whole server's.
     let server = PrivateServer::start_new().unwrap();
     let migrated = || {

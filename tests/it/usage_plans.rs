@@ -116,7 +116,7 @@ fn the_maintenance_reads_the_calls_of_its_step_only() {
 }
 
 #[test]
-fn what_is_counted_is_not_read_again() {
+fn calls_in_a_bucket_are_not_read_again() {
     let method = METHODS.iter().find(|method| method.name == "fetch_key_usage").unwrap();
     let hot = input(LARGE, "a1");
     let (_, plan) = explain(&mut skewed(), method, &hot, "force_generic_plan");

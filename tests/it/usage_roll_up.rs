@@ -72,7 +72,7 @@ fn writes_below_the_frontier_show_at_once_and_after_they_are_merged() {
 }
 
 #[test]
-fn calls_above_the_frontier_tell_nothing() {
+fn calls_above_the_frontier_write_no_change() {
     let (_database, mut conn) = migrated_apart();
     fill(&mut conn);
     roll_up(&mut conn, "2026-03-02T00:00:00Z");
@@ -121,7 +121,7 @@ fn a_writer_that_began_after_the_announcement_is_recorded_and_not_awaited() {
 }
 
 #[test]
-fn one_transaction_does_not_take_its_own_announcement_for_known() {
+fn a_transaction_does_not_count_up_to_its_own_announcement() {
     // On a server of its own: any other open transaction would hold the counting up.
     let server = throwaway_postgres::PrivateServer::start_new().unwrap();
     let database = server.create_database().and_then(|empty| empty.prepare(migrate)).unwrap();

@@ -18,7 +18,7 @@ fn used(key_id: &str, count: u32, at: DateTime<Utc>) -> KeyUse {
 }
 
 #[test]
-fn uses_add_up_and_the_last_one_stands() {
+fn uses_add_up_and_the_last_time_is_kept() {
     let (_database, mut conn) = migrated();
     let noon = at("2026-06-01T12:00:00Z");
     let hour = TimeDelta::hours(1);
