@@ -1,7 +1,8 @@
 -- Creates api_keys in an empty database. The existing service's database keeps its table.
 --
 -- The columns are those of the existing service; later migrations bring both tables to the same schema. Two of
--- the service's indexes are not created, because later indexes replace them: on (tenant_id) and on (key_hash). The table is empty, so its indexes need not be built concurrently.
+-- the service's indexes are not created, because later indexes replace them: on (tenant_id) and on (key_hash).
+-- The table is empty, so its indexes need not be built concurrently.
 DO $$
 BEGIN
     IF pg_catalog.to_regclass('api_keys') IS NOT NULL THEN

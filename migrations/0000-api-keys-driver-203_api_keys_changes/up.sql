@@ -5,8 +5,7 @@
 -- to alter the type of a column that a trigger names, and the service goes on altering its table.
 --
 -- Each function has a pinned path, qualifies every name and operator, and may be attached to a table by its
--- owner only.
--- They belong to the owner of api_keys, also if a superuser migrates: the owner decides what the columns are,
+-- owner only. The functions belong to the owner of api_keys, also if a superuser migrates: the owner decides what the columns are,
 -- and a cast or an output function of a column's type runs with the rights of the function. They find the
 -- events in the schema of the table that fired: by a name that is fixed here, and after the schema was renamed
 -- by its current name, which plans each statement anew until the functions are made again.
