@@ -208,7 +208,8 @@ fn keys_by_name_and_by_user_are_read_in_the_order_of_their_indexes() {
     });
     let by_name = "Index Scan using ix_api_keys_tenant_name_newest_first";
     plans_of("fetch_keys_by_name").read(&[by_name]);
-    Plans::of(&COMMON).read(&[by_name]);
+    // Where all keys of a tenant have the name, both indexes cost the same.
+    Plans::of(&COMMON).or_read(&[by_name, "Index Scan using ix_api_keys_tenant_newest_first"]).read(&[]);
     plans_of("fetch_keys_by_user").read(&["Index Scan using ix_api_keys_tenant_user_newest_first"]);
 }
 
