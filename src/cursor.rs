@@ -1,5 +1,5 @@
-//! Cursors: positions in lists of keys that a caller keeps between two pages, and their texts. Each order of a list has
-//! its own cursor type, so that cursors of different lists cannot be mixed up. Pages by offset are in `page.rs`.
+//! Cursors: positions in lists that a caller keeps between two pages, and their texts. Each order of a list has its own
+//! cursor type, so that cursors of different lists cannot be mixed up. Pages by offset are in `page.rs`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -85,8 +85,42 @@ pub struct UnusedCursor {
     pub(crate) id: KeyId,
 }
 
-/// Implements the text of a cursor: a letter for its type, 16 hexadecimal digits for the microseconds since 1970, and
-/// two digits for each byte of the id.
+/// A position in a key's history ([`fetch_key_history_after`](crate::KeysDriver::fetch_key_history_after)): directly after
+/// the event that it was made from.
+///
+/// It stays valid if the event is deleted. It does not hold the tenant or the key. Its text is opaque, as that of a
+/// [`KeyCursor`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
+pub struct KeyEventCursor {
+    pub(crate) revision: i64,
+    pub(crate) id: i64,
+}
+
+/// A letter, and 16 hexadecimal digits for each number.
+impl fmt::Display for KeyEventCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "h{:016x}{:016x}", self.revision, self.id)
+    }
+}
+
+impl FromStr for KeyEventCursor {
+    type Err = ParseKeyCursorError;
+
+    fn from_str(text: &str) -> Result<Self, ParseKeyCursorError> {
+        text.strip_prefix('h')
+            .and_then(|digits| digits.split_at_checked(16))
+            .and_then(|(revision, id)| {
+                Some(Self { revision: parse_number(revision)?, id: parse_number(id)? })
+            })
+            .filter(|cursor| cursor.to_string() == text)
+            .ok_or(ParseKeyCursorError)
+    }
+}
+
+/// Implements the text of a cursor of keys: a letter for its type, 16 hexadecimal digits for the microseconds since 1970,
+/// and two digits for each byte of the id.
 macro_rules! cursor_text {
     ($($Cursor:ident { $time:ident }, $letter:literal;)*) => {$(
         impl fmt::Display for $Cursor {
@@ -108,7 +142,18 @@ macro_rules! cursor_text {
                     .ok_or(ParseKeyCursorError)
             }
         }
+    )*};
+}
 
+cursor_text! {
+    KeyCursor { created_at }, "";
+    ExpiryCursor { expires_at }, "e";
+    UnusedCursor { used_at }, "u";
+}
+
+/// In serde, a cursor is its text.
+macro_rules! cursor_in_serde {
+    ($($Cursor:ident),*) => {$(
         #[cfg(feature = "serde")]
         impl From<$Cursor> for String {
             fn from(cursor: $Cursor) -> Self {
@@ -127,21 +172,89 @@ macro_rules! cursor_text {
     )*};
 }
 
-cursor_text! {
-    KeyCursor { created_at }, "";
-    ExpiryCursor { expires_at }, "e";
-    UnusedCursor { used_at }, "u";
+cursor_in_serde!(KeyCursor, ExpiryCursor, UnusedCursor, KeyEventCursor);
+
+/// Parses hexadecimal digits, with or without a sign; the caller refuses what `Display` does not write.
+fn parse_number(digits: &str) -> Option<i64> {
+    Some(i64::from_ne_bytes(u64::from_str_radix(digits, 16).ok()?.to_ne_bytes()))
 }
 
-/// Parses the digits. It also accepts texts that `Display` does not write, such as capital letters; the caller refuses
-/// them.
+/// Parses the digits of a cursor of keys. It also accepts texts that `Display` does not write, such as capital letters;
+/// the caller refuses them.
 fn parse(text: &str) -> Option<(DateTime<Utc>, KeyId)> {
     let (micros, id) = text.split_at_checked(16)?;
-    let micros = i64::from_ne_bytes(u64::from_str_radix(micros, 16).ok()?.to_ne_bytes());
     let id =
         id.as_bytes().chunks(2).map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
     let id = String::from_utf8(id.collect::<Option<_>>()?).ok()?;
     // PostgreSQL cannot store a NUL byte in a text, so no key has such an id.
     let id = (!id.contains('\0')).then_some(id)?;
-    Some((DateTime::from_timestamp_micros(micros)?, id.into()))
+    Some((DateTime::from_timestamp_micros(parse_number(micros)?)?, id.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+    use std::str::FromStr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::EventPosition;
+
+    fn reads_back<T: FromStr + fmt::Display + fmt::Debug + PartialEq>(kept: &T) {
+        assert_eq!(kept.to_string().parse().ok().as_ref(), Some(kept), "{kept}");
+    }
+
+    fn is_text_of<T: FromStr + fmt::Display>(text: &str) -> bool {
+        text.parse::<T>().is_ok_and(|parsed| {
+            assert_eq!(parsed.to_string(), text);
+            true
+        })
+    }
+
+    /// Of how many types it is a text.
+    fn meanings(text: &str) -> usize {
+        [
+            is_text_of::<KeyCursor>(text),
+            is_text_of::<ExpiryCursor>(text),
+            is_text_of::<UnusedCursor>(text),
+            is_text_of::<KeyEventCursor>(text),
+            is_text_of::<EventPosition>(text),
+        ]
+        .into_iter()
+        .filter(|is_text| *is_text)
+        .count()
+    }
+
+    proptest! {
+        #[test]
+        fn a_place_reads_back_from_its_text_as_itself_and_as_nothing_else(
+            (one, two, three) in any::<(i64, i64, i64)>(),
+            seconds in -200_000_000_000_i64..200_000_000_000,
+            id in "[^\0]{0,20}",
+        ) {
+            let time = DateTime::from_timestamp(seconds, 999_999_000).unwrap();
+            let (key, event) = (KeyCursor::after(time, &id.as_str().into()), KeyEventCursor { revision: one, id: two });
+            let expiry = ExpiryCursor { expires_at: time, id: key.id.clone() };
+            let unused = UnusedCursor { used_at: time, id: key.id.clone() };
+            let position = EventPosition { epoch: one & i64::MAX, transaction_id: two, id: three };
+            reads_back(&key);
+            reads_back(&expiry);
+            reads_back(&unused);
+            reads_back(&event);
+            reads_back(&position);
+            for text in [key.to_string(), expiry.to_string(), unused.to_string(), event.to_string(), position.to_string()] {
+                prop_assert_eq!(meanings(&text), 1, "{}", text);
+            }
+        }
+
+        #[test]
+        fn any_text_is_refused_or_written_in_that_form(
+            text in any::<String>(),
+            near in "[euh]?[+-]?[0-9a-fA-F. é]{14,34}",
+        ) {
+            meanings(&text);
+            meanings(&near);
+        }
+    }
 }

@@ -317,7 +317,7 @@ pub enum Error {
     #[error("a migration failed: correct what the source names, then migrate again")]
     Migration(#[source] Box<dyn std::error::Error + Send + Sync>),
 
-    /// A text cannot be parsed as a [`KeyCursor`](crate::KeyCursor), or as another cursor of a list of keys.
+    /// A text cannot be parsed as a [`KeyCursor`](crate::KeyCursor), or as another cursor.
     #[error(transparent)]
     KeyCursor(#[from] ParseKeyCursorError),
 

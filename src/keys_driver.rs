@@ -37,7 +37,7 @@ pub use self::auth::KeyAuthSnapshot;
 pub use self::calls::NewCall;
 pub use self::changes::KeyChanges;
 pub use self::events::{
-    Compaction, DeniedKeySnapshot, EventPosition, KeyEventCursor, KeyEventSnapshot, ParseEventPositionError,
+    Compaction, DeniedKeySnapshot, EventPosition, KeyEventSnapshot, ParseEventPositionError,
 };
 pub use self::freeze::{Freeze, KeyFreezeSnapshot};
 pub use self::key::KeySnapshot;

@@ -81,17 +81,16 @@ pub use bigdecimal::BigDecimal;
 
 pub use keys_driver::{
     Bucket, Compaction, DeniedKeySnapshot, EventPosition, Freeze, KeyAuthSnapshot, KeyChanges,
-    KeyEventCursor, KeyEventSnapshot, KeyFreezeSnapshot, KeyHash, KeySnapshot, KeySuccessor,
-    KeyUsageSnapshot, KeyUse, KeysDriver, LockedKey, LockedTenant, NewCall, NewKey, ParseEventPositionError,
-    TryLock, UsageBucket, UsageDrift, UsageRecount, UsageRollUp, get_keys_driver, get_keys_read_driver,
-    get_keys_write_driver,
+    KeyEventSnapshot, KeyFreezeSnapshot, KeyHash, KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse,
+    KeysDriver, LockedKey, LockedTenant, NewCall, NewKey, ParseEventPositionError, TryLock, UsageBucket,
+    UsageDrift, UsageRecount, UsageRollUp, get_keys_driver, get_keys_read_driver, get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
 
 pub use change::Change;
 pub use check::{Effect, Obstacle, Report, check};
-pub use cursor::{ExpiryCursor, KeyCursor, ParseKeyCursorError, UnusedCursor};
+pub use cursor::{ExpiryCursor, KeyCursor, KeyEventCursor, ParseKeyCursorError, UnusedCursor};
 pub use denied_keys::{CaughtUp, DeniedKeys};
 pub use error::{Advice, ConnectFailure, Error, Result};
 pub use ids::{KeyId, TenantId};

@@ -18,7 +18,7 @@ use super::KeysDriver;
 use crate::schema::api_key_events;
 use crate::send::RunStatement;
 use crate::time::{MaybeTime, Time};
-use crate::{KeyEventKind, KeyId, KeyStatus, Page, Result, TenantId};
+use crate::{KeyEventCursor, KeyEventKind, KeyId, KeyStatus, Page, Result, TenantId};
 
 /// One change of a key, and the state after it.
 #[derive(Clone, Debug, PartialEq, Eq, HasQuery)]
@@ -123,14 +123,6 @@ impl KeysDriver<'_> {
             .limit(limit.into())
             .read_all(self.conn)
     }
-}
-
-/// A place in a key's history: behind the event that it was made from. It stays good when the event is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct KeyEventCursor {
-    revision: i64,
-    id: i64,
 }
 
 impl From<&KeyEventSnapshot> for KeyEventCursor {

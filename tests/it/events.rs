@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::{api_key_events, api_keys};
 use api_keys_driver::{
-    EventPosition, Freeze, KeyEventSnapshot, KeyHash, KeyStatus, KeyUse, KeysDriver, Page,
+    EventPosition, Freeze, KeyEventCursor, KeyEventSnapshot, KeyHash, KeyStatus, KeyUse, KeysDriver, Page,
     ParseEventPositionError, Result,
 };
 use chrono::{DateTime, TimeDelta, Utc};
@@ -209,6 +209,27 @@ fn a_history_is_paged_and_of_one_key_and_tenant() {
     assert_eq!((page.len(), page[0].revision, &page[0].key_id), (1, 2, &key("key")));
     assert_eq!(keys.fetch_key_events(&tenant(), &key("key"), Page::default()).unwrap().len(), 3);
     assert!(keys.fetch_key_events(&other(), &key("key"), Page::default()).unwrap().is_empty());
+}
+
+#[test]
+fn a_history_is_walked_with_a_cursor_that_is_kept_as_text() {
+    let (_database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    // An update with two events of one revision.
+    conn.batch_execute("UPDATE api_keys SET name = 'x', is_frozen = true; UPDATE api_keys SET name = 'y'")
+        .unwrap();
+    let whole = history(&mut conn, "key");
+    assert_eq!(whole.iter().map(|event| event.revision).collect::<Vec<_>>(), [1, 2, 2, 3]);
+    let (mut walked, mut text) = (vec![], None::<String>);
+    loop {
+        let cursor = text.as_deref().map(|text| text.parse::<KeyEventCursor>().unwrap());
+        let mut driver = KeysDriver::new(&mut conn);
+        let page = driver.fetch_key_history_after(&tenant(), &key("key"), cursor.as_ref(), 1).unwrap();
+        let Some(last) = page.last() else { break };
+        text = Some(KeyEventCursor::from(last).to_string());
+        walked.extend(page);
+    }
+    assert_eq!(walked, whole);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use api_keys_driver::{
-    EventPosition, KeyCursor, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page, PoolConfig, StatementCache,
-    Timeouts,
+    EventPosition, KeyCursor, KeyEventCursor, KeySnapshot, KeyUsageSnapshot, KeysDriver, Page, PoolConfig,
+    StatementCache, Timeouts,
 };
 use diesel::prelude::*;
 use serde_json::json;
@@ -57,6 +57,16 @@ fn a_cursor_is_its_text() {
     assert_eq!(serde_json::from_value::<KeyCursor>(value).unwrap(), cursor);
     let error = serde_json::from_value::<KeyCursor>(json!("the third page")).unwrap_err();
     assert!(error.to_string().starts_with("the text is not a cursor"), "{error}");
+}
+
+#[test]
+fn a_cursor_of_a_history_is_its_text() {
+    let cursor: KeyEventCursor = "h0000000000000002000000000000000d".parse().unwrap();
+    let value = serde_json::to_value(cursor).unwrap();
+    assert_eq!(value, json!(cursor.to_string()));
+    assert_eq!(serde_json::from_value::<KeyEventCursor>(value).unwrap(), cursor);
+    let error = serde_json::from_value::<KeyEventCursor>(json!({"revision": 2, "id": 13})).unwrap_err();
+    assert!(error.to_string().contains("expected a string"), "{error}");
 }
 
 #[test]
