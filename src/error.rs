@@ -166,11 +166,12 @@ pub enum Error {
     )]
     UnreadableEvent(crate::EventPosition),
 
-    /// A trigger that records events is missing or disabled, so changes of keys have no events. Or Citus distributes
-    /// the tables, so there is no common order of events. See `docs/sharding.md`.
+    /// A trigger that records events is missing or disabled, or tables inherit from `api_keys`, so changes of keys have
+    /// no events: [`check`](crate::check()) says which. Or Citus distributes the tables, so there is no common order of
+    /// events. See `docs/sharding.md`.
     #[error(
-        "changes of keys cannot be followed here: run `migrate` and enable the triggers of `api_keys`, or, if \
-         Citus distributes the table, follow its shards on their server"
+        "changes of keys cannot be followed here: correct what `check` reports about the triggers and children of \
+         `api_keys`, or, if Citus distributes the table, follow its shards on their server"
     )]
     EventsNotRecorded,
 

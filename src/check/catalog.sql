@@ -85,9 +85,33 @@ SELECT 'trigger', relname::text, tgname::text,
         ),
         format(' EXECUTE FUNCTION %I.', home.nspname), ' EXECUTE FUNCTION '
     ),
-    CASE tgenabled WHEN 'D' THEN 'disabled' WHEN 'R' THEN 'enabled on replicas only' ELSE '' END
+    CASE tgenabled
+        WHEN 'D' THEN 'disabled'
+        WHEN 'R' THEN 'enabled on replicas only'
+        -- Each partition has its own copy of a row trigger, which can be disabled by itself.
+        ELSE coalesce((
+            SELECT 'disabled on ' || string_agg(format('%I', part.relname), ', ' ORDER BY part.relname)
+            FROM pg_partition_tree(CASE relkind WHEN 'p' THEN tables.oid END) AS tree
+            JOIN pg_class AS part ON part.oid = tree.relid
+            WHERE tree.isleaf AND tgtype & 1 = 1 AND NOT EXISTS (
+                SELECT FROM pg_trigger AS of_part
+                WHERE of_part.tgrelid = part.oid AND of_part.tgparentid <> 0
+                    AND of_part.tgfoid = pg_trigger.tgfoid AND of_part.tgtype = pg_trigger.tgtype
+                    AND of_part.tgenabled IN ('O', 'A')
+            )
+        ), '')
+    END
 FROM home, tables
 JOIN pg_trigger ON tgrelid = tables.oid AND NOT tgisinternal AND tgparentid = 0
+
+UNION ALL
+-- Triggers of others that change a key after the crate's trigger compared it. Each is BEFORE, FOR EACH ROW, and fires
+-- on INSERT or UPDATE.
+SELECT 'late_trigger', relname::text, tgname::text, '', ''
+FROM tables
+JOIN pg_trigger ON tgrelid = tables.oid
+WHERE relname = 'api_keys' AND tgtype & 3 = 3 AND tgtype & 20 <> 0 AND tgenabled IN ('O', 'A')
+    AND tgname > '~api_keys_compare' AND tgname NOT IN ('~api_keys_number', '~api_keys_number_update')
 
 UNION ALL
 SELECT 'function', '', proname::text,

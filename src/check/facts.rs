@@ -67,6 +67,9 @@ pub(crate) struct TableFacts {
     pub(crate) publications: Vec<String>,
     #[diesel(sql_type = Bool)]
     pub(crate) has_no_identity: bool,
+    /// Tables that inherit from it. Partitions are not among them.
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) children: Vec<String>,
     #[diesel(sql_type = Array<Text>)]
     pub(crate) privileges: Vec<String>,
     #[diesel(sql_type = Array<Text>)]

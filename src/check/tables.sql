@@ -16,6 +16,12 @@ SELECT relname::text AS name,
         SELECT FROM pg_index WHERE indrelid = class.oid AND indisprimary AND indisvalid
     ) AS has_no_identity,
     ARRAY(
+        SELECT inhrelid::regclass::text
+        FROM pg_inherits
+        WHERE inhparent = class.oid AND relkind = 'r'
+        ORDER BY 1
+    ) AS children,
+    ARRAY(
         SELECT privilege
         FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS privilege
         WHERE has_table_privilege(class.oid, privilege)

@@ -119,6 +119,28 @@ type Break = (&'static str, &'static [&'static str], &'static str);
 /// Each breaks one thing of a migrated database.
 const BREAKS: &[Break] = &[
     (
+        "CREATE TABLE old_keys () INHERITS (api_keys)",
+        &["!! children of api_keys"],
+        "ALTER TABLE old_keys NO INHERIT api_keys; DROP TABLE old_keys",
+    ),
+    (
+        "CREATE TABLE old_calls () INHERITS (proxy_calls)",
+        &["!! children of proxy_calls"],
+        "DROP TABLE old_calls",
+    ),
+    (
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+         CREATE TRIGGER early BEFORE INSERT OR UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION late();
+         CREATE TRIGGER \"~api_keys_d\" BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION late();
+         CREATE TRIGGER \"é\" BEFORE INSERT ON api_keys FOR EACH ROW EXECUTE FUNCTION late();
+         CREATE TRIGGER \"~~\" BEFORE DELETE ON api_keys FOR EACH ROW EXECUTE FUNCTION late();
+         CREATE TRIGGER \"~~~\" AFTER UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION late();
+         CREATE TRIGGER \"~~~~\" BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION late();
+         ALTER TABLE api_keys DISABLE TRIGGER \"~~~~\"",
+        &["! trigger ~api_keys_d on api_keys", "! trigger é on api_keys"],
+        "DROP FUNCTION late() CASCADE",
+    ),
+    (
         "DROP INDEX ix_api_keys_tenant_newest_first",
         &["pending api_keys_tenant_newest_first", "index ix_api_keys_tenant_newest_first"],
         "",
@@ -422,6 +444,16 @@ fn break_partitions() {
     let Some((_database, mut conn)) = partitioned_service() else { return };
     migrate(&mut conn).unwrap();
     assert_eq!(found(&mut conn), [""; 0]);
+    for name in ["proxy_calls_tell_late_insert", "proxy_calls_tell_usage"] {
+        for off in ["DISABLE", "ENABLE REPLICA"] {
+            conn.batch_execute(&format!("ALTER TABLE calls_2026_01_b {off} TRIGGER {name}")).unwrap();
+            assert_eq!(found(&mut conn), [format!("! trigger {name} on proxy_calls")], "{off}");
+            let obstacle = check(&mut conn).unwrap().obstacles.remove(0);
+            assert_eq!(obstacle.why, "it is disabled on calls_2026_01_b, so not every change is recorded");
+            conn.batch_execute(&obstacle.action).unwrap();
+            assert_eq!(found(&mut conn), [""; 0], "{}", obstacle.action);
+        }
+    }
     conn.batch_execute(
         "UPDATE pg_index SET indisvalid = false
          WHERE indexrelid = 'ix_proxy_calls_key_usage_calls_2025'::regclass",

@@ -283,6 +283,49 @@ fn triggers_that_are_gone_stop_followers_and_new_ones_restart_the_cache() {
     }
 }
 
+/// The server fires no trigger of a table for the rows of a table that inherits from it, and a copy of each for each
+/// partition, which can be disabled by itself.
+#[test]
+fn tables_that_inherit_from_the_keys_and_partitions_stop_followers() {
+    let (_database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+    conn.batch_execute(&format!(
+        "CREATE TABLE old_keys () INHERITS (api_keys);
+         INSERT INTO old_keys (id, tenant_id, name, key_prefix, key_hash, is_frozen)
+         VALUES ('old', '{}', '', '', 'old', true)",
+        crate::support::TENANT
+    ))
+    .unwrap();
+    assert!(matches!(cache.catch_up(&mut conn), Err(Error::EventsNotRecorded)));
+    conn.batch_execute("ALTER TABLE old_keys NO INHERIT api_keys").unwrap();
+    cache.catch_up(&mut conn).unwrap();
+
+    let triggers: Vec<String> = diesel::dsl::sql::<Text>(
+        "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'api_keys'::regclass AND NOT tgisinternal",
+    )
+    .load(&mut conn)
+    .unwrap();
+    conn.batch_execute(
+        "ALTER TABLE api_keys RENAME TO plain;
+         CREATE TABLE api_keys (LIKE plain INCLUDING DEFAULTS) PARTITION BY HASH (tenant_id);
+         CREATE TABLE keys_0 PARTITION OF api_keys FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+    )
+    .unwrap();
+    conn.batch_execute(&triggers.join(";")).unwrap();
+    assert!(matches!(cache.catch_up(&mut conn), Err(Error::EventsNotRecorded)));
+    assert!(matches!(DeniedKeys::seed(&mut conn), Err(Error::EventsNotRecorded)));
+}
+
+#[test]
+fn rewriting_the_catalog_keeps_positions_good() {
+    let (_database, mut conn) = migrated_apart();
+    let mut cache = DeniedKeys::seed(&mut conn).unwrap();
+    conn.batch_execute("VACUUM (FREEZE) pg_trigger").unwrap();
+    conn.batch_execute("VACUUM (FULL, FREEZE) pg_trigger").unwrap();
+    assert!(!cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+}
+
 #[test]
 fn a_change_while_a_trigger_was_off_is_noticed_after_it_is_on_again() {
     let (_database, mut conn) = migrated_apart();

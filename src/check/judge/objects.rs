@@ -24,6 +24,18 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
             _ => other(view, expected, &named, verdict),
         }
     }
+    for late in view.home.objects.iter().filter(|object| object.kind == "late_trigger") {
+        verdict.add(
+            Effect::BlocksMethods,
+            format!("trigger {} on {}", late.name, late.table),
+            "it fires after ~api_keys_compare, so what it changes of a key is not recorded",
+            format!(
+                "ALTER TRIGGER {} ON {} RENAME TO a name that sorts before it",
+                quoted(&late.name),
+                view.qualified(&late.table)
+            ),
+        );
+    }
     if !view.home.foreign_partitions.is_empty() {
         verdict.add(
             Effect::Degrades,

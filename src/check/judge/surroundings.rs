@@ -23,6 +23,21 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
                 ),
             );
         }
+        if let Some(child) = table.children.first() {
+            verdict.add(
+                Effect::BlocksMigration,
+                format!("children of {}", table.name),
+                format!(
+                    "{} inherit from it, and have neither its triggers nor its indexes: changes of their rows are not \
+                     recorded",
+                    table.children.join(", ")
+                ),
+                format!(
+                    "ALTER TABLE {child} NO INHERIT {}, or partition the table: see docs/partitioning.md",
+                    view.qualified(&table.name)
+                ),
+            );
+        }
         if table.has_no_identity && !table.publications.is_empty() {
             verdict.add(
                 Effect::BlocksMethods,

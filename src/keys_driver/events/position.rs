@@ -100,7 +100,8 @@ impl TryFrom<String> for EventPosition {
 }
 
 /// What the positions of this server, on this timeline, have in common; 0 where one of the triggers that record
-/// events is missing or disabled, or where Citus distributes the table, and following goes through its planner.
+/// events is missing or disabled, where other tables inherit from `api_keys`, whose triggers do not fire for their rows,
+/// or where Citus distributes the table, and following goes through its planner.
 ///
 /// A trigger that was disabled and is enabled again has the same id, but its row in the catalog has another `xmin`.
 /// Changes between were not recorded, so the positions from before are refused.
@@ -129,6 +130,9 @@ pub(crate) const EPOCH: &str = r#"coalesce(pg_catalog.hashtextextended(pg_catalo
        WHERE "tgrelid" = pg_catalog.to_regclass('api_keys') AND "tgenabled" IN ('O', 'A')
          AND "tgname" IN ('~api_keys_compare', '~api_keys_number', '~api_keys_number_update', '~api_keys_tell',
            '~api_keys_tell_truncated', '~api_keys_tell_update')
+         AND NOT EXISTS (
+           SELECT 1 FROM pg_catalog.pg_inherits WHERE "inhparent" = pg_catalog.to_regclass('api_keys')
+         )
          AND NOT EXISTS (
            SELECT 1 FROM pg_catalog.pg_trigger AS "of_citus"
            WHERE "of_citus"."tgrelid" = pg_catalog.to_regclass('api_keys')

@@ -43,6 +43,11 @@ SELECT
             )
             AND NOT EXISTS (
               SELECT 1
+              FROM pg_catalog.pg_inherits
+              WHERE "inhparent" = pg_catalog.to_regclass('api_keys')
+            )
+            AND NOT EXISTS (
+              SELECT 1
               FROM pg_catalog.pg_trigger AS "of_citus"
               WHERE
                 "of_citus"."tgrelid" = pg_catalog.to_regclass('api_keys')
