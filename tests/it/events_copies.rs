@@ -12,7 +12,7 @@ use throwaway_postgres::{Database, PrivateServer};
 
 use crate::events_migrations::migrate_to_before_events;
 use crate::support::{
-    KeyRow, OTHER, TENANT, empty_apart, eventually, key, migrated_apart, other, tenant,
+    KeyRow, OTHER, TENANT, empty_apart, eventually, key, migrated_apart, other, server_with, tenant,
     wait_for_open_transactions,
 };
 
@@ -47,10 +47,7 @@ fn assert_equal(cache: &DeniedKeys, conn: &mut PgConnection) {
 
 /// A server with these settings, and a database on it as it was before this crate recorded events.
 fn before_events(settings: &str) -> (PrivateServer, Database, PgConnection) {
-    let mut server = PrivateServer::start_new().unwrap();
-    PgConnection::establish(&server.url()).unwrap().batch_execute(settings).unwrap();
-    server.stop().unwrap();
-    server.start().unwrap();
+    let server = server_with(settings);
     let database = server.create_database().unwrap();
     let mut conn = database.connect().unwrap();
     migrate_to_before_events(&mut conn);

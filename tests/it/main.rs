@@ -60,6 +60,7 @@ mod unused;
 mod usage;
 mod usage_partitions;
 mod usage_plans;
+mod usage_replica;
 mod usage_restore;
 mod usage_roll_up;
 mod usage_soak;

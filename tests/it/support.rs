@@ -73,6 +73,17 @@ pub(crate) fn empty_apart() -> (Database, PgConnection) {
     (database, conn)
 }
 
+/// A server of its own with these settings.
+pub(crate) fn server_with(settings: &str) -> PrivateServer {
+    let mut server = PrivateServer::start_new().expect("a private server");
+    let mut conn = PgConnection::establish(&server.url()).expect("a connection");
+    conn.batch_execute(settings).expect("settings that the server takes");
+    drop(conn);
+    server.stop().expect("a stop");
+    server.start().expect("a start");
+    server
+}
+
 /// The database of the existing service before this crate's migrations, with its tenants; `None`
 /// where the service's schema is not beside the crate.
 pub(crate) fn existing_service() -> Option<(Database, PgConnection)> {

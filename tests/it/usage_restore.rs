@@ -1,4 +1,5 @@
-//! Usage after a dump was restored into a server whose transaction ids are lower: by the real `pg_dump` and `pg_restore`.
+//! Usage after a dump was restored into a server whose transaction ids are lower, and after a restore of the data alone: by
+//! the real `pg_dump` and `pg_restore`.
 
 use std::process::{Command, Stdio};
 
@@ -8,11 +9,12 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use throwaway_postgres::{Database, PrivateServer};
 
-use crate::support::usage::{assert_exact, call, changes, fill, roll_up};
-use crate::support::{at, tenant};
+use crate::support::usage::{assert_exact, call, changes, fill, plain, roll_up};
+use crate::support::{at, eventually, tenant};
+use crate::usage_replica::documented;
 
 /// Copies a database with `pg_dump` and `pg_restore`; `false` where they are not beside the server's programs.
-fn restore(from: &Database, to: &Database, options: &[&str]) -> bool {
+fn restore(from: &Database, to: &Database, dump_options: &[&str], options: &[&str]) -> bool {
     let programs = throwaway_postgres::programs().unwrap();
     let (dump, restore) = (programs.join("pg_dump"), programs.join("pg_restore"));
     if !dump.exists() || !restore.exists() {
@@ -21,6 +23,7 @@ fn restore(from: &Database, to: &Database, options: &[&str]) -> bool {
     }
     let mut dumping = Command::new(dump)
         .args(["--format=custom", "--no-owner"])
+        .args(dump_options)
         .arg(from.url())
         .stdout(Stdio::piped())
         .spawn()
@@ -81,7 +84,7 @@ fn a_dump_restored_into_a_younger_server_answers_the_plain_sums() {
     for steps in 0..4 {
         let (_server, source, mut old) = busy(steps);
         let copy = younger.create_database().unwrap();
-        if !restore(&source, &copy, &[]) {
+        if !restore(&source, &copy, &[], &[]) {
             return;
         }
         let mut conn = copy.connect().unwrap();
@@ -106,5 +109,69 @@ fn a_dump_restored_into_a_younger_server_answers_the_plain_sums() {
         roll_up(&mut conn, "2026-03-03T00:00:00Z");
         assert_exact(&mut conn);
         assert_eq!(of_all_time(&mut conn), before, "{steps} steps");
+    }
+}
+
+const DATA: &[&str] = &["--data-only", "--exclude-table=*__diesel_schema_migrations"];
+
+/// A migrated database, in which usage was rolled up already.
+fn rolled_up(server: &PrivateServer) -> (Database, PgConnection) {
+    let copy = server.create_database().unwrap().prepare(migrate).unwrap();
+    let mut conn = copy.connect().unwrap();
+    roll_up(&mut conn, "2026-03-02T18:00:00Z");
+    (copy, conn)
+}
+
+#[test]
+fn restored_data_answer_as_the_old_database_after_the_documented_preparation() {
+    let younger = PrivateServer::start_new().unwrap();
+    for steps in [0, 2] {
+        let (_server, source, mut old) = busy(steps);
+        for options in [&[][..], &["--disable-triggers"]] {
+            let (copy, mut conn) = rolled_up(&younger);
+            conn.batch_execute(documented("## Restore the data alone\n", 0)).unwrap();
+            if !restore(&source, &copy, DATA, options) {
+                return;
+            }
+            let before = of_all_time(&mut old);
+            assert_exact(&mut conn);
+            assert_eq!(of_all_time(&mut conn), before, "{steps} steps, {options:?}");
+            call(&mut conn, "new and late", "2026-03-02T12:18:00Z", "1");
+            assert_exact(&mut conn);
+            roll_up(&mut conn, "2026-03-03T00:00:00Z");
+            assert_exact(&mut conn);
+            assert_eq!(changes(&mut conn), 0);
+            assert_eq!(of_all_time(&mut conn).request_count, before.request_count + 1);
+        }
+    }
+}
+
+#[test]
+fn restored_calls_without_their_usage_are_counted_by_the_triggers_or_by_a_recount() {
+    let younger = PrivateServer::start_new().unwrap();
+    let (_server, source, _old) = busy(3);
+    for (options, is_counted) in [(&[][..], true), (&["--disable-triggers"], false)] {
+        let (copy, mut conn) = rolled_up(&younger);
+        let tables = ["--data-only", "--table=proxy_calls", "--table=api_keys"];
+        if !restore(&source, &copy, &tables, options) {
+            return;
+        }
+        let ever = at("2000-01-01T00:00:00Z")..at("2099-01-01T00:00:00Z");
+        let calls = plain(&mut conn, "true", &ever);
+        assert!(calls.request_count > 1000);
+        assert_eq!(of_all_time(&mut conn) == calls, is_counted, "{options:?}");
+        if !is_counted {
+            let mut from = ever.start;
+            eventually("all is counted again", || {
+                let step = KeysDriver::new(&mut conn).recount_usage(from).unwrap().expect("no other worker");
+                from = step.recounted_to;
+                !step.is_behind
+            });
+        }
+        assert_exact(&mut conn);
+        assert_eq!(of_all_time(&mut conn), calls);
+        roll_up(&mut conn, "2026-03-03T00:00:00Z");
+        assert_exact(&mut conn);
+        assert_eq!(of_all_time(&mut conn), calls);
     }
 }
