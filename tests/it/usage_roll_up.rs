@@ -453,6 +453,30 @@ fn calls_that_retention_deletes_leave_their_usage() {
     assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
 }
 
+/// A take-over by logical replication leaves the sequence behind, and the trigger records no deletion above it.
+#[test]
+fn calls_above_the_frontier_are_not_deleted() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    let never = at("2000-01-01T00:00:00Z");
+    let before = KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap();
+    let moment = at("2026-03-02T00:00:00Z");
+    for set_back in
+        ["SELECT setval('usage_frontier', -210866803200)", "SELECT setval('usage_frontier', 1772388000)"]
+    {
+        conn.batch_execute(set_back).unwrap();
+        let deleted = KeysDriver::new(&mut conn).delete_calls_before(moment, 1_000).unwrap();
+        assert_eq!(deleted > 0, set_back.contains("1772388000"), "{set_back}");
+        assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
+    }
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert!(KeysDriver::new(&mut conn).delete_calls_before(moment, 1_000).unwrap() > 0);
+    assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
+    roll_up(&mut conn, "2026-03-04T00:00:00Z");
+    assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
+}
+
 #[test]
 fn truncating_the_calls_forgets_their_usage_and_that_of_deleted_calls() {
     let (_database, mut conn) = migrated_apart();

@@ -76,13 +76,17 @@ impl KeysDriver<'_> {
 }
 
 /// The moment before which calls may be deleted, which is stored if it is later than the stored one.
+///
+/// Not after the frontier: the trigger does not record deletions above it, and after a take-over it may be lower than
+/// `counted_to`.
 macro_rules! retired {
     () => {
         concat!(
             r#""bound" AS MATERIALIZED (SELECT "#,
             start_of!(
                 "15 minutes",
-                r#"least("moment", (SELECT "counted_to" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1))"#
+                r#"least("moment", (SELECT "counted_to" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1),
+                    to_timestamp(pg_sequence_last_value('usage_frontier')))"#
             ),
             r#" AS "to" FROM "asked"),
             "declared" AS (

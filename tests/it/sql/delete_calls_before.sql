@@ -7,7 +7,8 @@ WITH
       '15 minutes',
       least(
         "moment",
-        (SELECT "counted_to" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)
+        (SELECT "counted_to" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1),
+        to_timestamp(pg_sequence_last_value('usage_frontier'))
       ),
       timestamptz '2000-01-01 00:00:00+00'
     ) AS "to"
