@@ -118,11 +118,11 @@ fn usage_of_partitioned_calls(server: &PrivateServer) -> Result<(), Error> {
         columns.push((before, usages(&mut conn, now)?));
     }
     let names = ["usage of 1 day", "usage of 30 days", "usage of 365 days", "series of 30 days by the day"];
-    for (nth, name) in names.iter().enumerate() {
-        println!("| {name}, not counted | {:.2} ms | {:.2} ms |", columns[0].0[nth], columns[1].0[nth]);
+    for (index, name) in names.iter().enumerate() {
+        println!("| {name}, not counted | {:.2} ms | {:.2} ms |", columns[0].0[index], columns[1].0[index]);
     }
-    for (nth, name) in names.iter().enumerate() {
-        println!("| {name}, counted | {:.2} ms | {:.2} ms |", columns[0].1[nth], columns[1].1[nth]);
+    for (index, name) in names.iter().enumerate() {
+        println!("| {name}, counted | {:.2} ms | {:.2} ms |", columns[0].1[index], columns[1].1[index]);
     }
     println!();
     Ok(())
@@ -186,11 +186,11 @@ fn write_on(
 ) -> BTreeMap<usize, Duration> {
     let mut conn = PgConnection::establish(url).expect("a writer");
     let mut longest: BTreeMap<usize, Duration> = BTreeMap::new();
-    let mut nth: u32 = 0;
+    let mut key: u32 = 0;
     while !is_over.load(Ordering::Relaxed) {
         // Every key once before any is written twice: 7,919 is a prime.
-        nth = (nth + 7_919) % keys;
-        let sql = sql.replace("{key}", &(nth + 1).to_string());
+        key = (key + 7_919) % keys;
+        let sql = sql.replace("{key}", &(key + 1).to_string());
         let before = step.load(Ordering::Relaxed);
         let took = timed(|| conn.batch_execute(&sql).expect("a write"));
         // A wait that spans several steps counts for each of them.
@@ -253,9 +253,9 @@ fn migrate_with_writers_on(database: &Database) -> Result<(), Error> {
         thread::sleep(Duration::from_secs(2));
         let migrated = Migrator::new()
             .report_to(|progress| match progress {
-                Progress::Step { name, nth, .. } => {
+                Progress::Step { name, number, .. } => {
                     begun.push((name.clone(), Instant::now()));
-                    step.store(*nth, Ordering::Relaxed);
+                    step.store(*number, Ordering::Relaxed);
                 }
                 other => eprintln!("{other:?}"),
             })
@@ -279,10 +279,10 @@ fn migrate_with_writers_on(database: &Database) -> Result<(), Error> {
         println!("| {name} | {takes} | {} |", times.join(" | "));
     };
     row("before", "", 0);
-    for (nth, pair) in (1..).zip(begun.windows(2)) {
+    for (index, pair) in (1..).zip(begun.windows(2)) {
         let title = pair[0].0.split_once('_').map_or("", |(_, title)| title);
         let takes = format!("{:.1} ms", milliseconds(pair[1].1 - pair[0].1));
-        row(&format!("`{title}`"), &takes, nth);
+        row(&format!("`{title}`"), &takes, index);
     }
     row("after", "", begun.len());
     Ok(())

@@ -62,12 +62,12 @@ fn measure(what: &str, worlds: &mut [World], rounds: usize, work: fn(&mut World)
     let mut walls = vec![Vec::new(); worlds.len()];
     let mut cpu = vec![Vec::new(); worlds.len()];
     for round in 0..rounds + rounds / 10 {
-        for (nth, world) in worlds.iter_mut().enumerate() {
+        for (index, world) in worlds.iter_mut().enumerate() {
             let (began, spent) = (Instant::now(), world.cpu_time());
             work(world);
             if round >= rounds / 10 {
-                walls[nth].push(began.elapsed());
-                cpu[nth].push(world.cpu_time().saturating_sub(spent));
+                walls[index].push(began.elapsed());
+                cpu[index].push(world.cpu_time().saturating_sub(spent));
             }
         }
     }
@@ -189,10 +189,10 @@ fn throughput(world: &World) -> f64 {
             let (mut conn, changes, is_over) =
                 (world.database.connect().expect("a connection"), &changes, &is_over);
             scope.spawn(move || {
-                let mut nth = client;
+                let mut index = client;
                 while !is_over.load(Ordering::Relaxed) {
-                    toggle(&mut conn, &key(nth % KEYS));
-                    nth += CLIENTS;
+                    toggle(&mut conn, &key(index % KEYS));
+                    index += CLIENTS;
                     changes.fetch_add(1, Ordering::Relaxed);
                 }
             });

@@ -245,8 +245,8 @@ fn writers(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
     for (clients, statements) in [(1, 1), (1, 10), (8, 1), (8, 10)] {
         let mut heats = [Vec::new(), Vec::new()];
         for heat in 0..HEATS {
-            for nth in 0..2 {
-                let with = (nth + heat) % 2 == 1;
+            for index in 0..2 {
+                let with = (index + heat) % 2 == 1;
                 let state = if with { "ENABLE" } else { "DISABLE" };
                 conn.batch_execute(&format!(
                     "TRUNCATE proxy_calls; ALTER TABLE proxy_calls {state} TRIGGER USER; CHECKPOINT"
@@ -283,17 +283,17 @@ fn insert(url: &str, clients: u32, statements: u32) -> Result<(f64, f64), Error>
                 let mut conn = PgConnection::establish(url)?;
                 let pid = diesel::select(diesel::dsl::sql::<Integer>("pg_backend_pid()"));
                 let pid: i32 = pid.get_result(&mut conn)?;
-                for nth in 0..50 {
-                    conn.batch_execute(&insertion(&format!("warm-{client}-{nth}")))?;
+                for index in 0..50 {
+                    conn.batch_execute(&insertion(&format!("warm-{client}-{index}")))?;
                 }
                 start.wait();
                 let (cpu, begin) = (processor_time(pid)?, Instant::now());
-                for nth in 0..each {
-                    if statements > 1 && nth % statements == 0 {
+                for index in 0..each {
+                    if statements > 1 && index % statements == 0 {
                         conn.batch_execute("BEGIN")?;
                     }
-                    conn.batch_execute(&insertion(&format!("{client}-{nth}")))?;
-                    if statements > 1 && nth % statements == statements - 1 {
+                    conn.batch_execute(&insertion(&format!("{client}-{index}")))?;
+                    if statements > 1 && index % statements == statements - 1 {
                         conn.batch_execute("COMMIT")?;
                     }
                 }

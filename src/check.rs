@@ -13,7 +13,7 @@ pub(crate) use self::expected::Expected;
 pub(crate) use self::facts::Facts;
 pub(crate) use self::judge::{Verdict, judge};
 
-use crate::steps::Outset;
+use crate::steps::InitialSession;
 use crate::{Error, Result};
 
 /// What [`check`] found.
@@ -43,8 +43,8 @@ impl Report {
 /// Shows one obstacle a line.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (nth, obstacle) in self.obstacles.iter().enumerate() {
-            write!(f, "{}{obstacle}", if nth == 0 { "" } else { "\n" })?;
+        for (index, obstacle) in self.obstacles.iter().enumerate() {
+            write!(f, "{}{obstacle}", if index == 0 { "" } else { "\n" })?;
         }
         Ok(())
     }
@@ -122,11 +122,11 @@ impl fmt::Display for Effect {
 ///
 /// [`Error::AlreadyInTransaction`] inside a transaction.
 pub fn check(conn: &mut PgConnection) -> Result<Report> {
-    let outset = match Outset::look(conn) {
+    let initial = match InitialSession::read(conn) {
         Err(Error::UnsupportedServer { version, oldest }) => return Ok(unsupported(version, oldest)),
         looked => looked?,
     };
-    let facts = Facts::gather(conn, &outset)?;
+    let facts = Facts::gather(conn, &initial)?;
     Ok(judge(&facts).into_report(&facts))
 }
 

@@ -1,5 +1,5 @@
 //! A cache of the keys that may not be used, kept right by the events. What the server tells is read in
-//! `keys_driver`; waiting for news is in `key_event_listener`.
+//! `keys_driver`; waiting for changes is in `key_event_listener`.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -44,13 +44,13 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct DeniedKeys {
     followed_to: EventPosition,
-    keys: HashMap<TenantId, HashMap<KeyId, Known>>,
+    keys: HashMap<TenantId, HashMap<KeyId, KeyState>>,
     /// Keys that may be used, and the transaction that no event with a lower revision can have.
     settling: VecDeque<(i64, TenantId, KeyId)>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct KeyState {
     revision: i64,
     is_denied: bool,
 }
@@ -89,7 +89,7 @@ impl DeniedKeys {
         loop {
             let page = driver.fetch_denied_keys_after(last.as_ref(), BATCH)?;
             for key in &page {
-                denied.learn(&key.tenant_id, &key.id, Known { revision: key.revision, is_denied: true });
+                denied.update(&key.tenant_id, &key.id, KeyState { revision: key.revision, is_denied: true });
             }
             last = page.into_iter().last();
             if last.is_none() {
@@ -111,25 +111,25 @@ impl DeniedKeys {
     pub fn catch_up(&mut self, conn: &mut PgConnection) -> Result<CaughtUp> {
         let mut met = CaughtUp::default();
         loop {
-            let stretch = match KeysDriver::new(conn).follow_key_events(self.followed_to, BATCH) {
+            let batch = match KeysDriver::new(conn).follow_key_events(self.followed_to, BATCH) {
                 Err(Error::PositionElsewhere) => {
                     *self = Self::seed(conn)?;
                     met.is_seeded_anew = true;
                     continue;
                 }
-                stretch => stretch?,
+                batch => batch?,
             };
-            let is_end = stretch.events.is_empty() && stretch.unreadable.is_none();
-            for event in stretch.events {
+            let is_end = batch.events.is_empty() && batch.unreadable.is_none();
+            for event in batch.events {
                 met.events += 1;
-                self.take(&event, stretch.next);
+                self.take(&event, batch.next);
             }
-            if let Some(position) = stretch.unreadable {
+            if let Some(position) = batch.unreadable {
                 met.unreadable += 1;
                 self.followed_to = position;
             }
             if is_end {
-                self.settle(stretch.oldest_open);
+                self.settle(batch.oldest_open);
                 return Ok(met);
             }
         }
@@ -164,27 +164,27 @@ impl DeniedKeys {
         self.followed_to = event.position;
         let is_denied =
             event.is_frozen || event.status != KeyStatus::Active || event.kind == KeyEventKind::Deleted;
-        if self.learn(&event.tenant_id, &event.key_id, Known { revision: event.revision, is_denied })
+        if self.update(&event.tenant_id, &event.key_id, KeyState { revision: event.revision, is_denied })
             && !is_denied
         {
             self.settling.push_back((next, event.tenant_id.clone(), event.key_id.clone()));
         }
     }
 
-    /// Returns whether that is news.
-    fn learn(&mut self, tenant_id: &TenantId, key_id: &KeyId, news: Known) -> bool {
+    /// Returns whether the state is newer than the known one.
+    fn update(&mut self, tenant_id: &TenantId, key_id: &KeyId, state: KeyState) -> bool {
         let Some(keys) = self.keys.get_mut(tenant_id) else {
-            self.keys.insert(tenant_id.clone(), HashMap::from([(key_id.clone(), news)]));
+            self.keys.insert(tenant_id.clone(), HashMap::from([(key_id.clone(), state)]));
             return true;
         };
         match keys.get_mut(key_id) {
-            Some(known) if known.revision >= news.revision => false,
+            Some(known) if known.revision >= state.revision => false,
             Some(known) => {
-                *known = news;
+                *known = state;
                 true
             }
             None => {
-                keys.insert(key_id.clone(), news);
+                keys.insert(key_id.clone(), state);
                 true
             }
         }

@@ -125,10 +125,10 @@ pub enum Error {
     },
 
     /// One element of a batch is invalid, so the whole batch is refused. Nothing was sent to the server.
-    #[error("element {nth} of the batch, counted from 0, is invalid: correct or remove it")]
+    #[error("element {index} of the batch, counted from 0, is invalid: correct or remove it")]
     InBatch {
         /// The index of the element, counted from 0.
-        nth: usize,
+        index: usize,
         /// Why the element is invalid.
         source: Box<Error>,
     },

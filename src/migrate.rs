@@ -22,14 +22,14 @@ use self::index::{Builder, Table};
 use self::session::Session;
 use self::watch::{Report, Watch};
 use crate::check::{Facts, Verdict, judge};
-use crate::steps::{Index, Outset, Records, STEPS, Step, records};
+use crate::steps::{Index, InitialSession, Records, STEPS, Step, records};
 use crate::{Effect, Error, Obstacle, Result};
 
 /// The crate's migrations, for tools that list them. To run them, call [`migrate`].
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
 /// How long a migrator waits for other sessions unless it is set.
-const PATIENCE: Duration = Duration::from_secs(600);
+const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Brings a database to the schema that this crate needs, and returns the names of the migrations
 /// that this call applied, oldest first.
@@ -88,7 +88,7 @@ pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>> {
 /// let applied = Migrator::new()
 ///     .wait_at_most(Duration::from_secs(30))
 ///     .report_to(|progress| match progress {
-///         Progress::Step { name, nth, of } => println!("{nth}/{of} {name}"),
+///         Progress::Step { name, number, of } => println!("{number}/{of} {name}"),
 ///         Progress::Waits { holders, .. } => println!("waiting for {holders}"),
 ///         other => println!("{other:?}"),
 ///     })
@@ -99,14 +99,14 @@ pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>> {
 /// # }
 /// ```
 pub struct Migrator<'r> {
-    patience: Duration,
+    max_wait: Duration,
     report: Option<Report<'r>>,
     observer: Option<&'r mut PgConnection>,
 }
 
 impl fmt::Debug for Migrator<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Migrator").field("patience", &self.patience).finish_non_exhaustive()
+        f.debug_struct("Migrator").field("max_wait", &self.max_wait).finish_non_exhaustive()
     }
 }
 
@@ -120,7 +120,7 @@ impl<'r> Migrator<'r> {
     /// Waits ten minutes at most for each session that is in the way, and reports nothing.
     #[must_use]
     pub fn new() -> Self {
-        Self { patience: PATIENCE, report: None, observer: None }
+        Self { max_wait: DEFAULT_MAX_WAIT, report: None, observer: None }
     }
 
     /// Sets the longest time that one step waits for other sessions: for their locks, for the
@@ -128,8 +128,8 @@ impl<'r> Migrator<'r> {
     ///
     /// The time that a build itself takes is not bounded.
     #[must_use]
-    pub fn wait_at_most(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub fn wait_at_most(mut self, max_wait: Duration) -> Self {
+        self.max_wait = max_wait;
         self
     }
 
@@ -160,12 +160,12 @@ impl<'r> Migrator<'r> {
             return Ok(Vec::new());
         }
         run.session.lock(&mut run.watch)?;
-        run.look_again()?;
+        run.refresh()?;
         // To read a view, or a column of another type, may run code of its owner with the rights of this role.
-        if run.verdict.has_other_shapes() {
+        if run.verdict.has_wrong_tables() {
             run.refuse_obstacles(Vec::new())?;
         }
-        let rows = run.look_at_rows(&run.verdict.pending.clone())?;
+        let rows = run.check_rows(&run.verdict.pending.clone())?;
         run.refuse_obstacles(rows)?;
         records::set_up(run.session.conn)?;
         let pending = run.verdict.pending.clone();
@@ -196,7 +196,7 @@ impl<'r> Migrator<'r> {
 /// The state of one call.
 struct Run<'m, 'r, 'c> {
     session: Session<'c>,
-    outset: Outset,
+    initial: InitialSession,
     watch: Watch<'m, 'r>,
     schema: String,
     facts: Facts,
@@ -205,9 +205,9 @@ struct Run<'m, 'r, 'c> {
 
 impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
     fn begin(migrator: &'m mut Migrator<'r>, conn: &'c mut PgConnection) -> Result<Self> {
-        let outset = Outset::look(conn)?;
-        let mut session = Session::begin(conn, &outset)?;
-        let facts = Facts::gather(session.conn, &outset)?;
+        let initial = InitialSession::read(conn)?;
+        let mut session = Session::begin(conn, &initial)?;
+        let facts = Facts::gather(session.conn, &initial)?;
         let verdict = judge(&facts);
         let Some(home) = &facts.home else {
             return Err(Error::NotReady(Box::new(verdict.into_report(&facts))));
@@ -215,18 +215,18 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
         let schema = home.schema.clone();
         session.pin_path(&schema)?;
         let watch = Watch {
-            patience: migrator.patience,
+            max_wait: migrator.max_wait,
             report: migrator.report.as_mut(),
             observer: migrator.observer.as_deref_mut(),
             step: String::new(),
             is_english: session.is_english,
         };
-        Ok(Self { session, outset, watch, schema, facts, verdict })
+        Ok(Self { session, initial, watch, schema, facts, verdict })
     }
 
     /// Reads the facts again: another migrator may have changed them while this one waited.
-    fn look_again(&mut self) -> Result<()> {
-        self.facts = Facts::gather(self.session.conn, &self.outset)?;
+    fn refresh(&mut self) -> Result<()> {
+        self.facts = Facts::gather(self.session.conn, &self.initial)?;
         self.verdict = judge(&self.facts);
         Ok(())
     }
@@ -242,12 +242,12 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
         Ok(())
     }
 
-    fn look_at_rows(&mut self, pending: &[&'static Step]) -> Result<Vec<Obstacle>> {
+    fn check_rows(&mut self, pending: &[&'static Step]) -> Result<Vec<Obstacle>> {
         let mut tables = Vec::new();
         for name in ["api_keys", "proxy_calls"] {
             tables.extend(Table::find(self.session.conn, &self.schema, name)?.map(|_| name));
         }
-        rows::forbidden(self.session.conn, &self.schema, pending, &tables)
+        rows::violations(self.session.conn, &self.schema, pending, &tables)
     }
 
     fn each(
@@ -257,13 +257,13 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
     ) -> Result<Vec<String>> {
         let of = steps.len();
         let mut names = Vec::with_capacity(of);
-        for (nth, step) in (1..).zip(steps) {
+        for (number, step) in (1..).zip(steps) {
             step.name.clone_into(&mut self.watch.step);
-            self.watch.tell(&Progress::Step { name: step.name.into(), nth, of });
+            self.watch.report(&Progress::Step { name: step.name.into(), number, of });
             if let Err(error) = work(&mut self, step) {
                 if let Error::UniqueViolation { .. } = error {
                     // The rows were written after they were checked.
-                    let rows = self.look_at_rows(&[step])?;
+                    let rows = self.check_rows(&[step])?;
                     self.refuse_obstacles(rows)?;
                 }
                 return Err(StepFailed::at(step, error));
@@ -310,7 +310,7 @@ impl<'m, 'r, 'c> Run<'m, 'r, 'c> {
             tables.extend(Table::find(conn, &self.schema, name)?.map(|table| table.oid));
         }
         let sql = self.watch.in_english(sql);
-        self.watch.with_short_locks(conn, &tables, |conn| {
+        self.watch.retry_on_lock_timeout(conn, &tables, |conn| {
             conn.transaction(|conn| {
                 conn.batch_execute(&sql)?;
                 record(conn)

@@ -24,11 +24,11 @@ pub(crate) fn database() -> Result<Database> {
         keys.insert_key(&new)?;
     }
     let calls: Vec<NewCall> = (0..400)
-        .map(|nth: i64| {
-            let at = now - TimeDelta::minutes(nth * nth % 1_440);
+        .map(|index: i64| {
+            let at = now - TimeDelta::minutes(index * index % 1_440);
             NewCall {
-                cost_cents: Some(bigdecimal::BigDecimal::new((nth % 90 + 5).into(), 3)),
-                ..NewCall::new("acme".into(), format!("call-{nth}"), "acme-prod".into(), at)
+                cost_cents: Some(bigdecimal::BigDecimal::new((index % 90 + 5).into(), 3)),
+                ..NewCall::new("acme".into(), format!("call-{index}"), "acme-prod".into(), at)
             }
         })
         .collect();

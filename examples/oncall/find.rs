@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 use diesel::PgConnection;
 
 use crate::show::moment;
-use crate::{Place, Result, printable};
+use crate::{KeyArgs, Result, printable};
 
 #[derive(Subcommand)]
 pub(crate) enum By {
@@ -21,18 +21,18 @@ pub(crate) enum By {
         hash: String,
     },
     /// By its id.
-    Id(Place),
+    Id(KeyArgs),
 }
 
 pub(crate) fn run(conn: &mut PgConnection, by: &By) -> Result {
-    const MOST: u32 = 50;
+    const LIMIT: u32 = 50;
 
     let mut keys = KeysDriver::new(conn);
     let found = match by {
         By::Prefix { secret } => {
             // Somebody may paste a whole secret, so only the part that is stored as the prefix is sent.
             let prefix: String = secret.chars().take(12).collect();
-            keys.fetch_keys_of_any_tenant_by_prefix(&prefix, None, MOST)?
+            keys.fetch_keys_of_any_tenant_by_prefix(&prefix, None, LIMIT)?
         }
         By::Hash { hash } => match keys.fetch_key_by_hash(&KeyHash::from(hash.as_str()))? {
             Some(key) => keys.fetch_key_by_id(&key.tenant_id, &key.id)?.into_iter().collect(),
@@ -44,8 +44,8 @@ pub(crate) fn run(conn: &mut PgConnection, by: &By) -> Result {
         return Err("no key matches: check the text, and whether DATABASE_URL is the right database".into());
     }
     println!("{}", table(&found));
-    if found.len() == MOST as usize {
-        println!("these are the first {MOST}: give more characters to see fewer");
+    if found.len() == LIMIT as usize {
+        println!("these are the first {LIMIT}: give more characters to see fewer");
     }
     Ok(())
 }

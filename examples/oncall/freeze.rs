@@ -5,12 +5,12 @@ use chrono::Utc;
 use clap::Args;
 use diesel::PgConnection;
 
-use crate::{Place, Result, printable};
+use crate::{KeyArgs, Result, printable};
 
 #[derive(Args)]
 pub(crate) struct Freeze {
     #[command(flatten)]
-    place: Place,
+    place: KeyArgs,
     /// Who freezes it
     #[arg(long)]
     by: String,
@@ -33,7 +33,7 @@ pub(crate) fn run(conn: &mut PgConnection, Freeze { place, by, reason }: &Freeze
     Ok(())
 }
 
-pub(crate) fn undo(conn: &mut PgConnection, place: &Place) -> Result {
+pub(crate) fn undo(conn: &mut PgConnection, place: &KeyArgs) -> Result {
     let key = Transaction::attempts(3).run(conn, |conn| {
         let mut keys = KeysDriver::new(conn);
         let Some(key) = keys.fetch_key_for_update(&place.tenant_id(), &place.key_id())? else {

@@ -38,11 +38,11 @@ enum Command {
     #[command(subcommand)]
     Find(find::By),
     /// Shows a key: its state, its history, and its calls of the last day.
-    Show(Place),
+    Show(KeyArgs),
     /// Freezes a key, so that engines deny it.
     Freeze(freeze::Freeze),
     /// Unfreezes a key. A revoked key stays revoked.
-    Unfreeze(Place),
+    Unfreeze(KeyArgs),
     /// Lists the keys of all tenants that are frozen.
     Frozen,
     /// Prints the changes of the keys of all tenants, until it is interrupted.
@@ -51,14 +51,14 @@ enum Command {
 
 /// Identifies a key.
 #[derive(Args)]
-struct Place {
+struct KeyArgs {
     /// The tenant's id
     tenant: String,
     /// The key's id
     key: String,
 }
 
-impl Place {
+impl KeyArgs {
     fn tenant_id(&self) -> TenantId {
         self.tenant.as_str().into()
     }

@@ -7,9 +7,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::{Table, presets};
 use diesel::PgConnection;
 
-use crate::{Place, Result, printable};
+use crate::{KeyArgs, Result, printable};
 
-pub(crate) fn run(conn: &mut PgConnection, place: &Place) -> Result {
+pub(crate) fn run(conn: &mut PgConnection, place: &KeyArgs) -> Result {
     let (tenant_id, key_id) = (place.tenant_id(), place.key_id());
     let mut keys = KeysDriver::new(conn);
     let key = keys.fetch_key_by_id(&tenant_id, &key_id)?.ok_or_else(|| place.not_found())?;

@@ -45,9 +45,9 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Call>> {
 }
 
 fn parse(line: &StringRecord) -> Result<Call> {
-    let tokens = |nth: usize| {
-        let count = line[nth].parse().ok().filter(|tokens| *tokens >= 0);
-        count.ok_or_else(|| misplaced(line, nth, "a whole number from 0 to 2147483647"))
+    let tokens = |index: usize| {
+        let count = line[index].parse().ok().filter(|tokens| *tokens >= 0);
+        count.ok_or_else(|| misplaced(line, index, "a whole number from 0 to 2147483647"))
     };
     let time = NaiveDateTime::parse_from_str(&line[0], "%Y-%m-%d %H:%M:%S%.f");
     Ok(Call {
@@ -57,9 +57,9 @@ fn parse(line: &StringRecord) -> Result<Call> {
     })
 }
 
-fn misplaced(line: &StringRecord, nth: usize, expected: &str) -> String {
+fn misplaced(line: &StringRecord, index: usize, expected: &str) -> String {
     let place = line.position().map_or(0, csv::Position::line);
-    let (column, name, value) = (nth + 1, COLUMNS[nth], &line[nth]);
+    let (column, name, value) = (index + 1, COLUMNS[index], &line[index]);
     format!("line {place}, column {column} ({name}): `{value}` is not {expected}")
 }
 
@@ -79,10 +79,10 @@ fn unreadable(error: &csv::Error) -> String {
 pub(crate) fn invented() -> Vec<Call> {
     let first = DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(20_510);
     (0..200)
-        .map(|nth| Call {
-            created_at: first + TimeDelta::minutes(37 * i64::from(nth)),
-            input_tokens: 100 + nth * 61 % 4000,
-            output_tokens: 5 + nth * 17 % 300,
+        .map(|index| Call {
+            created_at: first + TimeDelta::minutes(37 * i64::from(index)),
+            input_tokens: 100 + index * 61 % 4000,
+            output_tokens: 5 + index * 17 % 300,
         })
         .collect()
 }

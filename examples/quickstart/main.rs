@@ -121,9 +121,9 @@ fn title(text: &str) {
 fn load(conn: &mut PgConnection, calls: &[Call]) -> Result<()> {
     let created_at =
         calls.first().map_or_else(DateTime::default, |call| call.created_at) - TimeDelta::days(1);
-    for ((id, name, is_synthetic), nth) in KEYS.into_iter().zip(0..) {
-        let (prefix, hash) = (format!("sk-live-{nth:04}"), format!("{nth:064x}"));
-        let created_at = created_at + TimeDelta::hours(nth);
+    for ((id, name, is_synthetic), index) in KEYS.into_iter().zip(0..) {
+        let (prefix, hash) = (format!("sk-live-{index:04}"), format!("{index:064x}"));
+        let created_at = created_at + TimeDelta::hours(index);
         let key = NewKey {
             is_synthetic,
             ..NewKey::new(TENANT.into(), id.into(), name, prefix, hash.into(), created_at)
@@ -132,10 +132,10 @@ fn load(conn: &mut PgConnection, calls: &[Call]) -> Result<()> {
     }
 
     for (batch, calls) in calls.chunks(1000).enumerate() {
-        let rows = calls.iter().enumerate().map(|(nth, call)| {
-            let (key, _, _) = KEYS[nth % KEYS.len()];
+        let rows = calls.iter().enumerate().map(|(index, call)| {
+            let (key, _, _) = KEYS[index % KEYS.len()];
             (
-                proxy_calls::id.eq(format!("call-{batch}-{nth}")),
+                proxy_calls::id.eq(format!("call-{batch}-{index}")),
                 proxy_calls::tenant_id.eq(TENANT),
                 proxy_calls::api_key_id.eq(key),
                 proxy_calls::endpoint.eq("/v1/chat/completions"),

@@ -6,9 +6,9 @@ use crate::steps::{STEPS, Step};
 #[derive(Debug)]
 pub(crate) struct Expected {
     /// The title of the step that creates it.
-    pub(crate) made_by: &'static str,
+    pub(crate) created_by: &'static str,
     /// The title of the step that gives it the final definition.
-    pub(crate) shaped_by: &'static str,
+    pub(crate) defined_by: &'static str,
     pub(crate) kind: &'static str,
     pub(crate) table: &'static str,
     pub(crate) name: &'static str,
@@ -29,8 +29,8 @@ impl Expected {
         let mut fields = optional.unwrap_or(line).split('\t');
         let mut field = || fields.next();
         Some(Self {
-            made_by: field()?,
-            shaped_by: field()?,
+            created_by: field()?,
+            defined_by: field()?,
             kind: field()?,
             table: field()?,
             name: field()?,
@@ -46,13 +46,13 @@ impl Expected {
 
     /// Whether the existing service may have it in another form: an index or a constraint that the first two
     /// steps create together with the tables.
-    pub(crate) fn is_the_services(&self) -> bool {
-        self.made_by == format!("create_{}", self.table)
+    pub(crate) fn may_differ(&self) -> bool {
+        self.created_by == format!("create_{}", self.table)
             && !matches!(self.kind, "table" | "column")
             && matches!(self.table, "api_keys" | "proxy_calls")
     }
 
     pub(crate) fn step(&self) -> Option<&'static Step> {
-        STEPS.iter().find(|step| step.title() == self.shaped_by)
+        STEPS.iter().find(|step| step.title() == self.defined_by)
     }
 }

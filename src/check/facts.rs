@@ -8,7 +8,7 @@ use diesel::sql_types::{Array, Bool, Text};
 use super::Expected;
 use super::judge::prefix_is_narrow;
 use crate::Result;
-use crate::steps::{Found, Outset, Records, STEPS, find, schema_of};
+use crate::steps::{Found, InitialSession, Records, STEPS, find, schema_of};
 
 /// An object of the schema.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
@@ -40,7 +40,7 @@ pub(crate) struct Session {
     #[diesel(sql_type = Bool)]
     pub(crate) is_read_only: bool,
     #[diesel(sql_type = Bool)]
-    pub(crate) is_replica: bool,
+    pub(crate) is_standby: bool,
     #[diesel(sql_type = Text)]
     pub(crate) messages: String,
     #[diesel(sql_type = Text)]
@@ -113,7 +113,7 @@ pub(crate) struct Home {
     pub(crate) neighbours: Vec<Neighbour>,
     pub(crate) foreign_partitions: Vec<String>,
     /// What belongs to an unrelated role.
-    pub(crate) planted: Vec<Owned>,
+    pub(crate) foreign_owned: Vec<Owned>,
     pub(crate) records: Records,
 }
 
@@ -129,7 +129,7 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Reads everything in one snapshot. The settings last for the transaction.
-    pub(crate) fn gather(conn: &mut PgConnection, outset: &Outset) -> Result<Self> {
+    pub(crate) fn gather(conn: &mut PgConnection, initial: &InitialSession) -> Result<Self> {
         conn.build_transaction().repeatable_read().read_only().run(|conn| {
             conn.batch_execute(
                 // JIT compilation would take longer than the queries.
@@ -137,12 +137,12 @@ impl Facts {
                  SET LOCAL quote_all_identifiers = off; SET LOCAL jit = off",
             )?;
             let expected = Expected::all();
-            let found = find(conn, &outset.path, &Expected::names(&expected, "table"))?;
-            let home = match schema_of(&found, &outset.path) {
+            let found = find(conn, &initial.path, &Expected::names(&expected, "table"))?;
+            let home = match schema_of(&found, &initial.path) {
                 Some(schema) => Some(Home::gather(conn, schema, &expected)?),
                 None => None,
             };
-            Ok(Self { version: outset.version.clone(), expected, found, home })
+            Ok(Self { version: initial.version.clone(), expected, found, home })
         })
     }
 }
@@ -169,7 +169,7 @@ impl Home {
             } else {
                 Vec::new()
             },
-            planted: diesel::sql_query(include_str!("owners.sql"))
+            foreign_owned: diesel::sql_query(include_str!("owners.sql"))
                 .bind::<Text, _>(&schema)
                 .bind::<Array<Text>, _>(&tables)
                 .bind::<Array<Text>, _>(Expected::names(expected, "function"))
@@ -188,7 +188,7 @@ impl Home {
 
     /// Whether the step that makes it is recorded.
     pub(crate) fn records_have(&self, expected: &Expected) -> bool {
-        STEPS.iter().any(|step| step.title() == expected.made_by && self.records.has(step))
+        STEPS.iter().any(|step| step.title() == expected.created_by && self.records.has(step))
     }
 
     pub(crate) fn table(&self, name: &str) -> Option<&TableFacts> {

@@ -14,7 +14,7 @@ const WIDENING: &str = "widen_key_prefix";
 
 /// Whether the column holds less than the step gives it.
 pub(super) fn prefix_is_narrow(expected: &[Expected], objects: &[Object]) -> bool {
-    expected.iter().filter(|expected| expected.shaped_by == WIDENING).any(|expected| {
+    expected.iter().filter(|expected| expected.defined_by == WIDENING).any(|expected| {
         objects.iter().filter(|object| is_named(expected, object)).any(|object| {
             column::difference(expected.definition, &object.definition) == Some(column::Difference::Narrow)
         })
@@ -43,7 +43,7 @@ impl Verdict {
     }
 
     /// Whether a table or a column is not what the crate reads.
-    pub(crate) fn has_other_shapes(&self) -> bool {
+    pub(crate) fn has_wrong_tables(&self) -> bool {
         self.obstacles.iter().any(|obstacle| {
             obstacle.effect == Effect::BlocksMigration
                 && (obstacle.name.starts_with("table ") || obstacle.name.starts_with("column "))
@@ -115,8 +115,8 @@ pub(crate) fn judge(facts: &Facts) -> Verdict {
 
 /// Whether the step creates objects, and all of them exist.
 fn is_done(step: &Step, facts: &Facts, home: &Home) -> bool {
-    let mut made = facts.expected.iter().filter(|expected| expected.made_by == step.title()).peekable();
-    made.peek().is_some() && made.all(|expected| expected.is_the_services() || is_there(expected, home))
+    let mut made = facts.expected.iter().filter(|expected| expected.created_by == step.title()).peekable();
+    made.peek().is_some() && made.all(|expected| expected.may_differ() || is_there(expected, home))
 }
 
 /// The steps to do: those that are not recorded, and those that are recorded while their objects are
@@ -125,24 +125,24 @@ fn is_done(step: &Step, facts: &Facts, home: &Home) -> bool {
 /// The widening is not pending if it is impossible: everything else works without it.
 fn pending(facts: &Facts, home: &Home) -> Vec<&'static Step> {
     let leaves_objects =
-        |step: &Step| facts.expected.iter().any(|expected| expected.shaped_by == step.title());
+        |step: &Step| facts.expected.iter().any(|expected| expected.defined_by == step.title());
     let is_missing = |step: &Step| {
         facts.expected.iter().any(|expected| {
-            expected.shaped_by == step.title()
-                && !expected.is_the_services()
-                && can_be_mended(expected, facts, home)
+            expected.defined_by == step.title()
+                && !expected.may_differ()
+                && can_be_repaired(expected, facts, home)
                 && !is_there(expected, home)
         })
     };
     let mut pending: Vec<&'static Step> = Vec::new();
-    for (nth, step) in STEPS.iter().enumerate() {
+    for (index, step) in STEPS.iter().enumerate() {
         if step.title() == WIDENING && !home.dependents.is_empty() {
             continue;
         }
         if !home.records.has(step) {
             pending.push(step);
         } else if is_missing(step) {
-            let before = STEPS[..nth].iter().rev().take_while(|before| !leaves_objects(before));
+            let before = STEPS[..index].iter().rev().take_while(|before| !leaves_objects(before));
             let mut again: Vec<_> = before.filter(|before| !pending.contains(before)).collect();
             again.reverse();
             pending.extend(again);
@@ -153,10 +153,10 @@ fn pending(facts: &Facts, home: &Home) -> Vec<&'static Step> {
 }
 
 /// Whether repeating the step repairs the object. A step that creates a table does not change one that exists.
-fn can_be_mended(expected: &Expected, facts: &Facts, home: &Home) -> bool {
+fn can_be_repaired(expected: &Expected, facts: &Facts, home: &Home) -> bool {
     let its_table = facts.expected.iter().find(|table| table.kind == "table" && table.name == expected.table);
     its_table.is_none_or(|table| match home.objects.iter().find(|object| is_named(table, object)) {
-        Some(object) => is_table(object) && table.made_by != expected.shaped_by,
+        Some(object) => is_table(object) && table.created_by != expected.defined_by,
         None => true,
     })
 }

@@ -158,8 +158,8 @@ impl KeysDriver<'_> {
     /// # assert_eq!(usage.spend_cents, BigDecimal::new(25.into(), 2));
     /// ```
     pub fn insert_calls(&mut self, calls: &[NewCall]) -> Result<i64> {
-        for (nth, call) in calls.iter().enumerate() {
-            call.require_storable().map_err(|source| Error::InBatch { nth, source: Box::new(source) })?;
+        for (index, call) in calls.iter().enumerate() {
+            call.require_storable().map_err(|source| Error::InBatch { index, source: Box::new(source) })?;
         }
         if calls.is_empty() {
             return Ok(0);

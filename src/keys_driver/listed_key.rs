@@ -78,9 +78,9 @@ impl StaticallySizedRow<SqlTypes, Pg> for ListedKey {
     const FIELD_COUNT: usize = 12;
 }
 
-fn field<'a, SqlType, T>(row: &impl Row<'a, Pg>, nth: usize) -> deserialize::Result<T>
+fn field<'a, SqlType, T>(row: &impl Row<'a, Pg>, index: usize) -> deserialize::Result<T>
 where
     T: FromSql<SqlType, Pg>,
 {
-    T::from_nullable_sql(row.get(nth).ok_or("a column is missing")?.value())
+    T::from_nullable_sql(row.get(index).ok_or("a column is missing")?.value())
 }

@@ -44,8 +44,8 @@ impl KeysDriver<'_> {
     /// assert!(matches!(collision, Error::KeyHashExists(id) if id.as_str() == "d"));
     /// ```
     pub fn insert_keys(&mut self, keys: &[NewKey]) -> Result<Vec<KeySnapshot>> {
-        for (nth, key) in keys.iter().enumerate() {
-            key.require_storable().map_err(|source| Error::InBatch { nth, source: Box::new(source) })?;
+        for (index, key) in keys.iter().enumerate() {
+            key.require_storable().map_err(|source| Error::InBatch { index, source: Box::new(source) })?;
         }
         if keys.is_empty() {
             return Ok(Vec::new());
@@ -56,7 +56,8 @@ impl KeysDriver<'_> {
             let candidates: Vec<Candidate<'_>> = keys.iter().map(NewKey::candidate).collect();
             refusal(error, &candidates)
         })?;
-        let given: HashMap<&KeyId, usize> = keys.iter().zip(0..).map(|(key, nth)| (&key.id, nth)).collect();
+        let given: HashMap<&KeyId, usize> =
+            keys.iter().zip(0..).map(|(key, index)| (&key.id, index)).collect();
         stored.sort_by_key(|key| given.get(&key.id));
         Ok(stored)
     }

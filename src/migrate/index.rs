@@ -107,11 +107,11 @@ impl Builder<'_, '_, '_> {
                 Some(other) if !other.is(self.index, table) => return Err(self.taken(table, name)),
                 Some(index) if index.is_valid => return Ok(()),
                 Some(index) if index.is_being_built => {
-                    self.watch.while_others_build(self.conn, table.oid, deadline)?;
+                    self.watch.wait_for_other_build(self.conn, table.oid, deadline)?;
                 }
                 Some(_) => {
-                    self.watch.until_a_build_can_go_on(self.conn, table.oid)?;
-                    self.watch.with_long_locks(self.conn, table.oid, &drop_of(table, name))?;
+                    self.watch.wait_for_older_transactions(self.conn, table.oid)?;
+                    self.watch.run_with_long_lock_timeout(self.conn, table.oid, &drop_of(table, name))?;
                 }
             }
         }
@@ -134,9 +134,9 @@ impl Builder<'_, '_, '_> {
     }
 
     fn build(&mut self, table: &Table, name: &str) -> Result<()> {
-        self.watch.until_a_build_can_go_on(self.conn, table.oid)?;
+        self.watch.wait_for_older_transactions(self.conn, table.oid)?;
         let sql = self.index.create("CONCURRENTLY", &quoted(name), "", &table.qualified());
-        match self.watch.with_long_locks(self.conn, table.oid, &sql) {
+        match self.watch.run_with_long_lock_timeout(self.conn, table.oid, &sql) {
             Ok(()) => Ok(()),
             // Another session created the index first. The caller checks that index.
             Err(Error::Query(_)) if self.existing(table, name)?.is_some_and(|found| found.is_valid) => Ok(()),
@@ -153,15 +153,19 @@ impl Builder<'_, '_, '_> {
     pub(super) fn remove(&mut self, schema: &str) -> Result<()> {
         let Some(table) = Table::find(self.conn, schema, &self.index.table)? else { return Ok(()) };
         if !table.is_partitioned {
-            return self.watch.with_long_locks(self.conn, table.oid, &drop_of(&table, &self.index.name));
+            return self.watch.run_with_long_lock_timeout(
+                self.conn,
+                table.oid,
+                &drop_of(&table, &self.index.name),
+            );
         }
         let sql = format!("DROP INDEX IF EXISTS {}.{}", quoted(schema), quoted(&self.index.name));
-        self.in_short_locks(&table, &sql)
+        self.run_with_short_lock_timeout(&table, &sql)
     }
 
-    pub(super) fn in_short_locks(&mut self, table: &Table, sql: &str) -> Result<()> {
+    pub(super) fn run_with_short_lock_timeout(&mut self, table: &Table, sql: &str) -> Result<()> {
         let sql = self.watch.in_english(sql);
-        self.watch.with_short_locks(self.conn, &[table.oid], |conn| {
+        self.watch.retry_on_lock_timeout(self.conn, &[table.oid], |conn| {
             conn.transaction(|conn| {
                 conn.batch_execute("SET LOCAL lock_timeout = '1s'")?;
                 conn.batch_execute(&sql)?;

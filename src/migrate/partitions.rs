@@ -15,7 +15,7 @@ const LONGEST_NAME: usize = 63;
 
 /// A partition that lacks its part of the parent's index.
 #[derive(Debug, QueryableByName)]
-struct Lacking {
+struct MissingPart {
     #[diesel(embed)]
     table: Table,
     /// A foreign table cannot have an index.
@@ -23,7 +23,7 @@ struct Lacking {
     is_foreign: bool,
     /// A valid index of the same definition that is attached to nothing.
     #[diesel(sql_type = Nullable<Text>)]
-    fitting: Option<String>,
+    unattached_index: Option<String>,
 }
 
 impl Builder<'_, '_, '_> {
@@ -31,14 +31,16 @@ impl Builder<'_, '_, '_> {
         match self.existing(table, name)? {
             None => {
                 let sql = self.index.create("", &quoted(name), "ONLY", &table.qualified());
-                self.in_short_locks(table, &sql)?;
+                self.run_with_short_lock_timeout(table, &sql)?;
             }
             Some(existing) if existing.is(self.index, table) => {}
             Some(_) => return Err(self.taken(table, name)),
         }
         // A partition may be made or attached meanwhile, so the list is read until nothing is left on it.
-        while let Some(Lacking { table: partition, fitting, .. }) = self.next_lacking(table, name)? {
-            let part = fitting.unwrap_or_else(|| name_of_part(name, &partition.name));
+        while let Some(MissingPart { table: partition, unattached_index, .. }) =
+            self.next_missing_part(table, name)?
+        {
+            let part = unattached_index.unwrap_or_else(|| part_name(name, &partition.name));
             match self.ensure_on(&partition, &part) {
                 Ok(()) => {}
                 // The partition was dropped in the meantime.
@@ -52,13 +54,13 @@ impl Builder<'_, '_, '_> {
                 quoted(&partition.schema),
                 quoted(&part)
             );
-            self.in_short_locks(&partition, &attach)?;
+            self.run_with_short_lock_timeout(&partition, &attach)?;
         }
         Ok(())
     }
 
-    fn next_lacking(&mut self, table: &Table, name: &str) -> Result<Option<Lacking>> {
-        let lacking: Vec<Lacking> = diesel::sql_query(include_str!("partitions/lacking.sql"))
+    fn next_missing_part(&mut self, table: &Table, name: &str) -> Result<Option<MissingPart>> {
+        let lacking: Vec<MissingPart> = diesel::sql_query(include_str!("partitions/missing_parts.sql"))
             .bind::<Oid, _>(table.oid)
             .bind::<Text, _>(&table.schema)
             .bind::<Text, _>(name)
@@ -70,7 +72,7 @@ impl Builder<'_, '_, '_> {
 }
 
 /// The name of a partition's part: always the same one, so that an interrupted build is found again.
-fn name_of_part(index: &str, partition: &str) -> String {
+fn part_name(index: &str, partition: &str) -> String {
     let name = format!("{index}_{partition}");
     if name.len() <= LONGEST_NAME {
         return name;
@@ -84,15 +86,15 @@ fn name_of_part(index: &str, partition: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{LONGEST_NAME, name_of_part};
+    use super::{LONGEST_NAME, part_name};
 
     #[test]
     fn the_name_of_a_part_is_short_enough_and_tells_partitions_apart() {
-        assert_eq!(name_of_part("ix", "p1"), "ix_p1");
+        assert_eq!(part_name("ix", "p1"), "ix_p1");
         let long = "ü".repeat(31);
-        let names = ["1", "2"].map(|end| name_of_part("ix_proxy_calls_key_usage", &format!("{long}{end}")));
+        let names = ["1", "2"].map(|end| part_name("ix_proxy_calls_key_usage", &format!("{long}{end}")));
         assert!(names.iter().all(|name| name.len() <= LONGEST_NAME));
         assert_ne!(names[0], names[1]);
-        assert_eq!(name_of_part("ix", &"p".repeat(70)), name_of_part("ix", &"p".repeat(70)));
+        assert_eq!(part_name("ix", &"p".repeat(70)), part_name("ix", &"p".repeat(70)));
     }
 }

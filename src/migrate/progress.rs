@@ -15,7 +15,7 @@ pub enum Progress {
         /// The migration's name.
         name: String,
         /// Which step of this call it is.
-        nth: usize,
+        number: usize,
         /// How many steps this call has to do.
         of: usize,
     },
@@ -96,8 +96,8 @@ impl fmt::Display for Holders {
         if self.0.is_empty() {
             return f.write_str("a session that the server does not name");
         }
-        for (nth, holder) in self.0.iter().enumerate() {
-            write!(f, "{}{holder}", if nth == 0 { "" } else { "; " })?;
+        for (index, holder) in self.0.iter().enumerate() {
+            write!(f, "{}{holder}", if index == 0 { "" } else { "; " })?;
         }
         Ok(())
     }

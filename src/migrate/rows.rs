@@ -13,8 +13,8 @@ struct Rule {
     table: &'static str,
     /// Selects the ids of the rows that violate it, in the order in which they are reported.
     ids: &'static str,
-    complaint: &'static str,
-    mend: &'static str,
+    description: &'static str,
+    fix: &'static str,
 }
 
 const RULES: &[Rule] = &[
@@ -22,15 +22,15 @@ const RULES: &[Rule] = &[
         step: "api_keys_created_at_not_null",
         table: "api_keys",
         ids: "SELECT id FROM {table} WHERE created_at IS NULL ORDER BY id",
-        complaint: "row(s) with a NULL created_at",
-        mend: "Set a time on them",
+        description: "row(s) with a NULL created_at",
+        fix: "Set a time on them",
     },
     Rule {
         step: "proxy_calls_created_at_not_null",
         table: "proxy_calls",
         ids: "SELECT id FROM {table} WHERE created_at IS NULL ORDER BY id",
-        complaint: "row(s) with a NULL created_at",
-        mend: "Set a time on them",
+        description: "row(s) with a NULL created_at",
+        fix: "Set a time on them",
     },
     Rule {
         step: "api_keys_key_hash_unique",
@@ -39,13 +39,13 @@ const RULES: &[Rule] = &[
                 SELECT id, key_hash, pg_catalog.count(*) OVER (PARTITION BY key_hash) AS sharers FROM {table}
               ) AS hashes
               WHERE sharers OPERATOR(pg_catalog.>) 1 ORDER BY key_hash, id",
-        complaint: "rows that share a key_hash with another",
-        mend: "Keep one row of each hash",
+        description: "rows that share a key_hash with another",
+        fix: "Keep one row of each hash",
     },
 ];
 
 #[derive(QueryableByName)]
-struct Bad {
+struct Violations {
     #[diesel(sql_type = BigInt)]
     count: i64,
     #[diesel(sql_type = Text)]
@@ -54,7 +54,7 @@ struct Bad {
 
 /// Searches the tables for rows that one of the steps would refuse. It scans a table once per rule, and
 /// blocks nobody. It never reports a hash.
-pub(crate) fn forbidden(
+pub(crate) fn violations(
     conn: &mut PgConnection,
     schema: &str,
     steps: &[&'static Step],
@@ -74,12 +74,15 @@ pub(crate) fn forbidden(
              FROM (SELECT id, pg_catalog.row_number() OVER () AS nth FROM ({}) AS bad) AS numbered",
             rule.ids.replace("{table}", &table)
         );
-        let bad: Bad = diesel::sql_query(sql).get_result(conn)?;
+        let bad: Violations = diesel::sql_query(sql).get_result(conn)?;
         if bad.count > 0 {
             found.push(Obstacle {
                 name: format!("rows of {}", rule.table),
-                why: format!("{} has {} {} (first ids: {})", rule.table, bad.count, rule.complaint, bad.ids),
-                action: format!("{}, then migrate again", rule.mend),
+                why: format!(
+                    "{} has {} {} (first ids: {})",
+                    rule.table, bad.count, rule.description, bad.ids
+                ),
+                action: format!("{}, then migrate again", rule.fix),
                 effect: Effect::BlocksMigration,
             });
         }

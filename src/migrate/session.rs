@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Text};
 
 use super::watch::Watch;
-use crate::steps::{Outset, SETTINGS, is_english, patiently, quoted};
+use crate::steps::{InitialSession, SETTINGS, is_english, quoted, retry_on_timeout};
 use crate::{Error, Result};
 
 /// The advisory lock that only one migrator of a database holds: `api_keys` in ASCII.
@@ -38,20 +38,20 @@ pub(super) struct Session<'c> {
 }
 
 impl<'c> Session<'c> {
-    pub(super) fn begin(conn: &'c mut PgConnection, outset: &Outset) -> Result<Self> {
-        let known = SETTINGS.iter().zip(&outset.settings);
+    pub(super) fn begin(conn: &'c mut PgConnection, initial: &InitialSession) -> Result<Self> {
+        let known = SETTINGS.iter().zip(&initial.settings);
         let known: Vec<_> = known.filter_map(|(set, before)| Some((set, before.clone()?))).collect();
         let mut session = Self { conn, before: Vec::new(), is_locked: false, is_english: true };
         for ((name, value), before) in known {
             session.before.push((name, before));
-            patiently(|| session.set(name, value))?;
+            retry_on_timeout(|| session.set(name, value))?;
         }
-        session.before.push(("search_path", outset.search_path.clone()));
-        if !is_english(&outset.messages) {
+        session.before.push(("search_path", initial.search_path.clone()));
+        if !is_english(&initial.messages) {
             // Superusers may, and roles with `GRANT SET ON PARAMETER lc_messages`.
             session.is_english = session.set("lc_messages", "C").is_ok();
             if session.is_english {
-                session.before.push(("lc_messages", outset.messages.clone()));
+                session.before.push(("lc_messages", initial.messages.clone()));
             }
         }
         Ok(session)

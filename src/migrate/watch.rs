@@ -13,18 +13,18 @@ use super::progress::{Holder, Holders, Progress};
 use crate::{Error, Result};
 
 /// How often the observer looks.
-const LOOK: Duration = Duration::from_millis(200);
+const OBSERVE_INTERVAL: Duration = Duration::from_millis(200);
 /// The pause between two tries for a lock. Sessions that queued behind the first try continue in it.
 const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Younger transactions are assumed to end by themselves.
-const YOUNG: Duration = Duration::from_secs(1);
+const SHORT_TRANSACTION: Duration = Duration::from_secs(1);
 
 pub(super) type Report<'r> = Box<dyn FnMut(&Progress) + 'r>;
 
-/// The patience and the listeners of one call.
+/// How long one call waits, and to whom it reports.
 pub(super) struct Watch<'m, 'r> {
-    pub(super) patience: Duration,
+    pub(super) max_wait: Duration,
     pub(super) report: Option<&'m mut Report<'r>>,
     pub(super) observer: Option<&'m mut PgConnection>,
     /// The name of the current step.
@@ -42,24 +42,24 @@ impl fmt::Debug for Watch<'_, '_> {
 impl Watch<'_, '_> {
     pub(super) fn deadline(&self) -> Instant {
         let now = Instant::now();
-        now.checked_add(self.patience).unwrap_or(now + Duration::from_secs(3600 * 24 * 365))
+        now.checked_add(self.max_wait).unwrap_or(now + Duration::from_secs(3600 * 24 * 365))
     }
 
-    pub(super) fn tell(&mut self, progress: &Progress) {
+    pub(super) fn report(&mut self, progress: &Progress) {
         if let Some(report) = &mut self.report {
             report(progress);
         }
     }
 
     pub(super) fn waits(&mut self, step: Option<&str>, holders: &Holders) {
-        self.tell(&Progress::Waits { step: step.map(str::to_owned), holders: holders.clone() });
+        self.report(&Progress::Waits { step: step.map(str::to_owned), holders: holders.clone() });
     }
 
-    fn gives_up(&self, holders: Holders) -> Error {
+    fn timed_out(&self, holders: Holders) -> Error {
         Error::MigrationWaits { step: self.step.clone(), holders }
     }
 
-    /// SQL for [`Self::with_short_locks`]. If it fails to get a lock, its error is in English, in which a lock
+    /// SQL for [`Self::retry_on_lock_timeout`]. If it fails to get a lock, its error is in English, in which a lock
     /// timeout is recognized, even if the server's messages are not.
     pub(super) fn in_english<'s>(&self, sql: &'s str) -> Cow<'s, str> {
         if self.is_english {
@@ -78,8 +78,8 @@ impl Watch<'_, '_> {
         .into()
     }
 
-    /// Runs work that bounds its own waiting for locks, and repeats it while the patience lasts.
-    pub(super) fn with_short_locks<T: Send>(
+    /// Runs work that bounds its own waiting for locks, and repeats it until `max_wait` is over.
+    pub(super) fn retry_on_lock_timeout<T: Send>(
         &mut self,
         conn: &mut PgConnection,
         tables: &[u32],
@@ -96,7 +96,7 @@ impl Watch<'_, '_> {
             let step = self.step.clone();
             self.waits(Some(&step), &holders);
             if Instant::now() + pause >= deadline {
-                return Err(self.gives_up(holders));
+                return Err(self.timed_out(holders));
             }
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -106,7 +106,7 @@ impl Watch<'_, '_> {
     /// Waits for the transactions that an index build on the table would wait for, before it begins.
     ///
     /// It does not wait for transactions that begin later: on a busy server there are always some.
-    pub(super) fn until_a_build_can_go_on(&mut self, conn: &mut PgConnection, table: u32) -> Result<()> {
+    pub(super) fn wait_for_older_transactions(&mut self, conn: &mut PgConnection, table: u32) -> Result<()> {
         let deadline = self.deadline();
         let mut waited_for: Option<Holders> = None;
         loop {
@@ -122,15 +122,15 @@ impl Watch<'_, '_> {
                 self.waits(Some(&step), &holders);
             }
             if Instant::now() >= deadline {
-                return Err(self.gives_up(holders));
+                return Err(self.timed_out(holders));
             }
             waited_for = Some(holders);
-            thread::sleep(LOOK);
+            thread::sleep(OBSERVE_INTERVAL);
         }
     }
 
     /// Waits once, briefly, for an index build of another session.
-    pub(super) fn while_others_build(
+    pub(super) fn wait_for_other_build(
         &mut self,
         conn: &mut PgConnection,
         table: u32,
@@ -140,23 +140,30 @@ impl Watch<'_, '_> {
         let step = self.step.clone();
         self.waits(Some(&step), &holders);
         if Instant::now() >= deadline {
-            return Err(self.gives_up(holders));
+            return Err(self.timed_out(holders));
         }
-        thread::sleep(LOOK);
+        thread::sleep(OBSERVE_INTERVAL);
         Ok(())
     }
 
-    /// Runs a statement that waits for others for as long as the patience lasts, each time.
-    pub(super) fn with_long_locks(&mut self, conn: &mut PgConnection, table: u32, sql: &str) -> Result<()> {
-        let patience = self.patience.as_millis().clamp(1, i32::MAX as u128);
-        set_lock_timeout(conn, &format!("{patience}ms"))?;
+    /// Runs a statement that waits for others for at most `max_wait`.
+    pub(super) fn run_with_long_lock_timeout(
+        &mut self,
+        conn: &mut PgConnection,
+        table: u32,
+        sql: &str,
+    ) -> Result<()> {
+        let max_wait = self.max_wait.as_millis().clamp(1, i32::MAX as u128);
+        set_lock_timeout(conn, &format!("{max_wait}ms"))?;
         let done = self.observed(conn, |conn| {
             diesel::sql_query(sql).execute(conn)?;
             Ok(())
         });
         set_lock_timeout(conn, "0")?;
         match done {
-            Err(Error::LockTimeout(_)) => Err(self.gives_up(holders_of_tables(conn, &[table], Hold::Build)?)),
+            Err(Error::LockTimeout(_)) => {
+                Err(self.timed_out(holders_of_tables(conn, &[table], Hold::Build)?))
+            }
             done => done,
         }
     }
@@ -178,9 +185,9 @@ impl Watch<'_, '_> {
                 let _done = done;
                 work(conn)
             });
-            while is_done.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+            while is_done.recv_timeout(OBSERVE_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
                 // What the observer cannot read is not reported.
-                for progress in look(observer, pid, step).unwrap_or_default() {
+                for progress in observe(observer, pid, step).unwrap_or_default() {
                     report(&progress);
                 }
             }
@@ -216,7 +223,7 @@ struct Build {
     total: i64,
 }
 
-fn look(observer: &mut PgConnection, pid: i32, step: &str) -> Result<Vec<Progress>> {
+fn observe(observer: &mut PgConnection, pid: i32, step: &str) -> Result<Vec<Progress>> {
     let mut seen = Vec::new();
     let build: Option<Build> = diesel::sql_query(include_str!("watch/build.sql"))
         .bind::<Integer, _>(pid)
@@ -246,7 +253,7 @@ fn holders_of_tables(conn: &mut PgConnection, tables: &[u32], hold: Hold) -> Res
     let holders = diesel::sql_query(include_str!("watch/holders.sql"))
         .bind::<Array<Oid>, _>(tables)
         .bind::<Bool, _>(hold == Hold::Build)
-        .bind::<BigInt, _>(i64::try_from(YOUNG.as_millis()).unwrap_or(i64::MAX))
+        .bind::<BigInt, _>(i64::try_from(SHORT_TRANSACTION.as_millis()).unwrap_or(i64::MAX))
         .load(conn)?;
     Ok(Holders(holders))
 }

@@ -95,8 +95,8 @@ mod tests {
 
     #[test]
     fn versions_and_titles_name_one_step_each() {
-        for (nth, step) in STEPS.iter().enumerate() {
-            for other in &STEPS[nth + 1..] {
+        for (index, step) in STEPS.iter().enumerate() {
+            for other in &STEPS[index + 1..] {
                 assert!(step.version() < other.version(), "{}", step.name);
                 assert_ne!(step.title(), other.title());
             }

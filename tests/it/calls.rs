@@ -128,9 +128,9 @@ fn any_costs_add_up_to_the_last_digit() {
                 let batch: Vec<_> = costs
                     .iter()
                     .enumerate()
-                    .map(|(nth, cost)| NewCall {
+                    .map(|(index, cost)| NewCall {
                         cost_cents: cost.map(|cost| BigDecimal::new(cost.into(), 4)),
-                        ..new_call(&nth.to_string())
+                        ..new_call(&index.to_string())
                     })
                     .collect();
                 let mut keys = KeysDriver::new(conn);
@@ -151,7 +151,7 @@ fn a_cost_that_the_column_would_round_is_refused_with_the_calls_position() {
     for cost in ["0.00001", "1000000", "-1000000", "1e300000000", "1e-300000000"] {
         let batch = [new_call("a"), new_call("b"), priced("c", cost)];
         let (refused, sent) = statements_of(&mut conn, |conn| KeysDriver::new(conn).insert_calls(&batch));
-        let Err(Error::InBatch { nth: 2, source }) = refused else { panic!("{cost}: {refused:?}") };
+        let Err(Error::InBatch { index: 2, source }) = refused else { panic!("{cost}: {refused:?}") };
         assert!(matches!(*source, Error::TooManyDigits { column: "cost_cents" }), "{cost}: {source:?}");
         assert!(sent.is_empty());
     }
@@ -191,7 +191,9 @@ fn a_text_of_a_call_is_stored_whole_or_refused_with_its_column() {
         if let Some(limit) = length {
             for long in ["ß".repeat(limit + 1), "x".repeat(limit) + " "] {
                 let (refused, sent) = insert(&mut conn, &long);
-                let Err(Error::InBatch { nth: 0, source }) = refused else { panic!("{column}: {refused:?}") };
+                let Err(Error::InBatch { index: 0, source }) = refused else {
+                    panic!("{column}: {refused:?}")
+                };
                 assert!(
                     matches!(*source, Error::TooLong { column: of, limit: at } if (of, at) == (column, limit)),
                     "{column}: {source:?}"
@@ -207,7 +209,7 @@ fn a_text_of_a_call_is_stored_whole_or_refused_with_its_column() {
             });
         }
         let (refused, _) = insert(&mut conn, "\0");
-        let Err(Error::InBatch { nth: 0, source }) = refused else { panic!("{column}: {refused:?}") };
+        let Err(Error::InBatch { index: 0, source }) = refused else { panic!("{column}: {refused:?}") };
         assert!(matches!(*source, Error::NulByte { column: of } if of == column), "{source:?}");
     }
 }

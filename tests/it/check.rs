@@ -67,20 +67,20 @@ fn the_list_of_what_is_expected_is_what_the_migrations_leave() {
         for Object { kind, table, name, definition, flaw } in objects(&mut conn) {
             let key = (kind, table, name);
             let definition = if flaw.is_empty() { definition } else { format!("{definition}, {flaw}") };
-            let (made_by, shaped_by) = match made.get(&key) {
-                Some((made_by, shaped_by, before)) if *before == definition => {
-                    (made_by.clone(), shaped_by.clone())
+            let (created_by, defined_by) = match made.get(&key) {
+                Some((created_by, defined_by, before)) if *before == definition => {
+                    (created_by.clone(), defined_by.clone())
                 }
-                Some((made_by, ..)) => (made_by.clone(), title.to_owned()),
+                Some((created_by, ..)) => (created_by.clone(), title.to_owned()),
                 None => (title.to_owned(), title.to_owned()),
             };
-            now.insert(key, (made_by, shaped_by, definition));
+            now.insert(key, (created_by, defined_by, definition));
         }
         made = now;
     }
     let mut list = String::new();
-    for ((kind, table, name), (made_by, shaped_by, definition)) in made {
-        writeln!(list, "{made_by}\t{shaped_by}\t{kind}\t{table}\t{name}\t{definition}").unwrap();
+    for ((kind, table, name), (created_by, defined_by, definition)) in made {
+        writeln!(list, "{created_by}\t{defined_by}\t{kind}\t{table}\t{name}\t{definition}").unwrap();
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/check/expected.tsv");
     if std::env::var_os("UPDATE_EXPECTED").is_some() {
@@ -368,12 +368,12 @@ const BREAKS: &[Break] = &[
 
 /// Breaks one thing after another on a migrated database. `check` reports exactly that each time.
 fn break_each_thing(conn: &mut PgConnection) {
-    for (sql, expected, mend) in BREAKS {
+    for (sql, expected, fix) in BREAKS {
         assert_eq!(found(conn), [""; 0], "before {sql}");
         conn.batch_execute(sql).unwrap();
         assert_eq!(found(conn), *expected, "{sql}");
-        if !mend.is_empty() {
-            conn.batch_execute(mend).unwrap();
+        if !fix.is_empty() {
+            conn.batch_execute(fix).unwrap();
         }
         migrate(conn).unwrap();
     }
@@ -430,11 +430,11 @@ fn break_the_server(server: &mut PrivateServer, database: &Database) {
     drop((conn, in_ascii));
 
     server.stop().unwrap();
-    server.set_replica(true).unwrap();
+    server.set_standby(true).unwrap();
     server.start().unwrap();
     assert_eq!(found(&mut database.connect().unwrap()), ["! server"]);
     server.stop().unwrap();
-    server.set_replica(false).unwrap();
+    server.set_standby(false).unwrap();
     server.start().unwrap();
     assert_eq!(found(&mut database.connect().unwrap()), [""; 0]);
 }

@@ -78,10 +78,10 @@ impl Sharded {
         Some(sharded)
     }
 
-    /// The nth block of SQL under a heading of the document.
-    fn documented(&self, heading: &str, nth: usize) -> Vec<String> {
+    /// One block of SQL under a heading of the document, counted from 0.
+    fn documented(&self, heading: &str, index: usize) -> Vec<String> {
         let (_, section) = include_str!("../../docs/sharding.md").split_once(heading).expect(heading);
-        let block = section.split("```sql\n").nth(nth + 1).unwrap().split("```").next().unwrap();
+        let block = section.split("```sql\n").nth(index + 1).unwrap().split("```").next().unwrap();
         statements(&block.replace("shard_a", &self.schema))
     }
 
@@ -384,8 +384,8 @@ fn the_followers_of_each_server_together_skip_no_event_also_when_a_shard_moves()
         ("'worker-1', 5432", format!("'{}', {}", from.host, from.port)),
         ("'worker-2', 5432", format!("'{}', {}", to.host, to.port)),
     ];
-    let documented = |nth| {
-        let sql = sharded.documented("### Moving a shard\n", nth).into_iter();
+    let documented = |index| {
+        let sql = sharded.documented("### Moving a shard\n", index).into_iter();
         let with_names =
             |statement| names.iter().fold(statement, |sql: String, (old, new)| sql.replace(old, new));
         sql.map(with_names).collect::<Vec<_>>()

@@ -80,12 +80,12 @@ fn the_cache_equals_the_table_whenever_it_was_started() {
         .run(&(runs, 0..60_usize), |(statements, start)| {
             let (mut conn, mut writer) = (conn.borrow_mut(), writer.borrow_mut());
             let mut cache = None;
-            for (nth, (what, n, compacts)) in statements.iter().enumerate() {
-                if nth == start {
+            for (index, (what, n, compacts)) in statements.iter().enumerate() {
+                if index == start {
                     cache = Some(DeniedKeys::seed(&mut conn).unwrap());
                 }
                 writer.batch_execute(&statement(*what, *n)).unwrap();
-                if *compacts && nth % 5 == 0 {
+                if *compacts && index % 5 == 0 {
                     let passed = cache.as_mut().map(|cache: &mut DeniedKeys| {
                         cache.catch_up(&mut conn).unwrap();
                         cache.followed_to()

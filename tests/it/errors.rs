@@ -126,14 +126,14 @@ fn a_server_that_became_a_replica_is_read_only_until_it_is_promoted() {
     let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
 
     server.stop().unwrap();
-    server.set_replica(true).unwrap();
+    server.set_standby(true).unwrap();
     server.start().unwrap();
     assert_eq!(count(&mut pool.get().unwrap()).unwrap(), 1, "a replica can be read");
     let failed = pool.get().unwrap().transaction(|conn| lock(conn, "key"));
     assert_error!(failed, Error::ReadOnly(_), Advice::Reconnect);
 
     server.stop().unwrap();
-    server.set_replica(false).unwrap();
+    server.set_standby(false).unwrap();
     server.start().unwrap();
     pool.get().unwrap().transaction(|conn| lock(conn, "key")).expect("a lock on the primary");
 }

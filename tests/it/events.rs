@@ -71,19 +71,19 @@ fn each_change_says_what_who_why_and_when_and_what_it_left() {
     diesel::delete(api_keys::table).execute(&mut conn).unwrap();
 
     let events = history(&mut conn, "key");
-    let expected = |nth: usize, kind: &str, at| {
+    let expected = |index: usize, kind: &str, at| {
         with!(
             events[0].clone(),
-            position: events[nth].position,
-            revision: i64::try_from(nth).unwrap() + 1,
+            position: events[index].position,
+            revision: i64::try_from(index).unwrap() + 1,
             kind: kind.into(),
             at: at,
-            recorded_at: events[nth].recorded_at,
+            recorded_at: events[index].recorded_at,
         )
     };
     assert!(events.iter().all(|event| (Utc::now() - event.recorded_at).abs() < TimeDelta::minutes(10)));
-    let given_no_time = |nth: usize| {
-        let server_says = events[nth].at;
+    let given_no_time = |index: usize| {
+        let server_says = events[index].at;
         assert!((Utc::now() - server_says).abs() < TimeDelta::minutes(10), "{server_says}");
         server_says
     };

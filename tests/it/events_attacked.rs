@@ -45,14 +45,14 @@ fn with_planter() -> (Database, PgConnection, String) {
 fn traps(schema: &str) -> String {
     let types = ["varchar", "text", "bigint", "integer", "boolean", "name", "record", "timestamptz", "oid"];
     let mut traps = Vec::new();
-    for (nth, kind) in types.iter().enumerate() {
+    for (index, kind) in types.iter().enumerate() {
         for (operator, symbol) in ["=", "<>", "<", ">", "*=", "*<>", "||", "+"].iter().enumerate() {
             let returns = match *symbol {
                 "||" if *kind != "record" => "text",
                 "+" if *kind != "record" => kind,
                 _ => "boolean",
             };
-            let function = format!("{schema}.trap_{nth}_{operator}");
+            let function = format!("{schema}.trap_{index}_{operator}");
             traps.push(trap(&format!("{function}({kind}, {kind})"), returns));
             traps.push(format!(
                 "CREATE OPERATOR {schema}.{symbol} (FUNCTION = {function}, LEFTARG = {kind}, RIGHTARG = {kind});"
@@ -248,8 +248,8 @@ fn code_of(body: &str) -> String {
         body.lines().map(|line| line.split("--").next().unwrap_or_default().to_owned() + " ").collect();
     body.split('\'')
         .enumerate()
-        .map(|(nth, part)| {
-            let is_code = nth % 2 == 0
+        .map(|(index, part)| {
+            let is_code = index % 2 == 0
                 || ["SELECT", "INSERT", "UPDATE", "DELETE"].iter().any(|word| part.contains(word));
             if is_code { part.to_owned() } else { " _ ".to_owned() }
         })
@@ -309,22 +309,22 @@ fn unqualified(body: &str) -> Vec<String> {
     let symbols: Vec<char> = code.chars().collect();
     let is_operator = |c: char| "+-*/<>=~!@#%^&|`?".contains(c);
     let mut found = Vec::new();
-    let mut nth = 0;
-    while nth < symbols.len() {
-        let start = nth;
-        if is_operator(symbols[nth]) {
-            while nth < symbols.len() && is_operator(symbols[nth]) {
-                nth += 1;
+    let mut index = 0;
+    while index < symbols.len() {
+        let start = index;
+        if is_operator(symbols[index]) {
+            while index < symbols.len() && is_operator(symbols[index]) {
+                index += 1;
             }
             let before: String = symbols[..start].iter().collect();
-            let operator: String = symbols[start..nth].iter().collect();
+            let operator: String = symbols[start..index].iter().collect();
             let is_assignment = operator == "=" && before.ends_with(':');
             let is_star = operator == "*" && (before.trim_end().ends_with('(') || before.ends_with('.'));
             let is_format = operator == "%";
             // The sign of a number.
             let is_sign = operator == "-"
                 && before.trim_end().ends_with([',', '('])
-                && symbols.get(nth).is_some_and(char::is_ascii_digit);
+                && symbols.get(index).is_some_and(char::is_ascii_digit);
             // The target of `UPDATE .. SET target = value`.
             let is_target = operator == "="
                 && before.trim_end().rsplit(' ').nth(1).is_some_and(|word| word.eq_ignore_ascii_case("set"));
@@ -337,13 +337,13 @@ fn unqualified(body: &str) -> Vec<String> {
             {
                 found.push(format!("{operator} after {:?}", &before[before.len().saturating_sub(30)..]));
             }
-        } else if symbols[nth].is_alphabetic() || symbols[nth] == '_' {
-            while nth < symbols.len() && (symbols[nth].is_alphanumeric() || symbols[nth] == '_') {
-                nth += 1;
+        } else if symbols[index].is_alphabetic() || symbols[index] == '_' {
+            while index < symbols.len() && (symbols[index].is_alphanumeric() || symbols[index] == '_') {
+                index += 1;
             }
-            let word: String = symbols[start..nth].iter().collect();
+            let word: String = symbols[start..index].iter().collect();
             let before: String = symbols[..start].iter().collect();
-            let is_called = symbols[nth..].iter().find(|c| !c.is_whitespace()) == Some(&'(');
+            let is_called = symbols[index..].iter().find(|c| !c.is_whitespace()) == Some(&'(');
             let is_cast = before.ends_with("::") && word != "pg_catalog";
             if (is_called && !before.ends_with('.') && !WORDS.contains(&word.to_lowercase().as_str()))
                 || is_cast
@@ -351,7 +351,7 @@ fn unqualified(body: &str) -> Vec<String> {
                 found.push(word);
             }
         } else {
-            nth += 1;
+            index += 1;
         }
     }
     // Constructs that look an operator up by its name, with no way to say whose.

@@ -16,10 +16,10 @@ use crate::support::{
     wait_for_open_transactions,
 };
 
-/// The nth block of SQL under a heading of the document.
-fn documented(heading: &str, nth: usize) -> &'static str {
+/// One block of SQL under a heading of the document, counted from 0.
+fn documented(heading: &str, index: usize) -> &'static str {
     let (_, section) = include_str!("../../docs/events.md").split_once(heading).expect(heading);
-    section.split("```sql\n").nth(nth + 1).unwrap().split("```").next().unwrap()
+    section.split("```sql\n").nth(index + 1).unwrap().split("```").next().unwrap()
 }
 
 fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
@@ -247,15 +247,15 @@ fn an_erased_person_is_in_no_event_and_nothing_else_has_changed() {
         "SELECT DISTINCT key_id FROM api_key_events WHERE actor IS NOT NULL OR reason IS NOT NULL ORDER BY 1";
     assert_eq!(lines(&mut conn, names), ["one", "other's", "thawed", "two"]);
 
-    for (nth, left) in [(0, &["other's", "thawed", "two"][..]), (1, &["other's"])] {
+    for (index, left) in [(0, &["other's", "thawed", "two"][..]), (1, &["other's"])] {
         let [history_before, all_before] = [history(&mut conn, "one"), followed(&mut conn)];
-        let sql = documented("## Personal data\n", nth);
+        let sql = documented("## Personal data\n", index);
         let sql =
             sql.replace("tenant_id = '..'", &format!("tenant_id = '{TENANT}'")).replace("'..'", "'one'");
         conn.batch_execute(&sql).unwrap();
         assert_eq!(lines(&mut conn, names), left);
         // Later changes of the freeze and of the revocation do not bring the person back.
-        let erased = if nth == 0 {
+        let erased = if index == 0 {
             format!("id = 'one' AND tenant_id = '{TENANT}'")
         } else {
             format!("tenant_id = '{TENANT}'")
@@ -265,7 +265,7 @@ fn an_erased_person_is_in_no_event_and_nothing_else_has_changed() {
         wait_for_open_transactions(&mut conn);
 
         let is_erased = |event: &KeyEventSnapshot| {
-            event.tenant_id == tenant() && (nth == 1 || event.key_id == key("one"))
+            event.tenant_id == tenant() && (index == 1 || event.key_id == key("one"))
         };
         let expected: Vec<_> = all_before
             .into_iter()

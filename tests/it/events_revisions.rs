@@ -218,10 +218,10 @@ fn every_column_is_watched_also_in_a_statement_that_records_a_use() {
         ("labels", "'{}'"),
         ("weight", "1.5"),
     ];
-    for (nth, (column, value)) in (2..).zip(columns) {
+    for (index, (column, value)) in (2..).zip(columns) {
         let also = "total_requests = total_requests + 1, last_used_at = clock_timestamp()";
         conn.batch_execute(&format!("UPDATE api_keys SET {column} = {value}, {also}")).unwrap();
-        assert_eq!(revision(&mut conn, "key"), nth, "{column}");
-        assert_eq!(history(&mut conn, &tenant(), &key("key")).last().unwrap().revision, nth, "{column}");
+        assert_eq!(revision(&mut conn, "key"), index, "{column}");
+        assert_eq!(history(&mut conn, &tenant(), &key("key")).last().unwrap().revision, index, "{column}");
     }
 }

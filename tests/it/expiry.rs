@@ -121,8 +121,8 @@ fn keys_that_expire_beyond_every_calendar_are_walked_once_each() {
 fn a_cursors_text_reads_back_as_itself_and_as_no_other_cursor() {
     let (_database, mut conn) = migrated();
     let times = [None, Some(at("1969-12-31T23:59:59.999999Z")), Some(at("2026-06-01T00:00:00.000001Z"))];
-    for (nth, time) in times.into_iter().enumerate() {
-        let id = format!("kéy {nth}");
+    for (index, time) in times.into_iter().enumerate() {
+        let id = format!("kéy {index}");
         KeyRow { id: &id, expires_at: time, last_used_at: time, ..KeyRow::default() }.insert(&mut conn);
         let key = fetch(&mut conn, &id);
         let (expiry, unused) = (ExpiryCursor::from(&key), UnusedCursor::from(&key));

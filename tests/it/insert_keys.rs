@@ -152,7 +152,7 @@ fn a_text_is_stored_whole_or_refused_with_the_name_of_its_column() {
         };
         let refused = |(one, many, sent): (Result<(), Error>, Result<(), Error>, usize)| {
             assert_eq!(sent, 0, "{column}");
-            let Err(Error::InBatch { nth: 1, source }) = many else { panic!("{column}: {many:?}") };
+            let Err(Error::InBatch { index: 1, source }) = many else { panic!("{column}: {many:?}") };
             assert_eq!(format!("{source:?}"), format!("{:?}", one.as_ref().unwrap_err()));
             one.unwrap_err()
         };

@@ -254,7 +254,7 @@ fn rows_that_a_step_would_refuse_are_named_and_nothing_is_changed() {
             "UPDATE proxy_calls SET created_at = now() WHERE created_at IS NULL",
         ),
     ];
-    for (spoil, complaint, mend) in cases {
+    for (spoil, complaint, fix) in cases {
         let Some((_database, mut conn)) = existing_service() else { return };
         for id in ["one", "two", "three"] {
             write_like_the_service(&mut conn, id);
@@ -269,7 +269,7 @@ fn rows_that_a_step_would_refuse_are_named_and_nothing_is_changed() {
         assert_eq!(catalog(&mut conn), before);
         assert_eq!(count(&mut conn, "api_keys"), 3);
 
-        conn.batch_execute(mend).unwrap();
+        conn.batch_execute(fix).unwrap();
         assert_eq!(migrate(&mut conn).unwrap(), names());
         assert_shape(&mut conn);
     }

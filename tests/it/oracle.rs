@@ -118,8 +118,10 @@ fn usage_is_what_plain_sql_says() {
         start + TimeDelta::days(9),
     ];
     let mut calls = 0;
-    for (nth, tenant) in (1..=300).flat_map(|nth| [(nth, "tenant-0"), (nth, "tenant-5"), (nth, "tenant-6")]) {
-        let (key, since) = (format!("key-{nth}"), since[nth % since.len()]);
+    for (index, tenant) in
+        (1..=300).flat_map(|index| [(index, "tenant-0"), (index, "tenant-5"), (index, "tenant-6")])
+    {
+        let (key, since) = (format!("key-{index}"), since[index % since.len()]);
         let expected: Usage = diesel::sql_query(
             "SELECT count(*) AS count, sum(cost_cents) AS spend FROM proxy_calls
              WHERE tenant_id = $1 AND api_key_id = $2 AND created_at >= $3",

@@ -66,7 +66,7 @@ fn objects_that_a_superuser_migrates_belong_to_the_owner_of_the_tables() {
 /// A type whose conversions report who runs them.
 fn trapped_type(of: &str, values: &str) -> String {
     let mut sql = format!("CREATE TYPE service.{of} AS ENUM ({values});");
-    for (nth, to) in
+    for (index, to) in
         ["json", "text", "varchar", "boolean", "bigint", "timestamptz", "numeric"].iter().enumerate()
     {
         let answer = match *to {
@@ -78,9 +78,9 @@ fn trapped_type(of: &str, values: &str) -> String {
         };
         write!(
             sql,
-            "CREATE FUNCTION service.{of}_{nth}(service.{of}) RETURNS {to} LANGUAGE plpgsql AS $$
+            "CREATE FUNCTION service.{of}_{index}(service.{of}) RETURNS {to} LANGUAGE plpgsql AS $$
                  BEGIN INSERT INTO public.caught VALUES (current_user, '{of} to {to}'); RETURN {answer}; END $$;
-             CREATE CAST (service.{of} AS {to}) WITH FUNCTION service.{of}_{nth} AS IMPLICIT;"
+             CREATE CAST (service.{of} AS {to}) WITH FUNCTION service.{of}_{index} AS IMPLICIT;"
         )
         .unwrap();
     }

@@ -251,17 +251,17 @@ fn a_walk_meets_keys_of_impossible_times_once() {
         "4714-11-24 BC",
         "-infinity",
     ];
-    for (time, nth) in times.iter().zip(0..) {
+    for (time, index) in times.iter().zip(0..) {
         for tie in ["a", "z"] {
             // Of the moments that look alike, the later one has the smaller id.
-            let id = format!("{nth}{tie}");
+            let id = format!("{index}{tie}");
             KeyRow { id: &id, ..KeyRow::default() }.insert(&mut conn);
             conn.batch_execute(&format!("UPDATE api_keys SET created_at = '{time}' WHERE id = '{id}'"))
                 .unwrap();
         }
     }
     let expected: Vec<KeyId> =
-        (0..times.len()).flat_map(|nth| [key(&format!("{nth}z")), key(&format!("{nth}a"))]).collect();
+        (0..times.len()).flat_map(|index| [key(&format!("{index}z")), key(&format!("{index}a"))]).collect();
     for limit in 1..=5 {
         assert_eq!(walk(&mut conn, limit), expected, "{limit} at a time");
     }

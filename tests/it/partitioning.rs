@@ -56,15 +56,15 @@ fn calls_are_partitioned_while_the_service_writes_and_no_call_is_lost() {
                     let mut conn = database.connect().unwrap();
                     let (written, stop) = (&written, &stop);
                     scope.spawn(move || {
-                        let mut nth = 0;
+                        let mut index = 0;
                         while !stop.load(Ordering::Relaxed) {
                             conn.batch_execute(&format!(
                                 "INSERT INTO proxy_calls (id, tenant_id, api_key_id, endpoint, model, request_hash,
                                      request_json, cost_cents)
-                                 VALUES ('{writer}-{nth}', '{TENANT}', 'one', '/', 'm', 'h', '{{}}', 0.5)"
+                                 VALUES ('{writer}-{index}', '{TENANT}', 'one', '/', 'm', 'h', '{{}}', 0.5)"
                             ))
                             .unwrap();
-                            nth += 1;
+                            index += 1;
                             written.fetch_add(1, Ordering::Relaxed);
                         }
                     })

@@ -316,14 +316,14 @@ fn usage_is_exact_behind_the_bouncer_while_it_is_counted_recounted_and_deleted()
     let until = CallRow::default().created_at + TimeDelta::hours(1);
     let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
 
-    let maintain = |nth: usize| {
+    let maintain = |index: usize| {
         let mut conn = pool.get()?;
         let mut keys = KeysDriver::new(&mut conn);
-        if nth.is_multiple_of(5) {
+        if index.is_multiple_of(5) {
             keys.recount_usage(DateTime::UNIX_EPOCH)?;
         }
         keys.roll_up_usage(until, 3)?;
-        if nth > ROUNDS / 2 {
+        if index > ROUNDS / 2 {
             keys.delete_calls_before(until, 2)?;
             keys.retire_calls_before(until)?;
         }
@@ -331,10 +331,10 @@ fn usage_is_exact_behind_the_bouncer_while_it_is_counted_recounted_and_deleted()
     };
     let answers = work_all(|worker| {
         let mut answers = Answers::default();
-        for nth in 0..ROUNDS {
+        for index in 0..ROUNDS {
             let asked = pool.get().map_err(Error::from).and_then(|mut conn| ask_for_usage(worker, &mut conn));
             answers.note(&asked.inspect_err(|error| eprintln!("{error:?}")));
-            answers.note(&maintain(nth).inspect_err(|error| eprintln!("{error:?}")));
+            answers.note(&maintain(index).inspect_err(|error| eprintln!("{error:?}")));
         }
         answers
     });
@@ -412,7 +412,7 @@ fn a_pool_hands_out_nothing_while_the_bouncer_leads_to_a_standby() {
     drop(pool.get().unwrap());
 
     server.stop().unwrap();
-    server.set_replica(true).unwrap();
+    server.set_standby(true).unwrap();
     server.start().unwrap();
     for _ in 0..5 {
         let refused = pool.get().map(drop).map_err(Error::from).unwrap_err();

@@ -423,7 +423,7 @@ fn a_session_that_no_longer_is_what_the_string_asks_for_is_not_handed_out() {
             eventually("the pool notices", || pool.get().is_err());
         } else {
             server.stop().unwrap();
-            server.set_replica(true).unwrap();
+            server.set_standby(true).unwrap();
             server.start().unwrap();
         }
         let error = Error::from(pool.get().map(drop).unwrap_err());

@@ -142,16 +142,16 @@ fn an_engines_own_statement_condemns_its_connection_too() {
         (read_only, |conn| conn.transaction(rename)),
         ("DEALLOCATE ALL", |conn| conn.batch_execute("EXECUTE missing")),
     ];
-    for (nth, (spoil, statement)) in failing.into_iter().enumerate() {
+    for (index, (spoil, statement)) in failing.into_iter().enumerate() {
         let mut conn = pool.get().unwrap();
         let spoiled = backend(&mut conn);
         names(&mut conn).unwrap();
         conn.batch_execute(spoil).unwrap();
         let error = Error::from(statement(&mut conn).unwrap_err());
-        assert_eq!(error.advice(), Advice::Reconnect, "{nth}: {error:?}");
+        assert_eq!(error.advice(), Advice::Reconnect, "{index}: {error:?}");
         conn.batch_execute("SELECT").expect("it looks healthy");
         drop(conn);
-        assert_ne!(backend(&mut pool.get().unwrap()), spoiled, "{nth}");
+        assert_ne!(backend(&mut pool.get().unwrap()), spoiled, "{index}");
     }
     let mut conn = pool.get().unwrap();
     let kept = backend(&mut conn);

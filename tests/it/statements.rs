@@ -21,8 +21,8 @@ fn each_method_is_one_statement_confined_to_the_tenant_without_the_hash() {
         let own: Vec<_> =
             statements.iter().filter(|sql| !matches!(sql.as_str(), "BEGIN" | "ROLLBACK")).collect();
         assert_eq!(own.len(), 1 + usize::from(method.locks_first), "{}: {own:#?}", method.name);
-        for (nth, statement) in own.iter().enumerate() {
-            let is_the_lock = method.locks_first && nth == 0;
+        for (index, statement) in own.iter().enumerate() {
+            let is_the_lock = method.locks_first && index == 0;
             if !WITHOUT_TENANT.contains(&method.name) {
                 let confined = confinement(method.name);
                 assert!(statement.contains(confined), "{}: {statement}", method.name);

@@ -110,7 +110,7 @@ fn a_successor_has_every_column_of_the_old_key_but_its_own() {
 fn a_successor_has_the_expiry_of_the_old_key_unless_one_is_given() {
     let (_database, mut conn) = with_every_column();
     let later = at("2027-01-01T00:00:00Z");
-    for (nth, (expires_at, expected)) in [
+    for (index, (expires_at, expected)) in [
         (Change::Keep, Some(at("2026-09-01T00:00:00Z"))),
         (Change::Set(None), None),
         (Change::Set(Some(later)), Some(later)),
@@ -118,7 +118,7 @@ fn a_successor_has_the_expiry_of_the_old_key_unless_one_is_given() {
     .into_iter()
     .enumerate()
     {
-        let new = KeySuccessor { expires_at, ..successor(&nth.to_string()) };
+        let new = KeySuccessor { expires_at, ..successor(&index.to_string()) };
         assert_eq!(insert_successor(&mut conn, &new).unwrap().expires_at, expected, "{expires_at:?}");
     }
 }

@@ -223,9 +223,9 @@ fn a_series_of_too_many_buckets_is_refused() {
     let from = at("2026-01-01T00:00:00Z");
     let mut fetch = |range, bucket| keys.fetch_key_usage_series(&tenant(), &key("key"), range, bucket);
 
-    let most = fetch(from..from + TimeDelta::hours(Bucket::MOST), Bucket::Hour).unwrap();
-    assert_eq!(i64::try_from(most.len()), Ok(Bucket::MOST));
-    let one_more = from + TimeDelta::hours(Bucket::MOST) + TimeDelta::microseconds(1);
+    let most = fetch(from..from + TimeDelta::hours(Bucket::MAX_BUCKETS), Bucket::Hour).unwrap();
+    assert_eq!(i64::try_from(most.len()), Ok(Bucket::MAX_BUCKETS));
+    let one_more = from + TimeDelta::hours(Bucket::MAX_BUCKETS) + TimeDelta::microseconds(1);
     let refused = fetch(from..one_more, Bucket::Hour);
     assert!(matches!(refused, Err(Error::TooManyBuckets(10_001))), "{refused:?}");
     let all_of_time = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;

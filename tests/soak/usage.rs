@@ -273,18 +273,18 @@ impl Fire {
     }
 
     fn inject_faults(&self, server: &mut PrivateServer, end: Instant) {
-        for nth in 0_u64.. {
+        for index in 0_u64.. {
             thread::sleep(Duration::from_millis(1_500));
             let is_enough = self.counts.compared.load(Relaxed) > ENOUGH;
             if Instant::now() > end && is_enough || Instant::now() > end + PATIENCE {
                 return;
             }
-            if nth % 6 == 5 {
-                let ended = if nth % 12 == 5 { server.crash() } else { server.stop() };
+            if index % 6 == 5 {
+                let ended = if index % 12 == 5 { server.crash() } else { server.stop() };
                 ended.and_then(|()| server.start()).expect("a server that comes back");
                 add(&self.counts.crashes, 1);
             } else if let Ok(mut conn) = PgConnection::establish(&self.url) {
-                let whose = ["writer", "worker", "retention"][usize::try_from(nth % 3).expect("an index")];
+                let whose = ["writer", "worker", "retention"][usize::try_from(index % 3).expect("an index")];
                 let ended = conn.batch_execute(&format!(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                      WHERE application_name = '{whose}' AND random() < 0.5"

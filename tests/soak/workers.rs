@@ -29,7 +29,7 @@ impl Soak {
     }
 
     /// Asks until there is an answer, on one connection after another.
-    fn insist<T>(&self, n: u64, mut ask: impl FnMut(&mut PgConnection) -> Result<T>) -> Option<T> {
+    fn retry<T>(&self, n: u64, mut ask: impl FnMut(&mut PgConnection) -> Result<T>) -> Option<T> {
         while !self.over.load(Relaxed) {
             let error = match self.pool(n).get().map_err(Error::from).and_then(|mut conn| ask(&mut conn)) {
                 Ok(answer) => return Some(answer),
@@ -55,7 +55,7 @@ impl Soak {
         let keys = [n % KEYS, n.wrapping_mul(7) / 3 % KEYS].map(|key| KeyId::from(key.to_string()));
         self.acknowledged.lock().expect("no panic").insert(change, false);
         let (mut runs, begun) = (0, Instant::now());
-        let done = self.insist(n, |conn| {
+        let done = self.retry(n, |conn| {
             let done = Transaction::attempts(3).run(conn, |conn| {
                 runs += 1;
                 keys.iter().try_for_each(|key_id| toggle(conn, &self.tenant_id, key_id, change, now))
@@ -63,7 +63,7 @@ impl Soak {
             match done {
                 Err(error) if error.advice() == Advice::CheckOutcome => {
                     add(&self.counts.unknown_commits);
-                    self.happened(n, change)
+                    self.is_committed(n, change)
                 }
                 done => done.map(|()| true),
             }
@@ -81,15 +81,15 @@ impl Soak {
         }
     }
 
-    fn happened(&self, n: u64, change: i64) -> Result<bool> {
-        self.find_out(n, |conn| {
+    fn is_committed(&self, n: u64, change: i64) -> Result<bool> {
+        self.ask_until_known(n, |conn| {
             let there = ledger::table.filter(ledger::change.eq(change));
             Ok(diesel::select(diesel::dsl::exists(there)).get_result(conn)?)
         })
     }
 
     /// Looks until it is known what happened: also after the end, so as to know.
-    fn find_out<T>(&self, n: u64, look: impl Fn(&mut PgConnection) -> Result<T>) -> Result<T> {
+    fn ask_until_known<T>(&self, n: u64, look: impl Fn(&mut PgConnection) -> Result<T>) -> Result<T> {
         loop {
             match self.pool(n).get().map_err(Error::from).and_then(|mut conn| look(&mut conn)) {
                 Err(error) if error.advice() == Advice::Reconnect => thread::sleep(PAUSE),
@@ -104,7 +104,7 @@ impl Soak {
         let (tenant_id, key_id) = (TenantId::from(COUNTED), KeyId::from(COUNTED));
         let used = KeyUse { tenant_id, key_id, count: 1, at: DateTime::UNIX_EPOCH };
         let known =
-            self.insist(n, |conn| match KeysDriver::new(conn).record_key_uses(std::slice::from_ref(&used)) {
+            self.retry(n, |conn| match KeysDriver::new(conn).record_key_uses(std::slice::from_ref(&used)) {
                 Err(error) if error.advice() == Advice::CheckOutcome => {
                     add(&self.counts.unknown_commits);
                     Ok(false)
@@ -113,7 +113,7 @@ impl Soak {
             });
         let recorded = known.is_some_and(|known| {
             known || {
-                let counted = self.find_out(n, |conn| {
+                let counted = self.ask_until_known(n, |conn| {
                     let key = KeysDriver::new(conn).fetch_key_by_id(&used.tenant_id, &used.key_id)?;
                     Ok(key.expect("the key").total_requests.unsigned_abs())
                 });
@@ -127,7 +127,7 @@ impl Soak {
 
     /// Records a call under an id of its own, so that to record it again changes nothing.
     pub(crate) fn meter(&self, n: u64) {
-        let recorded = self.insist(n, |conn| {
+        let recorded = self.retry(n, |conn| {
             diesel::insert_into(proxy_calls::table)
                 .values((
                     proxy_calls::id.eq(n.to_string()),
@@ -149,7 +149,7 @@ impl Soak {
 
     pub(crate) fn read(&self, n: u64) {
         let key_id = KeyId::from((n % KEYS).to_string());
-        let read = self.insist(n, |conn| {
+        let read = self.retry(n, |conn| {
             let mut keys = KeysDriver::new(conn);
             let key = keys.fetch_key_by_id(&self.tenant_id, &key_id)?;
             let page = keys.fetch_keys(&self.tenant_id, Page::default())?;
@@ -163,7 +163,7 @@ impl Soak {
     }
 
     pub(crate) fn follow(&self, n: u64) {
-        self.insist(n, |conn| self.follow_once(conn));
+        self.retry(n, |conn| self.follow_once(conn));
         thread::sleep(PAUSE);
     }
 

@@ -28,23 +28,23 @@ pub struct Key {
     pub revision: i64,
 }
 
-/// Reads a key from a row of `postgres` or of sqlx, whose columns but for its ids begin with the `nth`.
+/// Reads a key from a row of `postgres` or of sqlx, whose columns but for its ids begin with the `index`.
 macro_rules! read_key {
-    ($row:ident, $tenant_id:expr, $nth:expr) => {
+    ($row:ident, $tenant_id:expr, $index:expr) => {
         $crate::answer::Key {
             id: $row.get(0),
             tenant_id: $tenant_id,
-            name: $row.get($nth),
-            key_prefix: $row.get($nth + 1),
-            status: $row.get($nth + 2),
-            is_frozen: $row.get($nth + 3),
-            frozen_at: $row.get($nth + 4),
-            created_at: $row.get($nth + 5),
-            last_used_at: $row.get($nth + 6),
-            expires_at: $row.get($nth + 7),
-            total_requests: $row.get($nth + 8),
-            is_synthetic: $row.get($nth + 9),
-            revision: $row.get($nth + 10),
+            name: $row.get($index),
+            key_prefix: $row.get($index + 1),
+            status: $row.get($index + 2),
+            is_frozen: $row.get($index + 3),
+            frozen_at: $row.get($index + 4),
+            created_at: $row.get($index + 5),
+            last_used_at: $row.get($index + 6),
+            expires_at: $row.get($index + 7),
+            total_requests: $row.get($index + 8),
+            is_synthetic: $row.get($index + 9),
+            revision: $row.get($index + 10),
         }
     };
 }

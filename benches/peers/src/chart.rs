@@ -19,8 +19,8 @@ pub fn svg(charts: &[(&str, &[u32], &[Line])]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n"
     );
-    for (nth, (title, sizes, lines)) in charts.iter().enumerate() {
-        panel(&mut svg, nth as f64 * (WIDTH + LEFT + 30.0) + LEFT, title, sizes, lines);
+    for (index, (title, sizes, lines)) in charts.iter().enumerate() {
+        panel(&mut svg, index as f64 * (WIDTH + LEFT + 30.0) + LEFT, title, sizes, lines);
     }
     svg + "</svg>\n"
 }
@@ -55,7 +55,7 @@ fn panel(svg: &mut String, left: f64, title: &str, sizes: &[u32], lines: &[Line]
         )
         .unwrap();
     }
-    for (nth, (line, colour)) in lines.iter().zip(COLOURS).enumerate() {
+    for (index, (line, colour)) in lines.iter().zip(COLOURS).enumerate() {
         let points: Vec<String> = sizes
             .iter()
             .zip(&line.costs)
@@ -67,7 +67,7 @@ fn panel(svg: &mut String, left: f64, title: &str, sizes: &[u32], lines: &[Line]
             points.join(" ")
         )
         .unwrap();
-        let y = TOP + HEIGHT + 42.0 + 18.0 * nth as f64;
+        let y = TOP + HEIGHT + 42.0 + 18.0 * index as f64;
         writeln!(svg, "<path d=\"M{left} {:.1}h18\" stroke=\"{colour}\" stroke-width=\"2\"/>", y - 4.0)
             .unwrap();
         writeln!(svg, "<text x=\"{:.1}\" y=\"{y:.1}\">{}</text>", left + 24.0, line.name).unwrap();

@@ -16,8 +16,8 @@ pub fn tenant(keys: u32) -> TenantId {
     format!("{keys:08x}-0000-4000-8000-000000000000").into()
 }
 
-pub fn key(tenant_keys: u32, nth: u32) -> KeyId {
-    format!("{tenant_keys:08x}-0000-4000-8000-{nth:012x}").into()
+pub fn key(tenant_keys: u32, index: u32) -> KeyId {
+    format!("{tenant_keys:08x}-0000-4000-8000-{index:012x}").into()
 }
 
 /// The key of the tenant `tenant(10_000)` that was called so often.
@@ -54,25 +54,25 @@ pub fn load(url: &str, sizes: &Sizes) {
             "COPY api_keys (id, tenant_id, name, key_prefix, key_hash, status, created_at, last_used_at, total_requests, is_synthetic) FROM STDIN",
         )
         .unwrap();
-    let mut write_key = |tenant_id: &TenantId, id: &KeyId, nth: u32| {
-        let created_at = (now() - TimeDelta::seconds(nth.into())).to_rfc3339();
-        let used = if nth.is_multiple_of(3) { "\\N" } else { created_at.as_str() };
-        let synthetic = if nth % 50 == 49 { "t" } else { "f" };
-        let prefix = format!("sk-live-{:04x}", nth & 0xffff);
-        writeln!(keys, "{id}\t{tenant_id}\tProduction key {nth}\t{prefix}\t{id}\tactive\t{created_at}\t{used}\t{nth}\t{synthetic}").unwrap();
+    let mut write_key = |tenant_id: &TenantId, id: &KeyId, index: u32| {
+        let created_at = (now() - TimeDelta::seconds(index.into())).to_rfc3339();
+        let used = if index.is_multiple_of(3) { "\\N" } else { created_at.as_str() };
+        let synthetic = if index % 50 == 49 { "t" } else { "f" };
+        let prefix = format!("sk-live-{:04x}", index & 0xffff);
+        writeln!(keys, "{id}\t{tenant_id}\tProduction key {index}\t{prefix}\t{id}\tactive\t{created_at}\t{used}\t{index}\t{synthetic}").unwrap();
     };
     for small in 0..SMALL_TENANTS {
-        for nth in 0..20 {
+        for index in 0..20 {
             write_key(
                 &format!("{small:08x}-5555-4000-8000-000000000000").into(),
-                &format!("{small:08x}-5555-4000-8000-{nth:012x}").into(),
-                small + nth * 1000,
+                &format!("{small:08x}-5555-4000-8000-{index:012x}").into(),
+                small + index * 1000,
             );
         }
     }
     for &size in &sizes.keys {
-        for nth in 0..size {
-            write_key(&tenant(size), &key(size, nth), nth);
+        for index in 0..size {
+            write_key(&tenant(size), &key(size, index), index);
         }
     }
     keys.finish().unwrap();
@@ -82,13 +82,13 @@ pub fn load(url: &str, sizes: &Sizes) {
         .unwrap();
     let request = "x".repeat(200);
     let mut write_calls = |tenant_id: &TenantId, id: &KeyId, count: u32| {
-        for nth in 0..count {
-            let created_at = (now() - TimeDelta::seconds(60 * i64::from(nth) + 1)).to_rfc3339();
-            writeln!(calls, "{id}{nth}\t{tenant_id}\t{id}\t/v1/chat/completions\tsmall\th\t{request}\t0.{:04}\t{created_at}", (nth * 7 + 3) % 9_973).unwrap();
+        for index in 0..count {
+            let created_at = (now() - TimeDelta::seconds(60 * i64::from(index) + 1)).to_rfc3339();
+            writeln!(calls, "{id}{index}\t{tenant_id}\t{id}\t/v1/chat/completions\tsmall\th\t{request}\t0.{:04}\t{created_at}", (index * 7 + 3) % 9_973).unwrap();
         }
     };
-    for nth in 0..1_000 {
-        write_calls(&tenant(TENANT_KEYS), &key(TENANT_KEYS, nth), 20);
+    for index in 0..1_000 {
+        write_calls(&tenant(TENANT_KEYS), &key(TENANT_KEYS, index), 20);
     }
     for &size in &sizes.calls {
         write_calls(&tenant(10_000), &called(size), size);

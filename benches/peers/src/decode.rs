@@ -56,11 +56,11 @@ pub fn text(bytes: &[u8]) -> String {
 
 /// Digits to the base 10,000, the place of the first, a sign and how many decimals are shown.
 pub fn numeric(bytes: &[u8]) -> BigDecimal {
-    let word = |nth: usize| i16::from_be_bytes(bytes[2 * nth..2 * nth + 2].try_into().unwrap());
+    let word = |index: usize| i16::from_be_bytes(bytes[2 * index..2 * index + 2].try_into().unwrap());
     let (digits, weight, negative, scale) = (word(0), word(1), word(2) == 0x4000, word(3));
     let mut number = 0_i128;
-    for nth in 0..digits {
-        number = number * 10_000 + i128::from(word(4 + usize::try_from(nth).unwrap()));
+    for index in 0..digits {
+        number = number * 10_000 + i128::from(word(4 + usize::try_from(index).unwrap()));
     }
     let sign = if negative { -1 } else { 1 };
     let decimals = 4 * (i64::from(digits) - i64::from(weight) - 1);

@@ -116,25 +116,25 @@ impl Rows {
         self.key_of(decode::text(self.get(row, 1).unwrap()), row, 2)
     }
 
-    /// A key whose columns but for its ids begin with the `nth`.
-    fn key_of(&self, tenant_id: String, row: i32, nth: i32) -> Key {
+    /// A key whose columns but for its ids begin with the `index`.
+    fn key_of(&self, tenant_id: String, row: i32, index: i32) -> Key {
         let text = |column| decode::text(self.get(row, column).unwrap());
         let time = |column| self.get(row, column).map(decode::time);
         let is = |column| self.get(row, column).unwrap()[0] == 1;
         Key {
             id: text(0),
             tenant_id,
-            name: text(nth),
-            key_prefix: text(nth + 1),
-            status: text(nth + 2),
-            is_frozen: is(nth + 3),
-            frozen_at: time(nth + 4),
-            created_at: time(nth + 5).unwrap(),
-            last_used_at: time(nth + 6),
-            expires_at: time(nth + 7),
-            total_requests: decode::int8(self.get(row, nth + 8).unwrap()),
-            is_synthetic: is(nth + 9),
-            revision: decode::int8(self.get(row, nth + 10).unwrap()),
+            name: text(index),
+            key_prefix: text(index + 1),
+            status: text(index + 2),
+            is_frozen: is(index + 3),
+            frozen_at: time(index + 4),
+            created_at: time(index + 5).unwrap(),
+            last_used_at: time(index + 6),
+            expires_at: time(index + 7),
+            total_requests: decode::int8(self.get(row, index + 8).unwrap()),
+            is_synthetic: is(index + 9),
+            revision: decode::int8(self.get(row, index + 10).unwrap()),
         }
     }
 

@@ -144,9 +144,9 @@ struct Inputs {
 impl Inputs {
     fn new() -> Self {
         let (tenant_id, since) = (tenant(TENANT_KEYS), now() - TimeDelta::days(1));
-        let used = |nth: u32| KeyUse {
+        let used = |index: u32| KeyUse {
             tenant_id: tenant_id.clone(),
-            key_id: key(TENANT_KEYS, 500 * nth),
+            key_id: key(TENANT_KEYS, 500 * index),
             count: 1,
             at: now(),
         };

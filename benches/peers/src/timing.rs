@@ -69,13 +69,13 @@ pub fn race<C: ?Sized>(contenders: &mut [Box<C>], budget: Duration, call: impl F
     let start = Instant::now();
     let mut round = 0;
     while round < 5 || start.elapsed() < budget {
-        for nth in 0..contenders.len() {
-            let nth = (nth + round) % contenders.len();
+        for index in 0..contenders.len() {
+            let index = (index + round) % contenders.len();
             let turn = Instant::now();
             for _ in 0..TURN {
                 let before = Instant::now();
-                call(&mut contenders[nth]);
-                times[nth].push(before.elapsed());
+                call(&mut contenders[index]);
+                times[index].push(before.elapsed());
                 if turn.elapsed() > SHORT_TURN {
                     break;
                 }

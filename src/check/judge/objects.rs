@@ -11,7 +11,7 @@ const MIGRATE: &str = "Call `migrate`, which repeats the step";
 pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
     widening(view, verdict);
     for expected in &view.facts.expected {
-        if expected.is_the_services()
+        if expected.may_differ()
             || expected.kind != "table" && !view.has_table(expected.table) && !expected.table.is_empty()
         {
             continue;
@@ -66,8 +66,8 @@ fn widening(view: &View<'_>, verdict: &mut Verdict) {
     let adds_a_column = view.facts.expected.iter().any(|expected| {
         expected.kind == "column"
             && expected.table == "api_keys"
-            && expected.made_by != "create_api_keys"
-            && view.is_pending(expected.made_by)
+            && expected.created_by != "create_api_keys"
+            && view.is_pending(expected.created_by)
             && !view.home.objects.iter().any(|object| is_named(expected, object))
     });
     if view.has_table("api_keys") && (adds_a_column || is_narrow && view.is_pending(WIDENING)) {
@@ -98,18 +98,18 @@ fn table(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict: 
             "it is a view or a foreign table, which has neither indexes nor row locks",
             format!("Put the schema of the table itself before {} on the search path", view.home.schema),
         ),
-        None if view.is_pending(expected.made_by) && !view.home.records_have(expected) => {}
+        None if view.is_pending(expected.created_by) && !view.home.records_have(expected) => {}
         None => verdict.add(Effect::BlocksMethods, name, missing(expected), MIGRATE),
     }
 }
 
 fn column(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict: &mut Verdict) {
     let name = format!("column {}.{}", expected.table, expected.name);
-    let is_made_with_the_table = expected.made_by == format!("create_{}", expected.table)
+    let is_made_with_the_table = expected.created_by == format!("create_{}", expected.table)
         || view.facts.expected.iter().any(|table| {
-            table.kind == "table" && table.name == expected.table && table.made_by == expected.made_by
+            table.kind == "table" && table.name == expected.table && table.created_by == expected.created_by
         });
-    let is_to_be_made = view.is_pending(expected.made_by) && !view.home.records_have(expected);
+    let is_to_be_made = view.is_pending(expected.created_by) && !view.home.records_have(expected);
     let Some(found) = found else {
         if is_made_with_the_table {
             verdict.add(
@@ -155,7 +155,7 @@ fn column(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict:
             if expected
                 .step()
                 .is_some_and(|step| view.pending.contains(&step) && !view.home.records.has(step)) => {}
-        Some(Difference::Narrow) if expected.shaped_by == WIDENING && !view.home.dependents.is_empty() => {}
+        Some(Difference::Narrow) if expected.defined_by == WIDENING && !view.home.dependents.is_empty() => {}
         Some(Difference::Narrow) => verdict.add(
             Effect::Degrades,
             name,
@@ -180,7 +180,7 @@ fn other(view: &View<'_>, expected: &Expected, named: &[&Object], verdict: &mut 
     let fitting = named
         .iter()
         .find(|object| object.definition == expected.definition && (object.table == expected.table));
-    let is_to_be_made = view.is_pending(expected.made_by) && !view.home.records_have(expected);
+    let is_to_be_made = view.is_pending(expected.created_by) && !view.home.records_have(expected);
     match (fitting, named.first()) {
         (Some(object), _) if object.flaw.is_empty() || is_to_be_made || expected.is_optional => {}
         (Some(object), _) => flawed(view, expected, object, name, verdict),
@@ -232,7 +232,7 @@ fn flawed(view: &View<'_>, expected: &Expected, object: &Object, name: String, v
 }
 
 fn missing(expected: &Expected) -> String {
-    format!("the migration {} is recorded, and what it makes is missing", expected.made_by)
+    format!("the migration {} is recorded, and what it makes is missing", expected.created_by)
 }
 
 /// Without an index everything still works. Without a trigger a change goes unrecorded.

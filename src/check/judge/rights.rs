@@ -131,15 +131,15 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
             format!("GRANT {missing}{columns} ON {} TO {role}", view.qualified(need.table)),
         );
     }
-    planted(view, verdict);
+    foreign_owned(view, verdict);
     if !view.pending.is_empty() {
         to_migrate(view, &role, verdict);
     }
 }
 
 /// The triggers run with the rights of their functions' owner, and write to tables with triggers of their own.
-fn planted(view: &View<'_>, verdict: &mut Verdict) {
-    for object in &view.home.planted {
+fn foreign_owned(view: &View<'_>, verdict: &mut Verdict) {
+    for object in &view.home.foreign_owned {
         verdict.add(
             if view.pending.is_empty() { Effect::BlocksMethods } else { Effect::BlocksMigration },
             format!("owner of {}", object.name),

@@ -56,7 +56,7 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
         let gains_columns = view.facts.expected.iter().any(|expected| {
             expected.kind == "column"
                 && expected.table == table.name
-                && view.is_pending(expected.made_by)
+                && view.is_pending(expected.created_by)
                 && !view.home.objects.iter().any(|object| super::is_named(expected, object))
         });
         if gains_columns && !table.publications.is_empty() {
@@ -95,7 +95,7 @@ fn place(view: &View<'_>, verdict: &mut Verdict) {
 fn session(view: &View<'_>, verdict: &mut Verdict) {
     let session = &view.home.session;
     let writes = if view.pending.is_empty() { Effect::BlocksMethods } else { Effect::BlocksMigration };
-    if session.is_replica {
+    if session.is_standby {
         verdict.add(
             writes,
             "server",

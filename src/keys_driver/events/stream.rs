@@ -17,7 +17,7 @@ use crate::time::{MaybeTime, Time};
 use crate::{Error, Result};
 
 /// The next events, and what was open on the server when they were read.
-pub(crate) struct Stretch {
+pub(crate) struct EventBatch {
     pub(crate) events: Vec<KeyEventSnapshot>,
     /// The event after these whose tenant or key is not UTF-8.
     pub(crate) unreadable: Option<EventPosition>,
@@ -89,29 +89,29 @@ impl KeysDriver<'_> {
         position: Option<&EventPosition>,
         limit: u32,
     ) -> Result<Vec<KeyEventSnapshot>> {
-        let stretch = self.follow_key_events(position.copied().unwrap_or(EventPosition::START), limit)?;
-        match stretch.unreadable {
-            Some(position) if stretch.events.is_empty() => Err(Error::UnreadableEvent(position)),
-            _ => Ok(stretch.events),
+        let batch = self.follow_key_events(position.copied().unwrap_or(EventPosition::START), limit)?;
+        match batch.unreadable {
+            Some(position) if batch.events.is_empty() => Err(Error::UnreadableEvent(position)),
+            _ => Ok(batch.events),
         }
     }
 
-    pub(crate) fn follow_key_events(&mut self, position: EventPosition, limit: u32) -> Result<Stretch> {
+    pub(crate) fn follow_key_events(&mut self, position: EventPosition, limit: u32) -> Result<EventBatch> {
         let lines: Vec<Line> = FollowKeyEvents { position, limit: limit.into() }.read_all(self.conn)?;
         let first = lines.first().ok_or(diesel::result::Error::NotFound)?;
-        let mut stretch =
-            Stretch { events: vec![], unreadable: None, oldest_open: first.oldest_open, next: first.next };
+        let mut batch =
+            EventBatch { events: vec![], unreadable: None, oldest_open: first.oldest_open, next: first.next };
         require_epoch(first.epoch, position)?;
         for line in lines {
             let Some((transaction_id, id)) = line.transaction_id.zip(line.id) else { continue };
             let place = EventPosition { epoch: line.epoch, transaction_id, id };
             let Ok(event) = line.read(place) else {
-                stretch.unreadable = Some(place);
+                batch.unreadable = Some(place);
                 break;
             };
-            stretch.events.push(event);
+            batch.events.push(event);
         }
-        Ok(stretch)
+        Ok(batch)
     }
 
     /// Deletes events that every follower has passed, and returns how far it looked.

@@ -26,7 +26,7 @@ impl KeysDriver<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::BoundariesNotAscending`] and, for more than [`Bucket::MOST`] sums, [`Error::TooManyBuckets`],
+    /// [`Error::BoundariesNotAscending`] and, for more than [`Bucket::MAX_BUCKETS`] sums, [`Error::TooManyBuckets`],
     /// both before anything is sent. [`Error::CostNotANumber`] if a call of the range has such a cost.
     ///
     /// ```
@@ -58,7 +58,7 @@ impl KeysDriver<'_> {
         if sums < 1 {
             return Ok(Vec::new());
         }
-        if sums > Bucket::MOST {
+        if sums > Bucket::MAX_BUCKETS {
             return Err(Error::TooManyBuckets(sums));
         }
         let pairs = boundaries.len() - 1;

@@ -31,7 +31,7 @@ pub struct UsageBucket {
 
 impl Bucket {
     /// The most buckets that a series may have: over a year of hours.
-    pub const MOST: i64 = 10_000;
+    pub const MAX_BUCKETS: i64 = 10_000;
 
     const fn seconds(self) -> i64 {
         match self {
@@ -57,7 +57,7 @@ impl KeysDriver<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyBuckets`] before anything is sent, when the range touches more than [`Bucket::MOST`].
+    /// [`Error::TooManyBuckets`] before anything is sent, when the range touches more than [`Bucket::MAX_BUCKETS`].
     ///
     /// ```
     /// use api_keys_driver::{Bucket, KeyId, KeysDriver, Result, TenantId};
@@ -89,7 +89,7 @@ impl KeysDriver<'_> {
         let first = bucket.start_of(from);
         let last = bucket.start_of(to - TimeDelta::microseconds(1));
         let buckets = (last - first).num_seconds() / bucket.seconds() + 1;
-        if buckets > Bucket::MOST {
+        if buckets > Bucket::MAX_BUCKETS {
             return Err(Error::TooManyBuckets(buckets));
         }
 

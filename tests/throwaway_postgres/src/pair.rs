@@ -153,7 +153,7 @@ impl Pair {
     }
 
     fn start_standby(&mut self, replication: Replication) -> Result<()> {
-        self.standby.set_replica(true)?;
+        self.standby.set_standby(true)?;
         let follows = format!(
             "primary_conninfo=host={} port={} user=postgres application_name=standby",
             self.primary.home.display(),

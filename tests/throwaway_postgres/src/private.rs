@@ -119,10 +119,10 @@ impl PrivateServer {
         self.signal_all(Signal::CONT)
     }
 
-    /// Sets whether the stopped server is a standby, which is read-only, when it is started again.
-    pub fn set_replica(&mut self, replica: bool) -> Result<()> {
+    /// Sets whether the stopped server starts as a standby, which is read-only.
+    pub fn set_standby(&mut self, is_standby: bool) -> Result<()> {
         let signal = self.home.join("data/standby.signal");
-        if replica {
+        if is_standby {
             server::give_to_server_user(&File::create(&signal)?)?;
         } else {
             fs::remove_file(&signal)?;

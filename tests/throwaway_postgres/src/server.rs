@@ -205,18 +205,18 @@ fn postmaster(home: &Path) -> Option<Pid> {
 /// Removes the files of a server that was killed, or whose starting process was killed before the server was ready.
 fn clear(home: &Path) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    gone(fs::remove_file(home.join("ready")))?;
+    ignore_not_found(fs::remove_file(home.join("ready")))?;
     while let Some(pid) = postmaster(home) {
         let signal = if Instant::now() < deadline { Signal::INT } else { Signal::KILL };
         let _ = kill_process(pid, signal);
         std::thread::sleep(Duration::from_millis(20));
     }
     for socket in [".s.PGSQL.5432", ".s.PGSQL.5432.lock"] {
-        gone(fs::remove_file(home.join(socket)))?;
+        ignore_not_found(fs::remove_file(home.join(socket)))?;
     }
     // A server process may run for a short time after its postmaster was killed, and may still write a file.
     loop {
-        match gone(fs::remove_dir_all(home.join("data"))) {
+        match ignore_not_found(fs::remove_dir_all(home.join("data"))) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
             removed => return Ok(removed?),
         }
@@ -224,7 +224,7 @@ fn clear(home: &Path) -> Result<()> {
 }
 
 /// Ignores that a file to be removed does not exist.
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -27,7 +27,7 @@ SELECT part.oid, nspname::pg_catalog.text AS schema, part.relname::pg_catalog.te
             ) OPERATOR(pg_catalog.=) $5
         ORDER BY index.relname
         LIMIT 1
-    ) AS fitting
+    ) AS unattached_index
 FROM pg_catalog.pg_inherits AS child
 JOIN pg_catalog.pg_class AS part ON part.oid OPERATOR(pg_catalog.=) child.inhrelid
 JOIN pg_catalog.pg_namespace ON pg_namespace.oid OPERATOR(pg_catalog.=) part.relnamespace

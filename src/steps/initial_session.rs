@@ -29,7 +29,7 @@ pub(crate) const SETTINGS: &[(&str, &str)] = &[
 
 /// The state of the session before any setting is changed.
 #[derive(QueryableByName)]
-pub(crate) struct Outset {
+pub(crate) struct InitialSession {
     #[diesel(sql_type = Integer)]
     pub(crate) version_number: i32,
     #[diesel(sql_type = Text)]
@@ -48,12 +48,12 @@ pub(crate) struct Outset {
     pub(crate) settings: Vec<Option<String>>,
 }
 
-impl Outset {
+impl InitialSession {
     /// Reads the state of the session. It must send the first statement.
     ///
     /// It detects a transaction that was begun by SQL by its start time: two statements that are not in one transaction
     /// never have the same start time.
-    pub(crate) fn look(conn: &mut PgConnection) -> Result<Self> {
+    pub(crate) fn read(conn: &mut PgConnection) -> Result<Self> {
         if AnsiTransactionManager::transaction_manager_status_mut(conn)
             .transaction_depth()
             .ok()
@@ -62,27 +62,29 @@ impl Outset {
         {
             return Err(Error::AlreadyInTransaction);
         }
-        let first = Self::read(conn)?;
+        let first = Self::query(conn)?;
         if first.version_number / 10_000 < OLDEST_MAJOR {
             return Err(Error::UnsupportedServer { version: first.version, oldest: OLDEST_MAJOR });
         }
-        let second = Self::read(conn)?;
+        let second = Self::query(conn)?;
         if first.transaction_began == second.transaction_began {
             return Err(Error::AlreadyInTransaction);
         }
         Ok(second)
     }
 
-    fn read(conn: &mut PgConnection) -> Result<Self> {
+    fn query(conn: &mut PgConnection) -> Result<Self> {
         let names: Vec<&str> = SETTINGS.iter().map(|(name, _)| *name).collect();
-        patiently(|| {
-            diesel::sql_query(include_str!("outset.sql")).bind::<Array<Text>, _>(&names).get_result(conn)
+        retry_on_timeout(|| {
+            diesel::sql_query(include_str!("initial_session.sql"))
+                .bind::<Array<Text>, _>(&names)
+                .get_result(conn)
         })
     }
 }
 
 /// Sends a statement again as long as the `statement_timeout` of the role ends it.
-pub(crate) fn patiently<T>(mut statement: impl FnMut() -> QueryResult<T>) -> Result<T> {
+pub(crate) fn retry_on_timeout<T>(mut statement: impl FnMut() -> QueryResult<T>) -> Result<T> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match statement().map_err(Error::from) {
