@@ -34,10 +34,9 @@ const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(600);
 /// Brings a database to the schema that this crate needs, and returns the names of the migrations
 /// that this call applied, oldest first.
 ///
-/// It works on an empty database and on the existing service's, with its rows and its writers, and on
-/// one whose `proxy_calls` is partitioned. Many processes may call it at once: one migrates, the others
-/// wait for it and find nothing to do. If nothing is to be done, the call returns at once, and needs no
-/// rights but to read the catalog.
+/// It works on an empty database and on the database of the existing service, while that service writes to it.
+/// `proxy_calls` may be partitioned. Many processes may call it at once: one migrates, the others wait for it and find
+/// nothing to do. If no migration is pending, the call returns at once, and needs no rights except to read the catalog.
 ///
 /// The process may be killed at any moment. The next call continues: it takes over what the server has
 /// finished, waits for an index build that still runs, and removes the invalid index that an interrupted
@@ -75,7 +74,7 @@ pub fn migrate(conn: &mut PgConnection) -> Result<Vec<String>> {
     Migrator::new().migrate(conn)
 }
 
-/// [`migrate`] with a report of its progress and a bound on its waiting.
+/// Migrates as [`migrate`] does, reports its progress, and limits how long it waits.
 ///
 /// ```
 /// # fn main() -> Result<(), throwaway_postgres::BoxError> {
@@ -117,16 +116,16 @@ impl Default for Migrator<'_> {
 }
 
 impl<'r> Migrator<'r> {
-    /// Waits ten minutes at most for each session that is in the way, and reports nothing.
+    /// Creates a migrator that waits at most ten minutes for other sessions in each step, and reports nothing.
     #[must_use]
     pub fn new() -> Self {
         Self { max_wait: DEFAULT_MAX_WAIT, report: None, observer: None }
     }
 
-    /// Sets the longest time that one step waits for other sessions: for their locks, for the
-    /// transactions that an index build waits for, and for another migrator.
+    /// Sets how long one step waits for other sessions at most: for their locks, for the transactions that an index
+    /// build waits for, and for another migrator.
     ///
-    /// The time that a build itself takes is not bounded.
+    /// The time that an index build itself takes is not limited.
     #[must_use]
     pub fn wait_at_most(mut self, max_wait: Duration) -> Self {
         self.max_wait = max_wait;
@@ -161,7 +160,7 @@ impl<'r> Migrator<'r> {
         }
         run.session.lock(&mut run.watch)?;
         run.refresh()?;
-        // To read a view, or a column of another type, may run code of its owner with the rights of this role.
+        // Reading a view, or a column of another type, could run code of its owner with the rights of this role.
         if run.verdict.has_wrong_tables() {
             run.refuse_obstacles(Vec::new())?;
         }

@@ -108,11 +108,11 @@ pub(crate) struct Home {
     pub(crate) session: Session,
     pub(crate) objects: Vec<Object>,
     pub(crate) tables: Vec<TableFacts>,
-    /// What depends on `key_prefix`, where the column is too narrow.
+    /// The objects that depend on `key_prefix`, if the column is too narrow.
     pub(crate) dependents: Vec<String>,
     pub(crate) neighbours: Vec<Neighbour>,
     pub(crate) foreign_partitions: Vec<String>,
-    /// What belongs to an unrelated role.
+    /// The objects that an unrelated role owns.
     pub(crate) foreign_owned: Vec<Owned>,
     pub(crate) records: Records,
 }

@@ -67,7 +67,7 @@ impl Verdict {
     }
 }
 
-/// The facts and the pending steps, with the look-ups that the judges share.
+/// The facts and the pending steps, with lookups that the judges share.
 struct View<'f> {
     facts: &'f Facts,
     home: &'f Home,

@@ -1,4 +1,4 @@
--- What the session and its database are. The search path is pg_catalog alone.
+-- Properties of the session and of its database. The search path is pg_catalog alone.
 SELECT current_database()::text AS database,
     current_user::text AS role,
     current_setting('default_transaction_read_only') = 'on' AS is_read_only,

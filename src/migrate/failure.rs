@@ -6,7 +6,7 @@ use std::fmt;
 use crate::Error;
 use crate::steps::Step;
 
-/// Why a step stopped, under the step's name.
+/// The name of a step, and why it failed.
 #[derive(Debug)]
 pub(super) struct StepFailed {
     step: String,

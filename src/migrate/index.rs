@@ -1,4 +1,4 @@
-//! Builds the index of a concurrent step. It handles everything that an earlier try or another session may have left.
+//! Builds the index of a concurrent step. It handles what an interrupted build or another session may have left.
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::Pg;
@@ -74,7 +74,7 @@ impl Existing {
     }
 }
 
-/// Works on the index of one step. How it treats a partitioned table is in `partitions`.
+/// Builds and drops the index of one step. The methods for partitioned tables are in `partitions`.
 pub(super) struct Builder<'a, 'm, 'r> {
     pub(super) conn: &'a mut PgConnection,
     pub(super) watch: &'a mut Watch<'m, 'r>,
@@ -127,7 +127,7 @@ impl Builder<'_, '_, '_> {
         StepFailed::because(
             &self.watch.step,
             format!(
-                "{schema}.{name} is another index or relation than the one that is wanted: {wanted}. \
+                "{schema}.{name} is not the index that the step builds: {wanted}. \
                  Rename it or drop it, then migrate again"
             ),
         )
@@ -141,15 +141,15 @@ impl Builder<'_, '_, '_> {
             // Another session created the index first. The caller checks that index.
             Err(Error::Query(_)) if self.existing(table, name)?.is_some_and(|found| found.is_valid) => Ok(()),
             Err(error) => {
-                // An invalid unique index may refuse rows already. If dropping it fails too, the next call
-                // repeats it: what stopped the build is the error to report.
+                // Even an invalid unique index can refuse rows, so it is dropped. If that fails, the next call drops
+                // it. The error of the build is the one to report.
                 let _ = drop_now(self.conn, table, name);
                 Err(error)
             }
         }
     }
 
-    /// Drops the index. The server drops that of a partitioned table only in a transaction, with its parts.
+    /// Drops the index. The index of a partitioned table cannot be dropped concurrently, and is dropped with its parts.
     pub(super) fn remove(&mut self, schema: &str) -> Result<()> {
         let Some(table) = Table::find(self.conn, schema, &self.index.table)? else { return Ok(()) };
         if !table.is_partitioned {

@@ -1,7 +1,8 @@
-//! An index on a partitioned table: on the parent alone, concurrently on each partition, then attached.
+//! Builds the index of a partitioned table: first on the parent alone, then concurrently on each partition, and
+//! attaches the parts.
 //!
-//! PostgreSQL cannot build such an index concurrently in one statement. It creates the index on each partition
-//! that is created after the parent's index.
+//! PostgreSQL cannot build such an index concurrently in one statement. On partitions that are created after the
+//! parent's index, PostgreSQL creates the index itself.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Nullable, Oid, Text};
@@ -21,7 +22,7 @@ struct MissingPart {
     /// A foreign table cannot have an index.
     #[diesel(sql_type = Bool)]
     is_foreign: bool,
-    /// A valid index of the same definition that is attached to nothing.
+    /// A valid index with the same definition that is not attached to another index.
     #[diesel(sql_type = Nullable<Text>)]
     unattached_index: Option<String>,
 }
@@ -36,7 +37,7 @@ impl Builder<'_, '_, '_> {
             Some(existing) if existing.is(self.index, table) => {}
             Some(_) => return Err(self.taken(table, name)),
         }
-        // A partition may be made or attached meanwhile, so the list is read until nothing is left on it.
+        // A partition may be created or attached in the meantime, so the list is read until it is empty.
         while let Some(MissingPart { table: partition, unattached_index, .. }) =
             self.next_missing_part(table, name)?
         {
@@ -71,7 +72,7 @@ impl Builder<'_, '_, '_> {
     }
 }
 
-/// The name of a partition's part: always the same one, so that an interrupted build is found again.
+/// The name of the index on a partition. It is always the same, so that the next call finds an interrupted build.
 fn part_name(index: &str, partition: &str) -> String {
     let name = format!("{index}_{partition}");
     if name.len() <= LONGEST_NAME {

@@ -10,13 +10,13 @@ use diesel::sql_types::{Integer, Nullable, Text, Timestamptz};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// A step begins. Steps are counted from 1.
+    /// A step begins.
     Step {
         /// The migration's name.
         name: String,
-        /// Which step of this call it is.
+        /// The number of the step in this call, counted from 1.
         number: usize,
-        /// How many steps this call has to do.
+        /// The number of steps in this call.
         of: usize,
     },
     /// The step builds an index. Only an observer connection sees this.

@@ -23,14 +23,14 @@ const RULES: &[Rule] = &[
         table: "api_keys",
         ids: "SELECT id FROM {table} WHERE created_at IS NULL ORDER BY id",
         description: "row(s) with a NULL created_at",
-        fix: "Set a time on them",
+        fix: "Set created_at in these rows",
     },
     Rule {
         step: "proxy_calls_created_at_not_null",
         table: "proxy_calls",
         ids: "SELECT id FROM {table} WHERE created_at IS NULL ORDER BY id",
         description: "row(s) with a NULL created_at",
-        fix: "Set a time on them",
+        fix: "Set created_at in these rows",
     },
     Rule {
         step: "api_keys_key_hash_unique",

@@ -33,7 +33,7 @@ pub(super) struct Session<'c> {
     pub(super) conn: &'c mut PgConnection,
     before: Vec<(&'static str, String)>,
     is_locked: bool,
-    /// Whether the server's errors are in English: lock timeouts are known by their words.
+    /// Whether the server's errors are in English. Lock timeouts are recognized by the English message.
     pub(super) is_english: bool,
 }
 
@@ -48,7 +48,7 @@ impl<'c> Session<'c> {
         }
         session.before.push(("search_path", initial.search_path.clone()));
         if !is_english(&initial.messages) {
-            // Superusers may, and roles with `GRANT SET ON PARAMETER lc_messages`.
+            // Superusers may set it, and roles with `GRANT SET ON PARAMETER lc_messages`.
             session.is_english = session.set("lc_messages", "C").is_ok();
             if session.is_english {
                 session.before.push(("lc_messages", initial.messages.clone()));
@@ -61,7 +61,7 @@ impl<'c> Session<'c> {
         select(set_config(name, value, false)).execute(self.conn)
     }
 
-    /// Binds every bare name to one schema.
+    /// Makes every unqualified name refer to one schema.
     pub(super) fn pin_path(&mut self, schema: &str) -> Result<()> {
         self.set("search_path", &format!("{}, pg_temp", quoted(schema)))?;
         Ok(())
@@ -69,8 +69,8 @@ impl<'c> Session<'c> {
 
     /// Waits until no other migrator works on the database.
     ///
-    /// Polled, because a session that waits inside `pg_advisory_lock` would hold up the concurrent index
-    /// build of the one that it waits for.
+    /// It polls. A session that waits inside `pg_advisory_lock` holds a snapshot, and the concurrent index build of the
+    /// other migrator would wait for it.
     pub(super) fn lock(&mut self, watch: &mut Watch<'_, '_>) -> Result<()> {
         let deadline = watch.deadline();
         let mut pause = POLL;
@@ -90,11 +90,11 @@ impl<'c> Session<'c> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        // These fail only on a broken connection, which has neither settings nor a lock any more.
+        // These fail only on a broken connection, whose session has ended with its settings and its lock.
         if self.is_locked {
             let _ = select(pg_advisory_unlock(MIGRATOR)).execute(self.conn);
         }
-        // In reverse, so that a short `statement_timeout` comes back last and stops nothing of this.
+        // In reverse order, so that `statement_timeout` is restored last and cannot end one of these statements.
         for (name, value) in std::mem::take(&mut self.before).into_iter().rev() {
             let _ = self.set(name, &value);
         }

@@ -12,12 +12,13 @@ use diesel::sql_types::{Array, BigInt, Bool, Integer, Oid, Text};
 use super::progress::{Holder, Holders, Progress};
 use crate::{Error, Result};
 
-/// How often the observer looks.
+/// The time between two observations.
 const OBSERVE_INTERVAL: Duration = Duration::from_millis(200);
-/// The pause between two tries for a lock. Sessions that queued behind the first try continue in it.
+/// The first pause between two attempts to get a lock. Sessions that queued behind the attempt continue during the
+/// pause.
 const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Younger transactions are assumed to end by themselves.
+/// Transactions that are shorter than this are assumed to end soon.
 const SHORT_TRANSACTION: Duration = Duration::from_secs(1);
 
 pub(super) type Report<'r> = Box<dyn FnMut(&Progress) + 'r>;
@@ -105,7 +106,7 @@ impl Watch<'_, '_> {
 
     /// Waits for the transactions that an index build on the table would wait for, before it begins.
     ///
-    /// It does not wait for transactions that begin later: on a busy server there are always some.
+    /// It does not wait for transactions that begin later, because a busy server always has some.
     pub(super) fn wait_for_older_transactions(&mut self, conn: &mut PgConnection, table: u32) -> Result<()> {
         let deadline = self.deadline();
         let mut waited_for: Option<Holders> = None;
@@ -129,7 +130,7 @@ impl Watch<'_, '_> {
         }
     }
 
-    /// Waits once, briefly, for an index build of another session.
+    /// Waits for a moment while another session builds the index.
     pub(super) fn wait_for_other_build(
         &mut self,
         conn: &mut PgConnection,
@@ -186,7 +187,7 @@ impl Watch<'_, '_> {
                 work(conn)
             });
             while is_done.recv_timeout(OBSERVE_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
-                // What the observer cannot read is not reported.
+                // If the observer cannot read the progress, nothing is reported.
                 for progress in observe(observer, pid, step).unwrap_or_default() {
                     report(&progress);
                 }
@@ -243,9 +244,9 @@ fn observe(observer: &mut PgConnection, pid: i32, step: &str) -> Result<Vec<Prog
 /// Which sessions block a migration.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hold {
-    /// Those with any lock on the tables.
+    /// Sessions with any lock on the tables.
     Any,
-    /// Those that an index build waits for, and that will not end by themselves at once.
+    /// Sessions that an index build waits for, if their transactions are not short.
     Build,
 }
 

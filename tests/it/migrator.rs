@@ -165,7 +165,10 @@ fn another_index_that_appears_during_the_migration_is_named_and_left_alone() {
             let Some((database, mut conn)) = world() else { return };
             let error = migrate_with(&mut conn, &database, step, sql).unwrap_err();
             let cause = cause(&error);
-            assert!(cause.contains(&format!("public.{name} is another index or relation")), "{cause}");
+            assert!(
+                cause.contains(&format!("public.{name} is not the index that the step builds")),
+                "{cause}"
+            );
             assert!(cause.contains(&format!("INDEX CONCURRENTLY \"{name}\" ON")), "{cause}");
             let oid = format!("SELECT '{name}'::regclass::oid::text AS line");
             let theirs = lines(&mut conn, &oid);
@@ -186,7 +189,7 @@ fn another_index_of_a_partitions_name_is_named_and_left_alone() {
     let sql = format!("CREATE INDEX {name} ON calls_2025 (model)");
     let error = migrate_with(&mut conn, &database, "proxy_calls_key_usage", &sql).unwrap_err();
     let cause = cause(&error);
-    assert!(cause.contains(&format!("public.{name} is another index or relation")), "{cause}");
+    assert!(cause.contains(&format!("public.{name} is not the index that the step builds")), "{cause}");
     conn.batch_execute(&format!("ALTER INDEX {name} RENAME TO theirs")).unwrap();
     migrate(&mut conn).unwrap();
     assert!(check(&mut conn).unwrap().is_clean());

@@ -8,7 +8,7 @@ pub(super) enum Difference {
     Nullable,
 }
 
-/// The first difference that matters. A longer text is none, and a column that refuses NULL is none.
+/// The first difference that matters. A longer text and an additional NOT NULL do not matter.
 pub(super) fn difference(expected: &str, found: &str) -> Option<Difference> {
     if family(expected) != family(found) {
         Some(Difference::Type)
@@ -25,7 +25,7 @@ pub(super) fn fits(expected: &str, found: &str) -> bool {
     difference(expected, found).is_none()
 }
 
-/// The type without its length; the texts that Diesel reads alike are one family.
+/// The type without its length. Text types that Diesel reads in the same way are one family.
 fn family(definition: &str) -> String {
     let name: String = [" NOT NULL", " IDENTITY", " GENERATED", " DEFAULT"]
         .iter()
@@ -39,7 +39,7 @@ fn family(definition: &str) -> String {
     if name == "character varying" { "text".into() } else { name }
 }
 
-/// The most characters of a text; no limit is the longest.
+/// The maximum number of characters of a text.
 fn length(definition: &str) -> u32 {
     definition
         .strip_prefix("character varying(")

@@ -188,7 +188,7 @@ fn other(view: &View<'_>, expected: &Expected, named: &[&Object], verdict: &mut 
             if is_to_be_made { Effect::BlocksMigration } else { effect_of(expected) },
             name,
             format!(
-                "there is another {} of this name ({}), and this one is wanted: {}",
+                "another {} has this name ({}), and the crate needs this one: {}",
                 expected.kind,
                 if object.table == expected.table {
                     object.definition.clone()
@@ -232,10 +232,10 @@ fn flawed(view: &View<'_>, expected: &Expected, object: &Object, name: String, v
 }
 
 fn missing(expected: &Expected) -> String {
-    format!("the migration {} is recorded, and what it makes is missing", expected.created_by)
+    format!("the migration {} is recorded, but the object that it creates is missing", expected.created_by)
 }
 
-/// Without an index everything still works. Without a trigger a change goes unrecorded.
+/// Without an index everything still works. Without a trigger, changes are not recorded.
 fn effect_of(expected: &Expected) -> Effect {
     match expected.kind {
         "index" | "constraint" => Effect::Degrades,

@@ -137,7 +137,8 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
     }
 }
 
-/// The triggers run with the rights of their functions' owner, and write to tables with triggers of their own.
+/// The crate's triggers run with the rights of the owner of their functions. So no unrelated role may own such a
+/// function, or a table that the triggers write to.
 fn foreign_owned(view: &View<'_>, verdict: &mut Verdict) {
     for object in &view.home.foreign_owned {
         verdict.add(

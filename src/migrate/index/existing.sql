@@ -1,6 +1,6 @@
--- What has the name $2 in the schema $1, as an index: its definition from USING on, without storage
--- parameters. A concurrent build locks its table for as long as it takes, and shows in the view of
--- progress; other roles see of that row no more than the process, which is enough.
+-- The relation with the name $2 in the schema $1. If it is an index: its definition from USING on, without storage
+-- parameters. A concurrent build holds a lock on the table until it ends, and has a row in
+-- pg_stat_progress_create_index. Other roles can read the columns of that row that are used here.
 SELECT indrelid AS "table",
     coalesce(indisvalid AND indisready AND indislive, false) AS is_valid,
     coalesce(indisunique, false) AS is_unique,

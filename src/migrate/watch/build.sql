@@ -1,4 +1,4 @@
--- How far the index build of a session is.
+-- The progress of the index build of a session.
 SELECT phase,
     CASE WHEN blocks_total OPERATOR(pg_catalog.>) 0 THEN blocks_done ELSE tuples_done END AS done,
     CASE WHEN blocks_total OPERATOR(pg_catalog.>) 0 THEN blocks_total ELSE tuples_total END AS total

@@ -1,7 +1,7 @@
--- The other sessions of this database that hold locks on the tables. With $2 only those that a concurrent
--- index build waits for: they can write to the tables or hold an old snapshot, and their transaction
--- is older than $3 milliseconds. Old snapshots count for any table, because the build waits for them.
--- Autovacuum gives way by itself.
+-- The other sessions of this database that hold locks on the tables. With $2 only those that a concurrent index build
+-- waits for: they can write to the tables or hold an old snapshot, and their transaction is older than $3 milliseconds.
+-- Old snapshots count for any table, because the build waits for them. Autovacuum is left out, because it cancels
+-- itself when another session waits for its lock.
 SELECT pid, usename::pg_catalog.text AS "user", application_name AS application, state,
     coalesce(xact_start, state_change) AS since
 FROM pg_catalog.pg_stat_activity AS session

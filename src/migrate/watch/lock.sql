@@ -1,4 +1,4 @@
--- The session that holds the lock between migrators: a bigint key is stored in two halves.
+-- The session that holds the lock between migrators. pg_locks shows a bigint key as two halves.
 SELECT session.pid, usename::pg_catalog.text AS "user", application_name AS application, state,
     coalesce(xact_start, state_change) AS since
 FROM pg_catalog.pg_locks AS held
