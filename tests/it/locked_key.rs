@@ -3,7 +3,9 @@
 use std::thread;
 
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{Error, Freeze, KeyChanges, KeySnapshot, KeySuccessor, KeysDriver, LockedKey, Result};
+use api_keys_driver::{
+    ApiKeysFacadeDriver, Error, Freeze, KeyChanges, KeySnapshot, KeySuccessor, KeysDriver, LockedKey, Result,
+};
 use chrono::{DateTime, Utc};
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
@@ -156,4 +158,23 @@ fn a_transaction_that_fails_leaves_the_locked_key_as_it_was() {
 #[test]
 fn a_lock_finds_its_row_by_the_primary_key() {
     plans_of("fetch_key_for_update").read(&["Index Scan using api_keys_pkey"]);
+}
+
+#[test]
+fn the_debug_output_of_drivers_and_locks_names_the_tenant_and_the_key_but_no_hash() {
+    let (_database, mut conn) = migrated();
+    KeyRow { key_hash: Some("the hash"), ..KeyRow::default() }.insert(&mut conn);
+    conn.transaction(|conn| {
+        assert_eq!(format!("{:?}", ApiKeysFacadeDriver::new(conn)), "ApiKeysFacadeDriver { .. }");
+        let mut keys = KeysDriver::new(conn);
+        assert_eq!(format!("{keys:?}"), "KeysDriver { .. }");
+        let locked = keys.lock_tenant(&tenant())?;
+        assert_eq!(format!("{locked:?}"), format!("LockedTenant({:?})", tenant()));
+        let locked = keys.fetch_key_for_update(&tenant(), &key("key"))?.unwrap();
+        let shown = format!("{locked:?}");
+        assert_eq!(shown, format!("LockedKey({:?})", *locked));
+        assert!(!shown.contains("the hash"));
+        Ok::<_, Error>(())
+    })
+    .unwrap();
 }
