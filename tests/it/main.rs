@@ -55,6 +55,7 @@ mod statements;
 mod successor;
 mod support;
 mod transaction;
+mod transaction_ids;
 mod try_lock;
 mod unused;
 mod usage;

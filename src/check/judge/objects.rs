@@ -41,10 +41,11 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
             Effect::Degrades,
             "partitions of proxy_calls",
             format!(
-                "{} are foreign tables, on which no index can be created",
+                "{} are foreign tables, on which no index can be created, and what is written on the foreign server \
+                 itself is not counted",
                 view.home.foreign_partitions.join(", ")
             ),
-            "Create the indexes on the foreign server",
+            "Create the indexes on the foreign server, and write through this one",
         );
     }
 }
