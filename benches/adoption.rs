@@ -68,7 +68,7 @@ fn check_among_500_tables(database: &Database) -> Result<(), Error> {
         let mut conn = database.connect()?;
         fresh.push(timed(|| is_clean(&mut conn)));
     }
-    println!("check among 500 tables, medians of 51:");
+    println!("check among 500 tables, medians of 51 (other work on the machine lengthens them):");
     println!(
         "  {:.1} ms on a fresh connection, {:.1} ms on one that was used\n",
         median(fresh),

@@ -39,9 +39,10 @@ impl Expected {
         })
     }
 
-    /// The names of a kind.
+    /// The names of a kind, without those that are not compared.
     pub(crate) fn names(all: &[Self], kind: &str) -> Vec<&'static str> {
-        all.iter().filter(|expected| expected.kind == kind).map(|expected| expected.name).collect()
+        let is_compared = |expected: &&Self| expected.kind == kind && !expected.may_differ();
+        all.iter().filter(is_compared).map(|expected| expected.name).collect()
     }
 
     /// Whether the existing service may have it in another form: an index or a constraint that the first two
