@@ -2,8 +2,10 @@
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
-    IF pg_catalog.obj_description(pg_catalog.to_regclass('proxy_calls'), 'pg_class') IS DISTINCT FROM 'Created by api_keys_driver.'
-    THEN
+    IF (
+        pg_catalog.obj_description(pg_catalog.to_regclass('proxy_calls'), 'pg_class')
+            OPERATOR(pg_catalog.=) 'Created by api_keys_driver.'
+    ) IS NOT TRUE THEN
         RAISE NOTICE 'proxy_calls was not created by api_keys_driver: it stays';
         RETURN;
     END IF;

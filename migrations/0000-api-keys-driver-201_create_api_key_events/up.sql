@@ -13,7 +13,7 @@
 -- a revert left behind, because it held rows, is used again, but not one that an unrelated role has planted.
 DO $$
 DECLARE
-    home text := (
+    home pg_catalog.text := (
         SELECT nspname FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
         WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
@@ -21,7 +21,7 @@ DECLARE
     owner pg_catalog.regrole := (
         SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
     );
-    name text;
+    name pg_catalog.text;
     found pg_catalog.regclass;
 BEGIN
     FOREACH name IN ARRAY ARRAY['api_key_events', 'api_key_events_compacted'] LOOP
@@ -32,7 +32,7 @@ BEGIN
                 pg_catalog.obj_description(found, 'pg_class') OPERATOR(pg_catalog.=) 'Created by api_keys_driver.'
                 AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
                 AND (
-                    c.relowner::pg_catalog.regrole::text OPERATOR(pg_catalog.=) pg_catalog.quote_ident(current_user)
+                    c.relowner::pg_catalog.regrole::pg_catalog.text OPERATOR(pg_catalog.=) pg_catalog.quote_ident(current_user)
                     OR pg_catalog.pg_has_role(c.relowner, owner, 'MEMBER')
                 )
             ) IS NOT TRUE

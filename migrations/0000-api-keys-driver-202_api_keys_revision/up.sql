@@ -5,7 +5,7 @@
 -- above the events that stayed behind, so that what comes then is newer than what was.
 DO $$
 DECLARE
-    home text := (
+    home pg_catalog.text := (
         SELECT nspname FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
         WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')

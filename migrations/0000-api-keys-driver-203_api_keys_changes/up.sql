@@ -11,7 +11,7 @@
 -- by its current name, which plans each statement anew until the functions are made again.
 DO $do$
 DECLARE
-    home text := (
+    home pg_catalog.text := (
         SELECT nspname FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
         WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
@@ -19,11 +19,11 @@ DECLARE
     owner pg_catalog.regrole := (
         SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('api_keys')
     );
-    functions text[] := ARRAY[
+    functions pg_catalog.text[] := ARRAY[
         'api_keys_compare', 'api_keys_number', 'api_keys_tell', 'api_keys_tell_truncated', 'api_key_events_notify'
     ];
-    planted text;
-    name text;
+    planted pg_catalog.text;
+    name pg_catalog.text;
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
 
@@ -32,8 +32,8 @@ BEGIN
     FROM pg_catalog.pg_proc AS p
     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
     WHERE n.nspname OPERATOR(pg_catalog.=) home
-        AND p.proname::text OPERATOR(pg_catalog.=) ANY (functions)
-        AND p.proowner::pg_catalog.regrole::text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
+        AND p.proname::pg_catalog.text OPERATOR(pg_catalog.=) ANY (functions)
+        AND p.proowner::pg_catalog.regrole::pg_catalog.text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
         AND NOT pg_catalog.pg_has_role(p.proowner, owner, 'MEMBER')
     LIMIT 1;
     IF planted IS NOT NULL THEN
@@ -43,7 +43,7 @@ BEGIN
     -- Raises the revision of a row that differs in more than what a use writes. It runs for every use, so it is
     -- as short as it can be: it reads no table and needs no rights.
     EXECUTE pg_catalog.format($ddl$
-    CREATE OR REPLACE FUNCTION %1$I.api_keys_compare() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_compare() RETURNS pg_catalog.trigger LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp AS $fn$
     BEGIN
         OLD.last_used_at := NEW.last_used_at;
@@ -64,7 +64,7 @@ BEGIN
     -- a time of the service's own, such as an updated_at that a trigger sets, and in generated columns, which
     -- are not computed yet here: api_keys_compare raised its revision, and it is put back.
     EXECUTE pg_catalog.format($ddl$
-    CREATE OR REPLACE FUNCTION %1$I.api_keys_number() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_number() RETURNS pg_catalog.trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fn$
     DECLARE
         is_renamed pg_catalog.bool := true;
@@ -145,7 +145,7 @@ BEGIN
     $ddl$, home);
 
     EXECUTE pg_catalog.format($ddl$
-    CREATE OR REPLACE FUNCTION %1$I.api_keys_tell() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_tell() RETURNS pg_catalog.trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fn$
     DECLARE
         key record;
@@ -286,7 +286,7 @@ BEGIN
     -- TRUNCATE is recorded and not refused: the service may empty its table as before. It fails where
     -- rows would escape: under a snapshot that is older than the lock, and where a policy hides some.
     EXECUTE pg_catalog.format($ddl$
-    CREATE OR REPLACE FUNCTION %1$I.api_keys_tell_truncated() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_keys_tell_truncated() RETURNS pg_catalog.trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $fn$
     BEGIN
         IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
@@ -306,7 +306,7 @@ BEGIN
     $ddl$, home);
 
     EXECUTE pg_catalog.format($ddl$
-    CREATE OR REPLACE FUNCTION %1$I.api_key_events_notify() RETURNS trigger LANGUAGE plpgsql
+    CREATE OR REPLACE FUNCTION %1$I.api_key_events_notify() RETURNS pg_catalog.trigger LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp AS $fn$
     BEGIN
         PERFORM pg_catalog.pg_notify('api_key_events', '');

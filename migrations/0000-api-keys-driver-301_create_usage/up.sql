@@ -12,9 +12,9 @@
 -- counted again are deleted.
 DO $$
 DECLARE
-    path text := pg_catalog.current_setting('search_path');
-    calls oid := pg_catalog.to_regclass('proxy_calls');
-    home text := (
+    path pg_catalog.text := pg_catalog.current_setting('search_path');
+    calls pg_catalog.oid := pg_catalog.to_regclass('proxy_calls');
+    home pg_catalog.text := (
         SELECT pg_catalog.quote_ident(n.nspname)
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
@@ -23,13 +23,13 @@ DECLARE
     owner pg_catalog.regrole := (
         SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) calls
     );
-    names CONSTANT text[] :=
+    names CONSTANT pg_catalog.text[] :=
         '{usage_changes,usage_key_buckets,usage_tenant_buckets,usage_progress,usage_retention,usage_frontier}';
-    usage_tables text := 'usage_changes, usage_key_buckets, usage_tenant_buckets, usage_progress, usage_retention';
-    name text;
-    planted text;
-    reader text;
-    kept_to timestamptz;
+    usage_tables pg_catalog.text := 'usage_changes, usage_key_buckets, usage_tenant_buckets, usage_progress, usage_retention';
+    name pg_catalog.text;
+    planted pg_catalog.text;
+    reader pg_catalog.text;
+    kept_to pg_catalog.timestamptz;
 BEGIN
     PERFORM pg_catalog.set_config('search_path', pg_catalog.concat(home, ', pg_temp'), true);
 
@@ -37,7 +37,7 @@ BEGIN
         SELECT c.oid::pg_catalog.regclass INTO planted
         FROM pg_catalog.pg_class AS c
         WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(name)
-            AND c.relowner::pg_catalog.regrole::text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
+            AND c.relowner::pg_catalog.regrole::pg_catalog.text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
             AND NOT pg_catalog.pg_has_role(c.relowner, owner, 'MEMBER');
         IF planted IS NOT NULL THEN
             RAISE EXCEPTION '% belongs to an unrelated role: rename or drop it, then migrate again', planted;
@@ -81,8 +81,8 @@ BEGIN
             tenant_id      varchar     NOT NULL,
             transaction_id bigint      NOT NULL,
             id             bigint      GENERATED ALWAYS AS IDENTITY,
-            api_key_id     text,
-            created_at     timestamptz NOT NULL,
+            api_key_id     pg_catalog.text,
+            created_at     pg_catalog.timestamptz NOT NULL,
             calls          bigint      NOT NULL,
             spend          numeric     NOT NULL,
             nan_calls      bigint      NOT NULL,
@@ -94,9 +94,9 @@ BEGIN
 
         CREATE TABLE usage_key_buckets (
             tenant_id  varchar     NOT NULL,
-            api_key_id text        NOT NULL,
+            api_key_id pg_catalog.text        NOT NULL,
             is_day     boolean     NOT NULL,
-            start      timestamptz NOT NULL,
+            start      pg_catalog.timestamptz NOT NULL,
             calls      bigint      NOT NULL,
             spend      numeric     NOT NULL,
             nan_calls  bigint      NOT NULL,
@@ -110,7 +110,7 @@ BEGIN
         CREATE TABLE usage_tenant_buckets (
             tenant_id varchar     NOT NULL,
             is_day    boolean     NOT NULL,
-            start     timestamptz NOT NULL,
+            start     pg_catalog.timestamptz NOT NULL,
             calls     bigint      NOT NULL,
             spend     numeric     NOT NULL,
             nan_calls bigint      NOT NULL,
@@ -122,8 +122,8 @@ BEGIN
         CREATE TABLE usage_progress (
             generation   bigint      NOT NULL,
             merged_below bigint      NOT NULL,
-            counted_to   timestamptz NOT NULL,
-            announced_to timestamptz NOT NULL,
+            counted_to   pg_catalog.timestamptz NOT NULL,
+            announced_to pg_catalog.timestamptz NOT NULL,
             announced_in bigint      NOT NULL,
             barrier      bigint,
             CONSTRAINT usage_progress_pkey PRIMARY KEY (generation)
@@ -132,7 +132,7 @@ BEGIN
 
         CREATE TABLE usage_retention (
             id         smallint    NOT NULL,
-            deleted_to timestamptz NOT NULL,
+            deleted_to pg_catalog.timestamptz NOT NULL,
             CONSTRAINT usage_retention_pkey PRIMARY KEY (id),
             CONSTRAINT usage_retention_is_one_row CHECK (id OPERATOR(pg_catalog.=) 1)
         );
@@ -164,7 +164,10 @@ BEGIN
         COMMENT ON SEQUENCE usage_frontier IS 'Created by api_keys_driver. Writes of calls that were made before this second are recorded in usage_changes.';
 
         FOR reader IN
-            SELECT DISTINCT CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(granted.grantee)) END
+            SELECT DISTINCT CASE
+                WHEN granted.grantee OPERATOR(pg_catalog.=) 0 THEN 'PUBLIC'
+                ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(granted.grantee))
+            END
             FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS granted
             WHERE c.oid OPERATOR(pg_catalog.=) calls AND granted.privilege_type OPERATOR(pg_catalog.=) 'SELECT'
         LOOP

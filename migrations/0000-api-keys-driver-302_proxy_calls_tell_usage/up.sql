@@ -11,8 +11,8 @@
 -- works after the schema is renamed. It writes as its owner, so no other role may create a trigger with it.
 DO $$
 DECLARE
-    path text := pg_catalog.current_setting('search_path');
-    home text := (
+    path pg_catalog.text := pg_catalog.current_setting('search_path');
+    home pg_catalog.text := (
         SELECT pg_catalog.quote_ident(n.nspname)
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
@@ -21,7 +21,7 @@ DECLARE
     owner pg_catalog.regrole := (
         SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proxy_calls')
     );
-    planted text;
+    planted pg_catalog.text;
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
 
@@ -30,8 +30,8 @@ BEGIN
     FROM pg_catalog.pg_proc AS p
     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
     WHERE pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.=) home
-        AND p.proname::text OPERATOR(pg_catalog.=) ANY (ARRAY['proxy_calls_tell_usage', 'proxy_calls_forget_usage'])
-        AND p.proowner::pg_catalog.regrole::text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
+        AND p.proname::pg_catalog.text OPERATOR(pg_catalog.=) ANY (ARRAY['proxy_calls_tell_usage', 'proxy_calls_forget_usage'])
+        AND p.proowner::pg_catalog.regrole::pg_catalog.text OPERATOR(pg_catalog.<>) pg_catalog.quote_ident(current_user)
         AND NOT pg_catalog.pg_has_role(p.proowner, owner, 'MEMBER')
     LIMIT 1;
     IF planted IS NOT NULL THEN
@@ -40,7 +40,7 @@ BEGIN
 
     PERFORM pg_catalog.set_config('search_path', pg_catalog.concat(home, ', pg_temp'), true);
 
-    CREATE OR REPLACE FUNCTION proxy_calls_tell_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    CREATE OR REPLACE FUNCTION proxy_calls_tell_usage() RETURNS pg_catalog.trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $function$
     DECLARE
         root pg_catalog.regclass := pg_catalog.pg_partition_root(TG_RELID);
@@ -92,7 +92,7 @@ BEGIN
     END
     $function$;
 
-    CREATE OR REPLACE FUNCTION proxy_calls_forget_usage() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    CREATE OR REPLACE FUNCTION proxy_calls_forget_usage() RETURNS pg_catalog.trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $function$
     BEGIN
         -- DELETE and not TRUNCATE, whose lock could meet that of a reader in a deadlock.

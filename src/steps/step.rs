@@ -32,14 +32,14 @@ impl Step {
     }
 }
 
-/// The index that a migration builds. The migration writes the definition in the form of `pg_get_indexdef`, so that an
-/// existing index can be compared with it.
+/// The index that a migration builds. The migration writes the definition in the form of `pg_get_indexdef`, but with
+/// qualified names, because it may run under any search path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Index {
     pub(crate) is_unique: bool,
     pub(crate) name: String,
     pub(crate) table: String,
-    /// The rest of the definition, from `USING` on.
+    /// The rest of the definition, from `USING` on, as `pg_get_indexdef` prints it.
     pub(crate) definition: String,
 }
 
@@ -58,7 +58,7 @@ impl Index {
             is_unique,
             name: (*name).to_owned(),
             table: (*table).to_owned(),
-            definition: definition.join(" "),
+            definition: unqualified(&definition.join(" ")),
         })
     }
 
@@ -72,6 +72,14 @@ impl Index {
         }
         sql + &self.definition
     }
+}
+
+/// The definition without `pg_catalog`, which `pg_get_indexdef` leaves out.
+fn unqualified(definition: &str) -> String {
+    let parts = definition.split("OPERATOR(pg_catalog.").enumerate();
+    let operators: String =
+        parts.map(|(nth, part)| if nth == 0 { part.into() } else { part.replacen(')', "", 1) }).collect();
+    operators.replace("pg_catalog.", "")
 }
 
 /// An SQL identifier in double quotes.
@@ -105,11 +113,12 @@ mod tests {
 
     #[test]
     fn an_index_gives_the_statement_that_described_it() {
-        let sql = "-- Why.\nCREATE UNIQUE INDEX CONCURRENTLY i ON t USING btree (a)\n    INCLUDE (b);\n";
+        let sql = "-- Why.\nCREATE UNIQUE INDEX CONCURRENTLY i ON t USING btree (a pg_catalog.text_pattern_ops)\n    \
+                   INCLUDE (b) WHERE (a OPERATOR(pg_catalog.<>) ''::pg_catalog.text);\n";
         let index = Index::parse(sql).unwrap();
         assert_eq!(
             index.create("CONCURRENTLY", &index.name, "", &index.table),
-            "CREATE UNIQUE INDEX CONCURRENTLY i ON t USING btree (a) INCLUDE (b)"
+            "CREATE UNIQUE INDEX CONCURRENTLY i ON t USING btree (a text_pattern_ops) INCLUDE (b) WHERE (a <> ''::text)"
         );
         assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
     }

@@ -34,6 +34,7 @@ mod locked_tenant;
 mod migration_kills;
 mod migration_worlds;
 mod migrations;
+mod migrations_shadowed;
 mod migrator;
 mod oracle;
 mod owners;
