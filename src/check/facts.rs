@@ -49,6 +49,12 @@ pub(crate) struct Session {
     pub(crate) replication_role: String,
     #[diesel(sql_type = Bool)]
     pub(crate) may_create: bool,
+    /// The owners of the tables to which the current role cannot give new objects of the schema.
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) owners_without_create: Vec<String>,
+    /// The roles without the rights of the tables' owners that may create objects in the schema.
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) other_creators: Vec<String>,
     #[diesel(sql_type = Text)]
     pub(crate) schema_owner: String,
 }
@@ -72,8 +78,9 @@ pub(crate) struct TableFacts {
     pub(crate) children: Vec<String>,
     #[diesel(sql_type = Array<Text>)]
     pub(crate) privileges: Vec<String>,
+    /// Such as `SELECT id`: only `SELECT` and `UPDATE`.
     #[diesel(sql_type = Array<Text>)]
-    pub(crate) readable: Vec<String>,
+    pub(crate) column_privileges: Vec<String>,
 }
 
 #[derive(Clone, Debug, QueryableByName)]

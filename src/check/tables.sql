@@ -1,4 +1,5 @@
--- What the current role may do with the tables $2 of the schema $1, and what the server does with them.
+-- What the current role may do with the tables $2 of the schema $1 and with the sequence of the usage, and what the
+-- server does with them.
 SELECT relname::text AS name,
     pg_get_userbyid(relowner)::text AS owner,
     pg_has_role(relowner, 'USAGE') AS is_owner,
@@ -12,9 +13,9 @@ SELECT relname::text AS name,
             )
         ORDER BY pubname
     ) AS publications,
-    relreplident = 'n' OR relreplident = 'd' AND NOT EXISTS (
+    relkind <> 'S' AND (relreplident = 'n' OR relreplident = 'd' AND NOT EXISTS (
         SELECT FROM pg_index WHERE indrelid = class.oid AND indisprimary AND indisvalid
-    ) AS has_no_identity,
+    )) AS has_no_identity,
     ARRAY(
         SELECT inhrelid::regclass::text
         FROM pg_inherits
@@ -28,12 +29,13 @@ SELECT relname::text AS name,
             OR privilege <> 'DELETE' AND has_any_column_privilege(class.oid, privilege)
     ) AS privileges,
     ARRAY(
-        SELECT attname::text
-        FROM pg_attribute
+        SELECT concat(privilege, ' ', attname)
+        FROM pg_attribute, unnest('{SELECT,UPDATE}'::text[]) AS privilege
         WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped
-            AND has_column_privilege(class.oid, attnum, 'SELECT')
-    ) AS readable
+            AND has_column_privilege(class.oid, attnum, privilege)
+    ) AS column_privileges
 FROM pg_class AS class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE nspname = $1 AND relname = ANY ($2) AND relkind IN ('r', 'p')
+WHERE nspname = $1
+    AND (relname = ANY ($2) AND relkind IN ('r', 'p') OR relname = 'usage_frontier' AND relkind = 'S')
 ORDER BY relname

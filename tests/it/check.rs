@@ -286,9 +286,26 @@ const BREAKS: &[Break] = &[
         "DROP EVENT TRIGGER watches; DROP FUNCTION watch()",
     ),
     (
+        "CREATE ROLE keeper; CREATE ROLE deputy IN ROLE keeper; GRANT CREATE ON SCHEMA public TO deputy;
+         DROP TRIGGER \"~api_keys_number\" ON api_keys;
+         DO $$ DECLARE name text; BEGIN
+             FOR name IN SELECT oid::regclass FROM pg_class
+                 WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') OR relname = 'usage_frontier'
+             LOOP EXECUTE format('ALTER TABLE %s OWNER TO keeper', name); END LOOP;
+         END $$;
+         SET ROLE deputy",
+        &[
+            "pending api_keys_changes",
+            "!! CREATE on schema public of keeper",
+            "! trigger ~api_keys_number on api_keys",
+        ],
+        "RESET ROLE; REASSIGN OWNED BY keeper TO CURRENT_USER; DROP OWNED BY deputy; DROP ROLE keeper, deputy",
+    ),
+    (
         "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
          CREATE ROLE reader_of_keys NOSUPERUSER;
          GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO reader_of_keys;
+         GRANT SELECT, UPDATE ON usage_frontier TO reader_of_keys;
          SET ROLE reader_of_keys",
         &["row security on api_keys"],
         "RESET ROLE; ALTER TABLE api_keys DISABLE ROW LEVEL SECURITY; SET ROLE reader_of_keys",
@@ -309,9 +326,28 @@ const BREAKS: &[Break] = &[
         "RESET ROLE; GRANT INSERT ON public.api_keys TO reader_of_keys; SET ROLE reader_of_keys",
     ),
     (
-        "RESET ROLE; REVOKE UPDATE ON api_keys FROM reader_of_keys; SET ROLE reader_of_keys",
+        "RESET ROLE; REVOKE UPDATE ON api_keys FROM reader_of_keys;
+         GRANT UPDATE (last_used_at, total_requests) ON api_keys TO reader_of_keys; SET ROLE reader_of_keys",
         &["! UPDATE on api_keys"],
         "RESET ROLE; GRANT UPDATE ON public.api_keys TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE UPDATE ON api_keys FROM reader_of_keys;
+         GRANT UPDATE (name, permissions_json, allowed_workers_json, rate_limit_rpm, max_concurrent_runs, status,
+             expires_at, revoked_at, revoked_reason, frozen_at, frozen_by, freeze_reason, is_frozen)
+             ON api_keys TO reader_of_keys; SET ROLE reader_of_keys",
+        &["! UPDATE (last_used_at, total_requests) on api_keys"],
+        "RESET ROLE; GRANT UPDATE ON public.api_keys TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; REVOKE UPDATE ON usage_frontier FROM reader_of_keys; SET ROLE reader_of_keys",
+        &["! UPDATE on usage_frontier"],
+        "RESET ROLE; GRANT UPDATE ON public.usage_frontier TO reader_of_keys; SET ROLE reader_of_keys",
+    ),
+    (
+        "RESET ROLE; CREATE ROLE planter; GRANT CREATE ON SCHEMA public TO planter",
+        &["CREATE on schema public of planter"],
+        "REVOKE CREATE ON SCHEMA public FROM planter; DROP ROLE planter; SET ROLE reader_of_keys",
     ),
     (
         "RESET ROLE; REVOKE SELECT ON api_key_events FROM reader_of_keys; SET ROLE reader_of_keys",

@@ -1,6 +1,6 @@
 //! Each role of `docs/privileges.md` has the privileges that its methods need, and no others.
 
-use api_keys_driver::{KeysDriver, Page, migrate};
+use api_keys_driver::{KeysDriver, Page, check, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -125,6 +125,49 @@ fn each_privilege_is_needed_by_a_method_of_its_role() {
             let is_needed = methods.into_iter().any(|method| !may(&mut conn, method));
             assert!(is_needed, "{role} has {privileges} on {table}, and no method needs it");
             owner.batch_execute(&format!("GRANT {privileges} ON {table} TO {role_name}")).unwrap();
+        }
+    }
+}
+
+/// A role that does everything: a worker and a maintainer in one.
+#[test]
+fn check_names_each_privilege_that_a_role_lacks() {
+    let (database, mut owner, named) = with_roles();
+    let role = named("api_keys_gateway");
+    let grants = statements().filter(|sql| sql.starts_with("GRANT"));
+    let grants = grants.filter(|sql| sql.contains("api_keys_worker") || sql.contains("api_keys_maintainer"));
+    let privileges: Vec<_> = grants.flat_map(single_privileges).collect();
+    let give = |owner: &mut PgConnection, (privileges, table): &(String, String)| {
+        owner.batch_execute(&format!("GRANT {privileges} ON {table} TO {role}")).unwrap();
+    };
+    for privilege in &privileges {
+        give(&mut owner, privilege);
+    }
+    let mut conn = as_role(&database, &role);
+    let mut lacks = || {
+        let found = check(&mut conn).unwrap().obstacles.into_iter().map(|obstacle| obstacle.name);
+        found.filter(|name| !name.starts_with("CREATE on schema")).collect::<Vec<_>>()
+    };
+    assert_eq!(lacks(), [""; 0]);
+    // The migration grants it to everybody who writes calls.
+    owner.batch_execute("REVOKE SELECT ON usage_frontier FROM PUBLIC").unwrap();
+    for privilege in &privileges {
+        let (verb, table) = (privilege.0.split(' ').next().unwrap(), &privilege.1);
+        // Of two privileges of the same kind, on the table and on its columns, one is enough.
+        let same =
+            privileges.iter().filter(|other| &other.1 == table && other.0.split(' ').next() == Some(verb));
+        let same: Vec<_> = same.filter(|other| !other.0.contains('(') || *other == privilege).collect();
+        for (privileges, table) in &same {
+            owner.batch_execute(&format!("REVOKE {privileges} ON {table} FROM {role}")).unwrap();
+        }
+        let found = lacks();
+        assert!(
+            !found.is_empty()
+                && found.iter().all(|name| name.starts_with(verb) && name.ends_with(&format!(" on {table}"))),
+            "{privilege:?}: {found:?}"
+        );
+        for privilege in same {
+            give(&mut owner, privilege);
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::steps::quoted;
 struct Need {
     table: &'static str,
     privileges: &'static [&'static str],
-    /// The columns that are read; empty for the other privileges.
+    /// The columns that are read or updated. Empty if the privilege on any column is enough.
     columns: &'static [&'static str],
     methods: &'static str,
 }
@@ -47,8 +47,28 @@ const NEEDS: &[Need] = &[
     Need {
         table: "api_keys",
         privileges: &["UPDATE"],
-        columns: &[],
-        methods: "methods that lock or change keys, and record_key_uses",
+        columns: &["last_used_at", "total_requests"],
+        methods: "record_key_uses",
+    },
+    Need {
+        table: "api_keys",
+        privileges: &["UPDATE"],
+        columns: &[
+            "name",
+            "permissions_json",
+            "allowed_workers_json",
+            "rate_limit_rpm",
+            "max_concurrent_runs",
+            "status",
+            "expires_at",
+            "revoked_at",
+            "revoked_reason",
+            "frozen_at",
+            "frozen_by",
+            "freeze_reason",
+            "is_frozen",
+        ],
+        methods: "methods that lock or change keys",
     },
     Need {
         table: "proxy_calls",
@@ -82,6 +102,7 @@ const NEEDS: &[Need] = &[
     maintains("usage_progress", &["INSERT", "UPDATE", "DELETE"]),
     maintains("usage_retention", &["UPDATE"]),
     maintains("usage_tenant_buckets", &["INSERT", "UPDATE"]),
+    maintains("usage_frontier", &["SELECT", "UPDATE"]),
 ];
 
 const fn compacts(table: &'static str, privileges: &'static [&'static str]) -> Need {
@@ -108,19 +129,22 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
         let has = |privilege: &&str| table.privileges.iter().any(|granted| granted == privilege);
         let mut missing: Vec<_> =
             need.privileges.iter().copied().filter(|privilege| !has(privilege)).collect();
-        let reads_all = need
-            .columns
-            .iter()
-            .filter(is_column)
-            .all(|column| table.readable.iter().any(|name| name == column));
-        if missing.is_empty() && reads_all {
+        let may_use = |column: &&str| {
+            need.privileges
+                .iter()
+                .all(|privilege| table.column_privileges.contains(&format!("{privilege} {column}")))
+        };
+        if missing.is_empty() && need.columns.iter().filter(is_column).all(may_use) {
             continue;
         }
         if missing.is_empty() {
             missing = need.privileges.to_vec();
         }
         let missing = missing.join(", ");
-        let columns = if need.columns.len() == 1 { format!(" ({})", need.columns[0]) } else { String::new() };
+        let columns = match need.columns {
+            few @ ([_] | [_, _]) => format!(" ({})", few.join(", ")),
+            _ => String::new(),
+        };
         verdict.add(
             Effect::BlocksMethods,
             format!("{missing}{columns} on {}", need.table),
@@ -132,6 +156,7 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
         );
     }
     foreign_owned(view, verdict);
+    other_creators(view, verdict);
     if !view.pending.is_empty() {
         to_migrate(view, &role, verdict);
     }
@@ -154,6 +179,21 @@ fn foreign_owned(view: &View<'_>, verdict: &mut Verdict) {
     }
 }
 
+/// Statements of the drivers do not qualify their operators, so a session uses those of the tables' schema.
+fn other_creators(view: &View<'_>, verdict: &mut Verdict) {
+    for creator in &view.home.session.other_creators {
+        verdict.add(
+            Effect::Degrades,
+            format!("CREATE on schema {} of {creator}", view.home.schema),
+            format!(
+                "{creator} may create operators and functions there, which the statements of other roles would \
+                 call with their rights"
+            ),
+            format!("REVOKE CREATE ON SCHEMA {} FROM {creator}", quoted(&view.home.schema)),
+        );
+    }
+}
+
 fn to_migrate(view: &View<'_>, role: &str, verdict: &mut Verdict) {
     if !view.home.session.may_create {
         verdict.add(
@@ -165,6 +205,18 @@ fn to_migrate(view: &View<'_>, role: &str, verdict: &mut Verdict) {
                 quoted(&view.home.schema),
                 view.home.session.schema_owner
             ),
+        );
+    }
+    let creates_for_the_owner = view.facts.expected.iter().any(|expected| {
+        matches!(expected.kind, "table" | "function") && view.is_pending(expected.created_by)
+    });
+    for owner in view.home.session.owners_without_create.iter().filter(|_| creates_for_the_owner) {
+        verdict.add(
+            Effect::BlocksMigration,
+            format!("CREATE on schema {} of {owner}", view.home.schema),
+            "new tables and functions are given to the owner of api_keys or proxy_calls, which PostgreSQL allows only \
+             if that role may create objects in the schema",
+            format!("GRANT CREATE ON SCHEMA {} TO {}", quoted(&view.home.schema), quoted(owner)),
         );
     }
     for table in view.home.tables.iter().filter(|table| !table.is_owner) {
