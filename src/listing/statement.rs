@@ -109,7 +109,7 @@ impl Query for CountKeysUpTo<'_> {
     type SqlType = BigInt;
 }
 
-/// Diesel caches the statement by its SQL text, except in [`Listing::load`], which caches it by a type.
+/// No static id, because the SQL has several forms. [`Listing::load`] gives each form its own type.
 impl<Columns> QueryId for SelectKeys<'_, Columns> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;

@@ -18,15 +18,15 @@ use crate::time::Time;
 use crate::{Page, Result, TenantId};
 
 impl KeysDriver<'_> {
-    /// Fetches a page of the tenant's keys, each with what its calls since a moment add up to.
+    /// Fetches a page of the tenant's keys, each with its usage since a time.
     ///
-    /// The keys are those of [`fetch_keys`](Self::fetch_keys), the sums those of
-    /// [`fetch_key_usage`](Self::fetch_key_usage), and both are of one moment: one statement answers.
+    /// The keys are those of [`fetch_keys`](Self::fetch_keys), and the sums are those of
+    /// [`fetch_key_usage`](Self::fetch_key_usage). One statement reads both, in one snapshot.
     ///
     /// # Errors
     ///
-    /// [`Error::CostNotANumber`](crate::Error::CostNotANumber) names a key of the page, if a call of the range
-    /// has such a cost.
+    /// [`Error::CostNotANumber`](crate::Error::CostNotANumber) if the cost of a call of a listed key is `NaN`. It names
+    /// the key.
     pub fn fetch_keys_with_usage(
         &mut self,
         tenant_id: &TenantId,
@@ -34,8 +34,12 @@ impl KeysDriver<'_> {
         page: Page,
     ) -> Result<Vec<(KeySnapshot, KeyUsageSnapshot)>> {
         let keys = Listing::all(tenant_id).page(page).select::<ListedKey>();
-        let rows: Vec<(ListedKey, i64, Option<BigDecimal>, bool)> =
-            WithUsage { keys, tenant_id, since: since.into() }.read_all(self.conn)?;
+        let since = since.into();
+        let rows: Vec<(ListedKey, i64, Option<BigDecimal>, bool)> = if page.offset == 0 {
+            WithUsage::<NEWEST> { keys, tenant_id, since }.read_all(self.conn)?
+        } else {
+            WithUsage::<SKIPPING> { keys, tenant_id, since }.read_all(self.conn)?
+        };
         rows.into_iter()
             .map(|(key, calls, spend, is_rounded)| {
                 let key = key.into_snapshot(tenant_id);
@@ -46,8 +50,13 @@ impl KeysDriver<'_> {
     }
 }
 
-/// A page of keys and the usage of each.
-struct WithUsage<'a> {
+/// The two forms of the page's SQL.
+const NEWEST: u8 = 0;
+const SKIPPING: u8 = 1;
+
+/// A page of keys and the usage of each. The type names the form of the page, so that Diesel finds the prepared statement
+/// without building its SQL.
+struct WithUsage<'a, const FORM: u8> {
     keys: SelectKeys<'a, KeyColumns>,
     tenant_id: &'a TenantId,
     since: Time,
@@ -55,7 +64,7 @@ struct WithUsage<'a> {
 
 type KeyColumns = <ListedKey as Selectable<Pg>>::SelectExpression;
 
-impl QueryFragment<Pg> for WithUsage<'_> {
+impl<const FORM: u8> QueryFragment<Pg> for WithUsage<'_, FORM> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(r#"WITH "asked" AS (SELECT "#);
         out.push_bind_param::<Text, _>(self.tenant_id)?;
@@ -78,13 +87,13 @@ impl QueryFragment<Pg> for WithUsage<'_> {
     }
 }
 
-impl QueryId for WithUsage<'_> {
-    type QueryId = ();
-    const HAS_STATIC_QUERY_ID: bool = false;
+impl<const FORM: u8> QueryId for WithUsage<'_, FORM> {
+    type QueryId = WithUsage<'static, FORM>;
+    const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl Query for WithUsage<'_> {
+impl<const FORM: u8> Query for WithUsage<'_, FORM> {
     type SqlType = (SqlTypeOf<KeyColumns>, BigInt, Nullable<Numeric>, Bool);
 }
 
-impl RunQueryDsl<PgConnection> for WithUsage<'_> {}
+impl<const FORM: u8> RunQueryDsl<PgConnection> for WithUsage<'_, FORM> {}
