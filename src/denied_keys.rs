@@ -1,4 +1,4 @@
-//! A cache of the keys that may not be used, kept right by the events. What the server tells is read in
+//! A cache of the keys that may not be used, which follows the events. The keys and the events are read in
 //! `keys_driver`; waiting for changes is in `key_event_listener`.
 
 use std::collections::{HashMap, VecDeque};
@@ -9,22 +9,22 @@ use crate::{
     Error, EventPosition, KeyEventKind, KeyEventSnapshot, KeyId, KeyStatus, KeysDriver, Result, TenantId,
 };
 
-/// The keys of all tenants that may not be used: frozen, or with a status that is not `active`, or deleted
-/// since the cache began. For engines that let requests through without asking the database.
+/// A cache of the keys of all tenants that may not be used: keys that are frozen, keys whose status is not `active`,
+/// and keys that were deleted since the cache was built. It is for engines that check a request without a query.
 ///
-/// It begins with what the table holds and follows the events from there, so a start costs one walk over an
-/// index of just these keys. After [`catch_up`](Self::catch_up) it equals the table as of that call,
-/// whatever was written in which order, compacted, or deleted and inserted again.
+/// It starts with the keys in the table and then follows the events. So a start reads one index, which holds only these
+/// keys. After [`catch_up`](Self::catch_up) it equals the table as of that call, also if changes were committed in
+/// another order than they were made, if events were compacted, or if keys were deleted and inserted again.
 ///
-/// It lives in memory. Each process keeps its own, and builds it anew when it starts.
+/// It is in memory. Each process has its own, and builds it when it starts.
 ///
 /// ```
 /// use api_keys_driver::{DeniedKeys, KeyEventListener, Result};
 /// use diesel::PgConnection;
 /// use std::time::Duration;
 ///
-/// fn follow(conn: &mut PgConnection, mut tell: impl FnMut(&DeniedKeys) -> bool) -> Result<()> {
-///     // Listens before it reads, so that no change falls between.
+/// fn follow(conn: &mut PgConnection, mut tell: impl FnMut(&DeniedKeys) -> bool) -> Result<()> { // Listens before it
+/// reads, so that it misses no change.
 ///     let mut listener = KeyEventListener::new(conn)?;
 ///     let mut denied = DeniedKeys::seed(listener.connection())?;
 ///     loop {
@@ -39,14 +39,14 @@ use crate::{
 /// # follow(&mut database.connect().unwrap(), |denied| !denied.is_empty()).unwrap();
 /// ```
 ///
-/// Expiry is not in it: whether a key is past its `expires_at` takes a clock, and the time is in what the
-/// engine knows of the key.
+/// It does not include expired keys, because it does not read the clock. The engine compares `expires_at` of the key's
+/// snapshot with its own clock.
 #[derive(Clone, Debug)]
 pub struct DeniedKeys {
     followed_to: EventPosition,
     keys: HashMap<TenantId, HashMap<KeyId, KeyState>>,
-    /// Keys that may be used, and the transaction that no event with a lower revision can have.
-    settling: VecDeque<(i64, TenantId, KeyId)>,
+    /// Keys that may be used again, each with a transaction id. Events with a lower revision have lower ids.
+    allowed_again: VecDeque<(i64, TenantId, KeyId)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,12 +61,12 @@ struct KeyState {
 pub struct CaughtUp {
     /// The number of events that were applied.
     pub events: i64,
-    /// How many events it stepped over because the id of their key or tenant is not UTF-8. No method of this
+    /// The number of events that were skipped, because the id of their key or tenant is not UTF-8. No method of this
     /// crate finds such a key.
     pub unreadable: i64,
-    /// Whether the cache was read from the table again, because the server is another one or failed over, or because
-    /// a trigger was created again, or disabled and enabled.
-    pub is_seeded_anew: bool,
+    /// Whether the cache was read from the table again, because the server is another one or failed over, or because a
+    /// trigger was created again, or disabled and enabled.
+    pub is_reseeded: bool,
 }
 
 /// How many keys or events are fetched at a time.
@@ -82,9 +82,9 @@ impl DeniedKeys {
     /// [`Error::EventsNotRecorded`] if a trigger is missing or disabled, or if Citus distributes the tables.
     pub fn seed(conn: &mut PgConnection) -> Result<Self> {
         let mut driver = KeysDriver::new(conn);
-        // First, so that what changes during the walk is followed.
+        // This is first, so that changes during the loop are followed.
         let followed_to = driver.fetch_key_events_head()?;
-        let mut denied = Self { followed_to, keys: HashMap::new(), settling: VecDeque::new() };
+        let mut denied = Self { followed_to, keys: HashMap::new(), allowed_again: VecDeque::new() };
         let mut last = None;
         loop {
             let page = driver.fetch_denied_keys_after(last.as_ref(), BATCH)?;
@@ -100,21 +100,21 @@ impl DeniedKeys {
 
     /// Applies what was committed since the last call, up to the oldest transaction that is still open.
     ///
-    /// A change is applied by a later call if its transaction is still open, or an older transaction that
-    /// writes anything on the server. After an error the cache holds the events that it applied before: call
-    /// this again, on another connection if the error advises that.
+    /// If an older transaction that has written anything is still open on the server, the change is applied by a later
+    /// call. After an error, the cache keeps the events that were applied before it: call this again, on another
+    /// connection if the error's advice says so.
     ///
     /// # Errors
     ///
-    /// [`Error::EventsNotRecorded`] where a trigger is missing or disabled: the cache can no longer tell,
-    /// and the engine must decide whether to let keys through.
+    /// [`Error::EventsNotRecorded`] if a trigger is missing or disabled: the cache may be wrong, and the engine must
+    /// decide whether to accept keys.
     pub fn catch_up(&mut self, conn: &mut PgConnection) -> Result<CaughtUp> {
         let mut met = CaughtUp::default();
         loop {
             let batch = match KeysDriver::new(conn).follow_key_events(self.followed_to, BATCH) {
                 Err(Error::PositionElsewhere) => {
                     *self = Self::seed(conn)?;
-                    met.is_seeded_anew = true;
+                    met.is_reseeded = true;
                     continue;
                 }
                 batch => batch?,
@@ -129,7 +129,7 @@ impl DeniedKeys {
                 self.followed_to = position;
             }
             if is_end {
-                self.settle(batch.oldest_open);
+                self.forget_allowed(batch.oldest_open);
                 return Ok(met);
             }
         }
@@ -167,7 +167,7 @@ impl DeniedKeys {
         if self.update(&event.tenant_id, &event.key_id, KeyState { revision: event.revision, is_denied })
             && !is_denied
         {
-            self.settling.push_back((next, event.tenant_id.clone(), event.key_id.clone()));
+            self.allowed_again.push_back((next, event.tenant_id.clone(), event.key_id.clone()));
         }
     }
 
@@ -190,12 +190,12 @@ impl DeniedKeys {
         }
     }
 
-    /// Forgets keys that may be used. An event with a lower revision was committed before the one that was
-    /// taken in, so its transaction had begun then. Once all of these have ended and were followed, none can
-    /// come any more.
-    fn settle(&mut self, oldest_open: i64) {
-        while self.settling.front().is_some_and(|(next, ..)| *next <= oldest_open) {
-            let Some((_, tenant_id, key_id)) = self.settling.pop_front() else { return };
+    /// Removes keys that may be used again. Until then they are kept with their revision, so that an event with a lower
+    /// revision is ignored. Such an event was committed before the one that was applied, so its transaction had begun
+    /// by then. When all these transactions have ended and were followed, no such event can come.
+    fn forget_allowed(&mut self, oldest_open: i64) {
+        while self.allowed_again.front().is_some_and(|(next, ..)| *next <= oldest_open) {
+            let Some((_, tenant_id, key_id)) = self.allowed_again.pop_front() else { return };
             let Some(keys) = self.keys.get_mut(&tenant_id) else { continue };
             if keys.get(&key_id).is_some_and(|known| !known.is_denied) {
                 keys.remove(&key_id);

@@ -1,4 +1,4 @@
-//! Waits until a change of a key is committed. Reading what changed belongs in `keys_driver`.
+//! Waits until a change of a key is committed. The events are read in `keys_driver`.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use diesel::sql_types::Integer;
 use crate::Result;
 use crate::send::{RunStatement, read};
 
-/// The name of the notifications, which hold nothing.
+/// The notifications hold no data.
 const LISTEN: &str = "LISTEN api_key_events";
 
-/// The pauses between two looks at the socket. Diesel keeps the socket to itself, so it cannot be waited on. A
+/// The pauses between two looks at the socket. Diesel does not expose the socket, so the listener cannot block on it. A
 /// look sends nothing.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
@@ -26,48 +26,49 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 pub enum Wake {
     /// A change was committed since the last wait.
     Notified,
-    /// The time is over. There may be changes: a notification can be lost.
+    /// The wait timed out. There may still be changes, because a notification can be lost.
     TimedOut,
-    /// The time is over, and the server session that answers is not the one that listens: a bouncer in transaction
-    /// mode is in between. Notifications are lost there. Each wait takes its whole time, so the follower polls.
+    /// The wait timed out, and the connection now uses another server session than the one that listens, as behind a
+    /// bouncer in transaction mode. Notifications are lost there. Each wait takes its whole time, so the follower
+    /// polls.
     NotListening,
 }
 
-/// Waits for changes of keys on a connection of its own, without asking the server.
+/// Waits for changes of keys on its own connection, without a query.
 ///
-/// The server notifies only where the trigger for it was enabled, because writers then wait for
-/// each other: see `docs/events.md`. Without it every wait ends with [`Wake::TimedOut`], and through a bouncer in
-/// transaction mode with [`Wake::NotListening`] as soon as that can be seen. The follower polls then, at the
-/// interval that it gives to [`wait`](Self::wait).
+/// The trigger that notifies is disabled by default, because with it writers wait for each other: see `docs/events.md`.
+/// Without it every wait ends with [`Wake::TimedOut`]. Behind a bouncer in transaction mode, a wait ends with
+/// [`Wake::NotListening`] once the session is known to be another one. In both cases the follower polls, at the
+/// interval that it passes to [`wait`](Self::wait).
 ///
-/// Dropping it leaves the connection listening: do not give that back to a pool.
+/// When it is dropped, the session still listens: do not give the connection back to a pool.
 pub struct KeyEventListener<'c> {
     conn: &'c mut PgConnection,
-    /// The process of the session that listens; `None` once another one answered.
+    /// The process id of the session that listens. `None` after another session answered.
     listening: Option<i32>,
 }
 
 impl<'c> KeyEventListener<'c> {
-    /// Begins to listen. Changes that are committed from here on end a [`wait`](Self::wait).
+    /// Begins to listen. Changes that are committed from now on end a [`wait`](Self::wait).
     pub fn new(conn: &'c mut PgConnection) -> Result<Self> {
         read(conn, |conn| conn.batch_execute(LISTEN))?;
         let listening = Some(BackendPid.read_one(conn)?);
         Ok(Self { conn, listening })
     }
 
-    /// Lends the connection, to read the changes.
+    /// Returns the connection, to read the changes.
     pub fn connection(&mut self) -> &mut PgConnection {
         self.conn
     }
 
-    /// Waits until a change is committed, but no longer than a time. Changes since the last wait count.
+    /// Waits until a change is committed, but not longer than `at_most`. Changes since the last wait count.
     ///
-    /// A notification is seen within 20 milliseconds. Several that came meanwhile are one. Waiting sends nothing;
-    /// when the time is over, one statement asks whether the session that listens is still the one that answers.
+    /// A notification is noticed within 20 milliseconds. Several notifications end one wait. Waiting sends nothing.
+    /// When the wait times out, one statement checks that the connection still uses the session that listens.
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionLost`](crate::Error::ConnectionLost) where the server closed the connection.
+    /// [`Error::ConnectionLost`](crate::Error::ConnectionLost) if the server closed the connection.
     pub fn wait(&mut self, at_most: Duration) -> Result<Wake> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;

@@ -1,16 +1,16 @@
--- Caches and auditors follow the changes of keys; so far nothing says that a key has changed.
+-- Records the changes of keys, so that caches and auditors can follow them.
 --
--- transaction_id is what makes following sound. Ids are drawn when a row is written, not when it is
--- committed: a reader of `id > n` would skip a row that was written early and committed late. The id of
--- the writing transaction can be compared with the oldest one that is still open. It is a bigint because
--- clients can send and compare one without knowing the server's own type for it.
+-- A follower reads the events in the order of transaction_id. An id is assigned when a row is written, not when it is
+-- committed, so a reader of `id > n` would skip a row that was written early and committed late. The id of the writing
+-- transaction can be compared with the oldest open transaction. It is a bigint, because clients can send and compare a
+-- bigint without knowing the type xid8.
 --
--- No foreign key: events outlive their key. The texts have no limit, so that no write of a key fails
--- for its event. tenant_id has the type of api_keys.tenant_id, without its limit, because Citus places the
--- tables of a tenant together only if their types are the same.
+-- There is no foreign key, because events stay when their key is deleted. The texts have no limit, so that no write of
+-- a key fails because of its event. tenant_id has the type of api_keys.tenant_id, without its limit, because Citus
+-- places the tables of a tenant together only if their types are the same.
 --
--- The tables belong to the owner of api_keys, also if another role migrates: api_keys_changes says why. A table that
--- a revert left behind, because it held rows, is used again, but not one that an unrelated role has planted.
+-- The tables belong to the owner of api_keys, also if another role migrates; api_keys_changes says why. A table that a
+-- revert kept, because it had rows, is used again, unless an unrelated role owns it.
 DO $$
 DECLARE
     home pg_catalog.text := (

@@ -1,8 +1,8 @@
--- A reader who knows a key from two sources needs to tell the newer one: each change gets a number.
+-- Numbers the changes of a key, so that a reader with two versions of it can tell which one is newer.
 --
--- A constant default changes the catalog only, and is what keeps writers going that do not know the
--- column. Keys that are there begin at 0, and a new one at 1. After a revert and a new start they begin
--- above the events that stayed behind, so that what comes then is newer than what was.
+-- A constant default changes only the catalog, and writers that do not know the column continue to work. Existing keys
+-- start at 0, and new keys at 1. After a revert, existing keys start after the highest revision of the events that the
+-- revert kept, so that later changes have higher revisions.
 DO $$
 DECLARE
     home pg_catalog.text := (

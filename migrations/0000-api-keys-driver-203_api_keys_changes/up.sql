@@ -1,14 +1,15 @@
--- Every change of a key raises its revision and appends its events, whoever makes the change.
+-- Increases the revision of a key with each change and appends the change's events, for changes by any program.
 --
--- They are triggers because the existing service writes the same table and does not use this crate. A use is
--- not a change: see api_keys_number. The triggers name no column but revision, because the server refuses
--- to alter the type of a column that a trigger names, and the service goes on altering its table.
+-- Triggers are used because the existing service writes the same table and does not use this crate. A use is not a
+-- change: see api_keys_number. The triggers name no column except revision, because PostgreSQL refuses to alter the
+-- type of a column that a trigger names, and the service must still be able to alter its table.
 --
--- Each function has a pinned path, qualifies every name and operator, and may be attached to a table by its
--- owner only. The functions belong to the owner of api_keys, also if a superuser migrates: the owner decides what the columns are,
--- and a cast or an output function of a column's type runs with the rights of the function. They find the
--- events in the schema of the table that fired: by a name that is fixed here, and after the schema was renamed
--- by its current name, which plans each statement anew until the functions are made again.
+-- Each function sets its search_path and qualifies every name and operator, and only its owner may attach it to a
+-- table. The functions belong to the owner of api_keys, also if a superuser migrates: the owner decides the types of
+-- the columns, and a cast or an output function of such a type runs with the rights of the function's owner. The
+-- functions find the events in the schema of the table whose trigger fired. The name of the schema is fixed in the
+-- function. After the schema is renamed, its current name is used, with a statement that is planned at each change,
+-- until the functions are created again.
 DO $do$
 DECLARE
     home pg_catalog.text := (
@@ -27,7 +28,7 @@ DECLARE
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
 
-    -- Replacing a function would leave it to the role that made it.
+    -- A function that is replaced keeps its owner.
     SELECT p.oid::pg_catalog.regprocedure INTO planted
     FROM pg_catalog.pg_proc AS p
     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
@@ -40,8 +41,8 @@ BEGIN
         RAISE EXCEPTION 'the function % belongs to an unrelated role: rename or drop it, then migrate again', planted;
     END IF;
 
-    -- Raises the revision of a row that differs in more than what a use writes. It runs for every use, so it is
-    -- as short as it can be: it reads no table and needs no rights.
+    -- Increases the revision of a row if more changed than the columns of a use. It runs for every use, so it is short:
+    -- it reads no table and needs no rights.
     EXECUTE pg_catalog.format($ddl$
     CREATE OR REPLACE FUNCTION %1$I.api_keys_compare() RETURNS pg_catalog.trigger LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp AS $fn$
@@ -57,12 +58,12 @@ BEGIN
     $fn$
     $ddl$, home);
 
-    -- The trigger sets the revision, whatever the writer sends. It never goes back for an id: a new row
-    -- begins above the events of its name, also of keys whose events were compacted.
+    -- The trigger sets the revision and ignores the value that the writer sends. The revision for a tenant and an id
+    -- never decreases: a new row starts after the highest revision of its events, also if these were compacted.
     --
-    -- A row that differs only in last_used_at and total_requests was used. So was one that differs besides in
-    -- a time of the service's own, such as an updated_at that a trigger sets, and in generated columns, which
-    -- are not computed yet here: api_keys_compare raised its revision, and it is put back.
+    -- If only last_used_at and total_requests differ, the update is a use. It is also a use if a time column of the
+    -- service differs too, such as an updated_at that a trigger sets, or a generated column, which has no value yet in
+    -- a BEFORE trigger. For these, api_keys_compare increased the revision, and this function restores it.
     EXECUTE pg_catalog.format($ddl$
     CREATE OR REPLACE FUNCTION %1$I.api_keys_number() RETURNS pg_catalog.trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fn$
@@ -283,8 +284,8 @@ BEGIN
     $fn$
     $ddl$, home);
 
-    -- TRUNCATE is recorded and not refused: the service may empty its table as before. It fails where
-    -- rows would escape: under a snapshot that is older than the lock, and where a policy hides some.
+    -- TRUNCATE is recorded and not refused, so that the service can still empty its table. It fails if rows could be
+    -- missed: if the snapshot may be older than the lock, and if a policy hides rows.
     EXECUTE pg_catalog.format($ddl$
     CREATE OR REPLACE FUNCTION %1$I.api_keys_tell_truncated() RETURNS pg_catalog.trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $fn$
@@ -315,7 +316,7 @@ BEGIN
     $fn$
     $ddl$, home);
 
-    -- A role that may execute a trigger function may attach it to a table of its own.
+    -- A role with EXECUTE on a trigger function could attach it to its own table.
     EXECUTE pg_catalog.format(
         'REVOKE ALL ON FUNCTION %1$I.api_keys_compare(), %1$I.api_keys_number(), %1$I.api_keys_tell(),
              %1$I.api_keys_tell_truncated(), %1$I.api_key_events_notify() FROM PUBLIC',
@@ -325,7 +326,8 @@ BEGIN
         EXECUTE pg_catalog.format('ALTER FUNCTION %I.%I() OWNER TO %s', home, name, owner);
     END LOOP;
 
-    -- Triggers fire in the order of their names. The service's come first, so that the row is final here.
+    -- Triggers fire in the order of their names. "~" sorts last, so the service's BEFORE triggers have already changed
+    -- the row.
     EXECUTE pg_catalog.format(
         'CREATE OR REPLACE TRIGGER "~api_keys_compare" BEFORE UPDATE ON %1$I.api_keys FOR EACH ROW
          EXECUTE FUNCTION %1$I.api_keys_compare()',
@@ -358,7 +360,7 @@ BEGIN
          EXECUTE FUNCTION %1$I.api_keys_tell_truncated()',
         home
     );
-    -- Off, because a commit that notifies waits for all others that do: see docs/events.md.
+    -- Disabled, because commits that notify wait for each other: see docs/events.md.
     EXECUTE pg_catalog.format(
         'CREATE OR REPLACE TRIGGER api_key_events_notify AFTER INSERT ON %1$I.api_key_events FOR EACH STATEMENT
          EXECUTE FUNCTION %1$I.api_key_events_notify()',

@@ -1,4 +1,4 @@
--- Which active keys expire next is a range of this index, and how many keys have which status a prefix of it.
+-- Answers which active keys of a tenant expire next, and how many keys have each status.
 --
--- last_used_at is in no index on purpose: where its page has room, recording a use then writes to no index.
+-- No index contains last_used_at, so recording a use is a HOT update, which writes to no index, if the page has room.
 CREATE INDEX CONCURRENTLY ix_api_keys_tenant_status_expiry ON api_keys USING btree (tenant_id, status, expires_at, id);

@@ -1,15 +1,15 @@
--- The usage of a key is the sum over its calls, which costs more with every call: keep sums.
+-- Keeps sums of calls, because reading the usage of a key from its calls becomes slower with each call.
 --
--- Calls made before counted_to are in the buckets (quarter hours and days, in UTC), and in usage_changes as far
--- as those are not merged yet; all other calls are read from proxy_calls. docs/usage.md explains how the tables
--- work together.
+-- Calls made before counted_to are in the buckets (quarter hours and days, in UTC), together with the changes in
+-- usage_changes that are not merged yet. All other calls are read from proxy_calls. docs/usage.md explains how the
+-- tables work together.
 --
--- The tables belong to the owner of proxy_calls and are created in its schema. A role that may read proxy_calls may read them.
--- No foreign keys, and texts without a limit: no write of a call fails for its usage. transaction_id is a bigint
--- because clients can send and compare one without knowing the server's own type for it.
+-- The tables belong to the owner of proxy_calls and are created in its schema. A role that may read proxy_calls may
+-- read them. There are no foreign keys, and the texts have no limit, so that no write of a call fails because of its
+-- usage. transaction_id is a bigint, because clients can send and compare a bigint without knowing the type xid8.
 --
--- Tables that a revert left behind hold the usage of calls that were deleted. That usage is kept. Sums that can be
--- counted again are deleted.
+-- Tables that a revert kept hold the usage of deleted calls. That usage is kept. Sums that can be counted again are
+-- deleted.
 DO $$
 DECLARE
     path pg_catalog.text := pg_catalog.current_setting('search_path');
@@ -138,8 +138,9 @@ BEGIN
         );
         INSERT INTO usage_retention VALUES (1, '-infinity');
 
-        -- Seconds since 1970, from the first moment that a timestamptz holds. A sequence, because its value is seen by
-        -- all transactions at once, whatever their snapshots. Set, because every write is recorded while it was never set.
+        -- Seconds since 1970; the minimum is the earliest timestamptz. It is a sequence, because every transaction sees
+        -- its current value, whatever its snapshot. It is set here, because every write is recorded as long as it has
+        -- never been set.
         CREATE SEQUENCE usage_frontier AS bigint MINVALUE -210866803200 START -210866803200;
         PERFORM pg_catalog.setval('usage_frontier', -210866803200);
         GRANT SELECT ON SEQUENCE usage_frontier TO PUBLIC;

@@ -1,11 +1,12 @@
--- A write of a call that is older than the frontier makes the sums wrong: record it in usage_changes.
+-- Records writes of calls that are older than the frontier in usage_changes, because they change the sums.
 --
--- Triggers, because the existing service also writes proxy_calls. Row triggers, because the server clones them to
--- every partition: they also see a write that names a partition.
+-- Triggers are used because the existing service also writes proxy_calls. They are row triggers, because PostgreSQL
+-- clones these to every partition, so they also fire for a write that names a partition.
 --
--- The trigger on inserts compares with the frontier in its WHEN clause, which the server reads and plans for each
--- statement: the fewer nodes, the cheaper. In the body of the function it would cost three times as much. The server refuses to alter the type of created_at while the trigger exists:
--- see docs/usage.md. Every call of a writer that may not read the sequence is recorded: slower, but no insert fails.
+-- The trigger on inserts compares with the frontier in its WHEN clause. PostgreSQL reads and plans that clause for each
+-- statement, so it has as few nodes as possible. In the body of the function, the comparison would cost three times as
+-- much. PostgreSQL refuses to alter the type of created_at while the trigger exists: see docs/usage.md. If a writer may
+-- not read the sequence, every call that it writes is recorded. This is slower, but no insert fails.
 --
 -- The function finds the tables in the schema of the table that fired it, or of its root if that is a partition. So it
 -- works after the schema is renamed. It writes as its owner, so no other role may create a trigger with it.
@@ -25,7 +26,7 @@ DECLARE
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
 
-    -- Replacing a function would leave it to the role that made it.
+    -- A function that is replaced keeps its owner.
     SELECT p.oid::pg_catalog.regprocedure INTO planted
     FROM pg_catalog.pg_proc AS p
     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace

@@ -1,4 +1,4 @@
-//! What was done to a key: its events and its history. Following the keys of all tenants is in the folder.
+//! The history of one key. Following the changes of all tenants' keys is in the folder.
 
 mod denied;
 mod position;
@@ -26,28 +26,29 @@ use crate::{KeyEventCursor, KeyEventKind, KeyId, KeyStatus, Page, Result, Tenant
 #[diesel(table_name = api_key_events, check_for_backend(Pg))]
 #[non_exhaustive]
 pub struct KeyEventSnapshot {
-    /// The event's place in the order of [`KeysDriver::fetch_key_events_after`]. Fetched in a history, it does not
-    /// say of which server.
+    /// The event's position in the order of [`KeysDriver::fetch_key_events_after`]. In the history of a key, the
+    /// position does not identify the server.
     #[diesel(embed)]
     pub position: EventPosition,
     /// The tenant that the key belongs to.
     pub tenant_id: TenantId,
     /// The key that was changed.
     pub key_id: KeyId,
-    /// The key's revision after the change: the higher, the newer. Events of one `UPDATE` share it.
+    /// The key's revision after the change. A newer change has a higher revision. The events of one `UPDATE` have the
+    /// same revision.
     pub revision: i64,
     /// What was done.
     pub kind: KeyEventKind,
-    /// When, as given with the change: `created_at`, `frozen_at` or `revoked_at`. Where no time is
-    /// given, as for every other change, when the transaction began, by the server's clock.
+    /// The time that the change sets: `created_at`, `frozen_at` or `revoked_at`. For other changes, and without such a
+    /// time, when the transaction began, by the server's clock.
     #[diesel(deserialize_as = Time)]
     pub at: DateTime<Utc>,
     /// When the transaction that made the change began, by the server's clock.
     #[diesel(deserialize_as = Time)]
     pub recorded_at: DateTime<Utc>,
-    /// Who did it, where that was given: a freeze's `frozen_by`.
+    /// Who froze the key: `frozen_by`. `None` for other changes.
     pub actor: Option<String>,
-    /// Why, where that was given: the reason of a freeze or of a revocation.
+    /// The reason of a freeze or of a revocation, if one was stored.
     pub reason: Option<String>,
     /// The status after the change.
     pub status: KeyStatus,
@@ -61,10 +62,10 @@ pub struct KeyEventSnapshot {
 impl KeysDriver<'_> {
     /// Fetches a page of a key's history, oldest change first: by revision.
     ///
-    /// Every change has events, also a change by another program. They belong to the transaction of the change
-    /// and are visible when it commits. A use has no event, and neither has an update that changes nothing. The
-    /// history begins with the migration, remains after the key is deleted, and lacks what
-    /// [`compact_key_events`](Self::compact_key_events) removed.
+    /// Every change has events, also a change by another program. They become visible when the transaction of the
+    /// change commits. A use has no event, and an update that changes nothing has none. The history begins with the
+    /// migration and remains after the key is deleted. Events that [`compact_key_events`](Self::compact_key_events)
+    /// deleted are not in it.
     pub fn fetch_key_events(
         &mut self,
         tenant_id: &TenantId,
@@ -83,8 +84,8 @@ impl KeysDriver<'_> {
     /// Fetches the history of a key after one of its events, or from the beginning, in the order of
     /// [`fetch_key_events`](Self::fetch_key_events).
     ///
-    /// Unlike an offset, it costs the same at any depth. A walk returns each event exactly once, also while the key
-    /// changes. It may miss events that are compacted meanwhile.
+    /// Unlike an offset, a cursor costs the same at any depth. A loop over the pages returns each event exactly once,
+    /// also while the key changes. It misses events that are compacted in the meantime.
     ///
     /// ```
     /// # use api_keys_driver::{KeyEventCursor, KeyEventKind, KeyId, KeysDriver, Result, TenantId};

@@ -1,5 +1,5 @@
-//! Usage: what calls add up to, read from buckets, and the maintenance of the buckets. One file a topic.
-//! `docs/usage.md` says how the tables work together. The recording of uses is in `uses`.
+//! Usage: the sums of calls, read from buckets, and the maintenance of the buckets. One file per topic. `docs/usage.md`
+//! says how the tables work together. The recording of uses is in `uses`.
 
 mod between;
 mod by_key;
@@ -20,7 +20,7 @@ pub use self::roll_up::UsageRollUp;
 pub use self::series::{Bucket, UsageBucket};
 use crate::{Error, KeyId, Result, TenantId};
 
-/// What calls add up to: those of a key, or of a tenant.
+/// The number and the cost of the calls of a key or of a tenant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -32,13 +32,12 @@ pub struct KeyUsageSnapshot {
     /// Whether an end of the range lies within a quarter hour whose calls may be deleted
     /// ([`delete_calls_before`](crate::KeysDriver::delete_calls_before)).
     ///
-    /// Such an end is moved back to the start of its quarter hour, in UTC. The sum is exact for the range
-    /// between the ends that it has then.
+    /// Such an end is moved back to the start of its quarter hour, in UTC. The sum is exact for the resulting range.
     #[cfg_attr(feature = "serde", serde(default))]
     pub is_rounded: bool,
 }
 
-/// Sums as a statement answers: the cost is missing where it is not a number.
+/// Sums as a statement returns them. `spend` is `None` if the cost of a call is not a number.
 #[derive(Queryable)]
 struct Sums {
     calls: i64,
@@ -46,7 +45,7 @@ struct Sums {
     is_rounded: bool,
 }
 
-/// The usage where there are no calls, for example of an id that no row can hold.
+/// The usage without calls, for example of an id that no row can hold.
 impl Default for Sums {
     fn default() -> Self {
         Self { calls: 0, spend: Some(BigDecimal::default()), is_rounded: false }

@@ -1,4 +1,4 @@
-//! The keys of all tenants that may not be used: what a cache of them begins with. The cache is in
+//! Reads the keys of all tenants that may not be used, from which a cache of them starts. The cache is in
 //! `denied_keys`.
 
 use diesel::pg::{Pg, PgConnection};
@@ -23,18 +23,19 @@ pub struct DeniedKeySnapshot {
     pub id: KeyId,
     /// The status as stored.
     pub status: KeyStatus,
-    /// Whether the key is frozen, whatever its status.
+    /// Whether the key is frozen. It does not depend on the status.
     pub is_frozen: bool,
-    /// The key's revision: it rises with each change of the key.
+    /// The key's revision, which increases with each change of the key.
     pub revision: i64,
 }
 
 impl KeysDriver<'_> {
-    /// Fetches the keys of all tenants that are frozen or whose status is not `active`, in the order of
-    /// tenant and id, behind one of them or from the beginning.
+    /// Fetches the keys of all tenants that are frozen or whose status is not `active`, in the order of tenant and id,
+    /// after one of them or from the start.
     ///
-    /// A key past its `expires_at` whose status is `active` is not among them: that takes a clock. A walk
-    /// returns each key that is denied throughout exactly once. It reads an index that holds no other key.
+    /// An expired key whose status is still `active` is not among them, because the method does not read the clock. A
+    /// loop over the pages returns each key that is denied throughout exactly once. It reads an index that holds no
+    /// other keys.
     pub fn fetch_denied_keys_after(
         &mut self,
         last: Option<&DeniedKeySnapshot>,
@@ -45,7 +46,7 @@ impl KeysDriver<'_> {
     }
 }
 
-/// By hand: Diesel sends `active` as a value, and only a constant lets the server take the index.
+/// Written by hand, because Diesel sends `active` as a value, and the server uses the index only for a constant.
 struct FetchDeniedKeys<'a> {
     last: Option<(&'a TenantId, &'a KeyId)>,
     limit: i64,
@@ -53,7 +54,7 @@ struct FetchDeniedKeys<'a> {
 
 impl QueryId for FetchDeniedKeys<'_> {
     type QueryId = ();
-    // The first page is another statement than the next. The text tells them apart.
+    // The first page and the next pages have different SQL, so Diesel caches the statement by its text.
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 

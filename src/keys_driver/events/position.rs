@@ -1,4 +1,4 @@
-//! The place in the order of events that a follower keeps, its text, and the server that it belongs to.
+//! A follower's position in the order of events, its text, and the server that it belongs to.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,14 +10,14 @@ use diesel::sql_types::BigInt;
 
 use crate::schema::api_key_events;
 
-/// A place in the order in which events are followed: behind one of them.
+/// A position in the order in which events are followed: directly after one event.
 ///
-/// A place belongs to one server: it holds a transaction id, and after a failover the new primary may give
-/// the same id to another transaction. So a place also holds which server, which of its timelines, and which
-/// installation of this crate's triggers it is from, and
-/// [`fetch_key_events_after`](crate::KeysDriver::fetch_key_events_after) refuses it anywhere else.
+/// A position belongs to one server: it holds a transaction id, and after a failover the new primary may give the same
+/// id to another transaction. So a position also identifies the server, its timeline, and the installation of this
+/// crate's triggers. [`fetch_key_events_after`](crate::KeysDriver::fetch_key_events_after) refuses a position of
+/// another one.
 ///
-/// To keep it, store its text: it reads back as the same place. The text means nothing else.
+/// To keep it, store its `Display` text, which is opaque. `FromStr` parses it.
 ///
 /// ```
 /// # use api_keys_driver::KeysDriver;
@@ -42,10 +42,10 @@ impl EventPosition {
     /// Before the first event, on any server.
     pub(crate) const START: Self = Self { epoch: 0, transaction_id: 0, id: 0 };
 
-    /// Returns the same place without its server and timeline, so that it is accepted on any server.
+    /// Returns the same position without its server and timeline, so that it is accepted on any server.
     ///
-    /// Use it only if the events up to the place are known to be the same there, for example after a failover to
-    /// a synchronous standby.
+    /// Use it only if the events up to the position are known to be the same there, for example after a failover to a
+    /// synchronous standby.
     #[must_use]
     pub fn anywhere(self) -> Self {
         Self { epoch: 0, ..self }
@@ -62,7 +62,7 @@ impl fmt::Display for EventPosition {
     }
 }
 
-/// A text is not one that an [`EventPosition`] was written as.
+/// The text is not the `Display` text of an [`EventPosition`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a position of an event: start from the beginning, or restore what was stored")]
 pub struct ParseEventPositionError;
@@ -75,7 +75,7 @@ impl FromStr for EventPosition {
     }
 }
 
-/// Reads a little more than is displayed, such as capital letters.
+/// It also accepts texts that `Display` does not write, for example with capital letters.
 fn parse(text: &str) -> Option<EventPosition> {
     let mut parts = text.split('.');
     let epoch = i64::from_str_radix(parts.next()?, 16).ok()?;
@@ -99,18 +99,18 @@ impl TryFrom<String> for EventPosition {
     }
 }
 
-/// What the positions of this server, on this timeline, have in common; 0 where one of the triggers that record
-/// events is missing or disabled, where other tables inherit from `api_keys`, whose triggers do not fire for their rows,
-/// or where Citus distributes the table, and following goes through its planner.
+/// A number that all positions of this server, timeline and installation of the triggers have in common. It is 0 if one
+/// of the triggers that record events is missing or disabled, if other tables inherit from `api_keys` (its triggers do
+/// not fire for their rows), or if Citus distributes the table and plans the statement.
 ///
 /// A trigger that was disabled and is enabled again has the same id, but its row in the catalog has another `xmin`.
-/// Changes between were not recorded, so the positions from before are refused.
+/// Changes in between were not recorded, so older positions are refused.
 ///
-/// Of a view over a shard there are no triggers to look for. Its own id stands for them: the view is created anew
-/// when the shard has moved.
+/// A view over a shard has no triggers. Its own id is used instead, because the view is created again when the shard
+/// has moved.
 ///
-/// The timeline of a primary is in the name of its log file. A standby has only the control file, which
-/// tells the last checkpoint's timeline and the one that it recovers to.
+/// The timeline of a primary is in the name of its WAL file. On a standby, only the control file has the timeline of
+/// the last checkpoint and the one that the standby recovers to.
 ///
 /// `SELECT 1`, because Citus cannot take an `EXISTS` whose select list is empty.
 pub(crate) const EPOCH: &str = r#"coalesce(pg_catalog.hashtextextended(pg_catalog.concat_ws('.',

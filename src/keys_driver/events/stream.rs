@@ -1,4 +1,4 @@
-//! Following the changes of all tenants' keys, and removing what was followed.
+//! Follows the changes of all tenants' keys, and deletes events that were followed.
 
 use std::string::FromUtf8Error;
 
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// The next events, and what was open on the server when they were read.
 pub(crate) struct EventBatch {
     pub(crate) events: Vec<KeyEventSnapshot>,
-    /// The event after these whose tenant or key is not UTF-8.
+    /// The position of the event after `events`, if its tenant or key is not UTF-8.
     pub(crate) unreadable: Option<EventPosition>,
     /// Every transaction below this one has ended.
     pub(crate) oldest_open: i64,
@@ -31,10 +31,10 @@ pub(crate) struct EventBatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Compaction {
-    /// How many events were deleted.
+    /// The number of deleted events.
     pub deleted: i64,
-    /// Where the next call goes on: behind the last event that this one considered, deleted or kept. `None` at
-    /// the end.
+    /// The position after the last event that this call considered, from which the next call continues. `None` at the
+    /// end.
     pub next: Option<EventPosition>,
 }
 
@@ -42,8 +42,8 @@ impl KeysDriver<'_> {
     /// Fetches the position after all events that can be followed now. No event will appear before it
     /// later.
     ///
-    /// A cache that starts reads this first, then the keys themselves, and then follows from here: see
-    /// [`DeniedKeys`](crate::DeniedKeys).
+    /// When a cache starts, it fetches this position first, then reads the keys, and then follows from this position:
+    /// see [`DeniedKeys`](crate::DeniedKeys).
     ///
     /// # Errors
     ///
@@ -58,32 +58,32 @@ impl KeysDriver<'_> {
 
     /// Fetches the next events of all tenants' keys after a position, for a follower of all changes.
     ///
-    /// `None` is the place before the first event. Start there or from
-    /// [`fetch_key_events_head`](Self::fetch_key_events_head), go on from the last event's position, and no
-    /// committed event is skipped or seen twice. An empty page is the end for now.
+    /// `None` is the position before the first event. Start there or from
+    /// [`fetch_key_events_head`](Self::fetch_key_events_head), and continue from the position of the last event of each
+    /// page. Then no committed event is skipped or returned twice. An empty page means that there are no more events
+    /// now.
     ///
-    /// Events are in the order of the writers' transaction ids. A page ends before the oldest transaction
-    /// that is still open, because that transaction may still commit an event. So a follower waits while a
-    /// transaction that has written anything is open, in any database of the server, and skips none of its
-    /// events. It does not wait for transactions that only read. Call this outside a transaction, or in one that
-    /// has written nothing: otherwise it waits for itself.
+    /// Events are in the order of the writers' transaction ids. A page ends before the oldest transaction that is still
+    /// open, because that transaction may still commit an event. So a follower waits while a transaction that has
+    /// written anything is open, in any database of the server, and skips none of its events. It does not wait for
+    /// transactions that only read. Call this outside a transaction, or in one that has written nothing: otherwise the
+    /// open transaction is the caller's own.
     ///
-    /// Transaction ids do not rise with the changes of a key: a transaction that began early may change
-    /// a key late. So a follower keeps the event with the highest revision of a key. The revision of an id never
-    /// decreases: a key that is inserted again after its deletion continues above it.
+    /// Two changes of a key may be in the wrong order, because a transaction that began early may change a key late. So
+    /// a follower keeps the event with the highest revision of each key. The revision of an id never decreases: if a
+    /// key is deleted and inserted again, its revisions continue after the old ones.
     ///
-    /// To know which keys may not be used, use [`DeniedKeys`](crate::DeniedKeys), which does all this.
-    /// `docs/events.md` says what a follower does after a failover and after a restore. Of a sharded
-    /// server, follow each shard by itself.
+    /// For the keys that may not be used, [`DeniedKeys`](crate::DeniedKeys) does all this. `docs/events.md` says what a
+    /// follower does after a failover and after a restore. On a sharded server, follow each shard separately.
     ///
     /// # Errors
     ///
-    /// - [`Error::PositionElsewhere`] if the position is from another server, from before a failover, or
-    ///   from before the triggers were created again. The events followed so far may not exist here: start again.
+    /// - [`Error::PositionElsewhere`] if the position is from another server, from before a failover, or from before
+    ///   the triggers were created again. The events followed so far may not exist here: start over.
     /// - [`Error::EventsNotRecorded`] if a trigger is missing or disabled, or if Citus distributes the tables.
-    /// - [`Error::UnreadableEvent`] if the next event's tenant or key is not UTF-8, as a database in
-    ///   `SQL_ASCII` allows. It says the event's position: to step over it, go on from there. Events before
-    ///   it are returned first. In the event's other texts, what is not UTF-8 is read as U+FFFD.
+    /// - [`Error::UnreadableEvent`] if the next event's tenant or key is not UTF-8, as a database in `SQL_ASCII`
+    ///   allows. The error holds the event's position: to skip the event, continue from there. Events before it are
+    ///   returned first. In the other texts of an event, U+FFFD replaces bytes that are not UTF-8.
     pub fn fetch_key_events_after(
         &mut self,
         position: Option<&EventPosition>,
@@ -114,13 +114,13 @@ impl KeysDriver<'_> {
         Ok(batch)
     }
 
-    /// Deletes events that every follower has passed, and returns how far it looked.
+    /// Deletes old events that every follower has passed, and returns the position to continue from.
     ///
-    /// It looks at the next `limit` events after `after`, up to `passed`, the position of the slowest
-    /// follower. It deletes the events that were recorded before `recorded_before`, except the newest event of
-    /// each key that exists. A deleted key loses its history; if its id is inserted again, the revision continues
-    /// above the old ones. Begin with `after` as `None`, and go on from [`next`](Compaction::next) until that is `None`:
-    /// each call is one short statement. Do not call it while a follower has not started yet.
+    /// It considers the next `limit` events after `after`, up to `passed`, the position of the slowest follower. It
+    /// deletes the events that were recorded before `recorded_before`, except the newest event of each key that exists.
+    /// A deleted key loses its history; if its id is inserted again, the revisions continue after the old ones. Start
+    /// with `after` as `None`, and continue from [`next`](Compaction::next) until that is `None`. Each call is one
+    /// short statement. Do not call it before every follower has a position.
     ///
     /// ```
     /// # use api_keys_driver::{EventPosition, KeysDriver, Result};
@@ -180,7 +180,7 @@ fn require_epoch(epoch: i64, position: EventPosition) -> Result<()> {
     }
 }
 
-/// A text as its bytes, which are UTF-8 unless the database checks no encoding.
+/// The bytes of a text. They are UTF-8, except in a database whose encoding is `SQL_ASCII`.
 #[derive(Debug, FromSqlRow)]
 struct Raw(Vec<u8>);
 
@@ -190,7 +190,7 @@ impl FromSql<Binary, Pg> for Raw {
     }
 }
 
-/// Pushes a text as its bytes: sent as text, one bad byte would fail the statement on the server.
+/// Pushes a text column as bytes. As a text, one wrong byte would make the statement fail on the server.
 fn push_bytes(column: &str, out: &mut AstPass<'_, '_, Pg>) -> QueryResult<()> {
     out.push_sql(r#"pg_catalog.convert_to("e"."#);
     out.push_identifier(column)?;
@@ -205,13 +205,13 @@ impl Raw {
         String::from_utf8(self.0)
     }
 
-    /// For what names no row: a byte that is not UTF-8 shows as U+FFFD.
+    /// For texts that are not ids: U+FFFD replaces bytes that are not UTF-8.
     fn read_lossy(self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }
 }
 
-/// An event, or nothing, together with the state of the server.
+/// The state of the server, and an event or nothing.
 #[derive(Debug, Queryable)]
 struct Line {
     epoch: i64,
@@ -273,13 +273,14 @@ impl Line {
     }
 }
 
-/// Below it, every transaction has ended; from `xmax` on, none has begun.
+/// Every transaction below this id has ended.
 const OLDEST_OPEN: &str =
     "pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8";
 const NEXT: &str =
     "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8";
 
-/// SQL by hand, as in the next ones: Diesel cannot return the state of the server together with the rows in one statement.
+/// Written by hand, as the next ones, because Diesel cannot return the state of the server and the rows in one
+/// statement.
 #[derive(QueryId)]
 struct FetchHead;
 

@@ -14,20 +14,20 @@ use crate::time::{Time, whole_micros};
 use crate::{Error, KeyId, Result, TenantId};
 
 impl KeysDriver<'_> {
-    /// Adds up the calls that were made with a key between each two neighbours of some boundaries.
+    /// Returns the usage of a key between each two consecutive boundaries.
     ///
-    /// The boundaries ascend, and each sum is half-open: a call at its first boundary counts, one at its
-    /// second does not. So the sums add up to that of the whole. With fewer than two boundaries the answer is empty. Which
-    /// calls count is as in [`fetch_key_usage`](Self::fetch_key_usage).
+    /// The boundaries must ascend. Each range is half-open: a call at its first boundary counts, and a call at its
+    /// second boundary does not. So the sums add up to the sum of the whole range. With fewer than two boundaries the
+    /// answer is empty. The same calls count as in [`fetch_key_usage`](Self::fetch_key_usage).
     ///
-    /// Days of a time zone, with their 23 and 25 hours, months and billing periods are boundaries that the
-    /// caller computes with the time zone library of its choice. Boundaries on a quarter hour cost least;
-    /// every time zone in use today begins its days on one.
+    /// The caller computes the boundaries of days, months and billing periods with the time zone library of its choice,
+    /// also of days with 23 or 25 hours. Boundaries on a quarter hour are the cheapest. Every time zone in use today
+    /// begins its days on a quarter hour.
     ///
     /// # Errors
     ///
-    /// [`Error::BoundariesNotAscending`] and, for more than [`Bucket::MAX_BUCKETS`] sums, [`Error::TooManyBuckets`],
-    /// both before anything is sent. [`Error::CostNotANumber`] if a call of the range has such a cost.
+    /// Before anything is sent: [`Error::BoundariesNotAscending`], and [`Error::TooManyBuckets`] for more than
+    /// [`Bucket::MAX_BUCKETS`] sums. [`Error::CostNotANumber`] if the cost of a call in the range is `NaN`.
     ///
     /// ```
     /// use api_keys_driver::{KeyId, KeyUsageSnapshot, KeysDriver, Result, TenantId};
@@ -64,16 +64,17 @@ impl KeysDriver<'_> {
         let pairs = boundaries.len() - 1;
         let boundaries = boundaries.into_iter().map(Time::from).collect();
         let mut sums: Vec<Sums> = Between { tenant_id, key_id, boundaries }.read_all(self.conn)?;
-        // The server is not asked for an id that no row can hold.
+        // For an id that no row can hold, no statement was sent.
         sums.resize_with(pairs, Sums::default);
         sums.into_iter().map(|sums| sums.of_key(tenant_id, key_id)).collect()
     }
 }
 
-/// A sum for each pair of neighbours.
+/// Selects the sum for each two consecutive boundaries.
 ///
-/// Each boundary is moved to the nearest quarter hour, and a correction (the calls between both, signed) is read
-/// once for both sums that it ends. Changes that are not merged yet are read once for all sums.
+/// Each boundary is moved to the nearest quarter hour. The calls between the boundary and the quarter hour are a signed
+/// correction, which is read once for the two sums next to the boundary. Changes that are not merged yet are read once
+/// for all sums.
 struct Between<'a> {
     tenant_id: &'a TenantId,
     key_id: &'a KeyId,

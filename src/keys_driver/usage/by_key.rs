@@ -17,16 +17,16 @@ use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
 
 impl KeysDriver<'_> {
-    /// Fetches what each key of a tenant used within a range, the most expensive first: by cost, then by number of
-    /// calls, then by id. At most `limit` keys.
+    /// Fetches the usage of each key of a tenant within a range, for at most `limit` keys. The order is by cost and by
+    /// number of calls, both descending, and then by id.
     ///
-    /// The range is half-open. Deleted keys are included; keys without a call in the range, and calls
-    /// without a key, are not. What it costs grows with the keys that were used in the range and its days, not
-    /// with their calls.
+    /// The range is half-open. Deleted keys are included. Keys without a call in the range, and calls without a key,
+    /// are not. The cost grows with the number of used keys and with the days of the range, and not with the calls.
     ///
     /// # Errors
     ///
-    /// [`Error::CostNotANumber`](crate::Error::CostNotANumber) names a key, if a call of the range has such a cost.
+    /// [`Error::CostNotANumber`](crate::Error::CostNotANumber) if the cost of a call in the range is `NaN`. It names
+    /// the key.
     pub fn fetch_tenant_usage_by_key(
         &mut self,
         tenant_id: &TenantId,
@@ -45,8 +45,8 @@ impl KeysDriver<'_> {
     }
 }
 
-/// Whole days come from the index of days. At both ends the keys of a day are found by their day bucket, and their
-/// quarter hours are read by key.
+/// Whole days are read from the index of days. For the first and the last day, the keys are found by their day buckets,
+/// and their quarter hours are read by key.
 struct ByKey<'a> {
     tenant_id: &'a TenantId,
     from: Time,

@@ -19,11 +19,11 @@ use crate::{KeyId, Result, TenantId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageRecount {
-    /// The moment up to which this step counted again: where the next one starts.
+    /// The time up to which this step counted again, and from which the next step continues.
     pub recounted_to: DateTime<Utc>,
-    /// How many quarter hours of keys got other sums. Changes that were waiting to be merged make such too.
+    /// The number of quarter hours of keys whose sums changed. Merging waiting changes also changes sums.
     pub sums_changed: i64,
-    /// Whether calls after `recounted_to` are counted, and can be counted again.
+    /// Whether counted calls after `recounted_to` remain to be counted again.
     pub is_behind: bool,
 }
 
@@ -33,32 +33,31 @@ pub struct UsageRecount {
 pub struct UsageDrift {
     /// The tenant.
     pub tenant_id: TenantId,
-    /// The key; `None` for the sums of the tenant as a whole.
+    /// The key; `None` for the sums of the whole tenant.
     pub key_id: Option<KeyId>,
     /// When the quarter hour begins.
     pub start: DateTime<Utc>,
-    /// How many calls the sums say there are.
+    /// The number of calls according to the sums.
     pub counted_calls: i64,
-    /// How many calls there are.
+    /// The number of calls in the table.
     pub calls: i64,
-    /// What the sums say the calls cost, in cents. Costs that are not numbers are left out in both.
+    /// The cost of the calls in cents, according to the sums. `NaN` costs are left out here and in `spend_cents`.
     pub counted_spend_cents: BigDecimal,
-    /// What the calls cost, in cents.
+    /// The cost of the calls in cents, according to the table.
     pub spend_cents: BigDecimal,
 }
 
 impl KeysDriver<'_> {
-    /// Counts again what is counted already, of all tenants, from a moment on. `None`: another worker counts.
+    /// Counts the calls of all tenants again, from a time on. Returns `None` if another worker is counting.
     ///
-    /// For calls that were written without the triggers: while they were disabled or `session_replication_role` was
-    /// `replica`, by attaching, detaching or truncating a partition, or by a restore of the data alone. The sums of
-    /// such calls stay wrong until they are counted again; see [`fetch_usage_drift`](Self::fetch_usage_drift).
+    /// Call it after calls were written without the triggers: while these were disabled or `session_replication_role`
+    /// was `replica`, by attaching, detaching or truncating a partition, or by a restore of the data alone. Until then
+    /// the sums of such calls are wrong, and [`fetch_usage_drift`](Self::fetch_usage_drift) finds them.
     ///
-    /// A step counts the quarter hours of one UTC day that has calls, from `from` on, and is exact while calls are
-    /// written. Go on from
-    /// [`recounted_to`](UsageRecount::recounted_to) while it [`is_behind`](UsageRecount::is_behind). The usage
-    /// of deleted calls cannot be counted again, and stays as it is: a step starts at the earliest where
-    /// [`delete_calls_before`](Self::delete_calls_before) stopped.
+    /// A call counts one UTC day, the first one from `from` on that has calls. It is exact while others write calls.
+    /// Continue from [`recounted_to`](UsageRecount::recounted_to) while [`is_behind`](UsageRecount::is_behind) is true.
+    /// The usage of calls that [`delete_calls_before`](Self::delete_calls_before) deleted cannot be counted again, and
+    /// does not change.
     ///
     /// ```
     /// # use api_keys_driver::{KeysDriver, Result};
@@ -85,11 +84,11 @@ impl KeysDriver<'_> {
         }))
     }
 
-    /// Fetches the first quarter hours of a range, of all tenants, whose sums differ from their calls. None: the
-    /// sums are right.
+    /// Fetches the quarter hours of a range whose sums differ from their calls, for all tenants, oldest first, at most
+    /// `limit`. The answer is empty if the sums are right.
     ///
-    /// It reads all calls of the range that are counted and not deleted, so ask for some days at a time. What it
-    /// finds, [`recount_usage`](Self::recount_usage) repairs.
+    /// It reads all counted calls of the range, so ask for a few days at a time. [`recount_usage`](Self::recount_usage)
+    /// corrects the sums.
     pub fn fetch_usage_drift(&mut self, range: Range<DateTime<Utc>>, limit: u32) -> Result<Vec<UsageDrift>> {
         type Row = (String, Option<String>, Time, i64, i64, BigDecimal, BigDecimal);
 
@@ -128,9 +127,9 @@ macro_rules! counted {
     };
 }
 
-/// Replaces the sums of buckets that are wrong.
+/// Replaces wrong sums in buckets.
 ///
-/// Quarter hours of the range are those of the calls, 0 where there are none; a day is the sum of its quarter hours.
+/// A quarter hour of the range gets the sum of its calls, or 0. A day gets the sum of its quarter hours.
 macro_rules! rewrite {
     ($buckets:literal, $columns:literal, $calls:literal) => {
         concat!(
@@ -157,8 +156,8 @@ macro_rules! rewrite {
     };
 }
 
-/// Citus must refuse this, because it would run the parts one after the other, each on what is committed by then. It
-/// refuses what is volatile in `RETURNING`. So it is with the other statements of the maintenance.
+/// Citus must refuse this statement and the other statements of the maintenance, because it would run the parts one
+/// after the other, each in its own snapshot. Citus refuses a statement with a volatile function in `RETURNING`.
 struct Recount {
     from: Time,
 }

@@ -1,4 +1,4 @@
-//! Retention: calls are deleted, their usage is kept.
+//! Retention: deletes calls and keeps their usage.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -13,16 +13,16 @@ use crate::send::RunStatement;
 use crate::time::Time;
 
 impl KeysDriver<'_> {
-    /// Deletes up to `limit` calls of all tenants that were made before a moment, oldest first, keeps their
-    /// usage, and returns how many it deleted. 0: none are left.
+    /// Deletes calls of all tenants that were made before a time, oldest first and at most `limit`, and keeps their
+    /// usage. Returns the number of deleted calls; 0 means that none are left.
     ///
-    /// Only what is counted is deleted, in whole quarter hours: calls before the start of the quarter hour, in
-    /// UTC, that the earlier of `moment` and [`counted_to`](crate::UsageRollUp::counted_to) lies in. Call it
-    /// again until it returns 0. A row that another transaction has locked is left to the next call.
+    /// It deletes only counted calls, in whole quarter hours in UTC: the calls before the start of the quarter hour
+    /// that contains `moment` or [`counted_to`](crate::UsageRollUp::counted_to), whichever is earlier. Call it until it
+    /// returns 0. It skips rows that another transaction has locked.
     ///
-    /// Usage since or between moments that lie among deleted calls is answered in whole quarter hours from
-    /// then on, and says so: [`KeyUsageSnapshot::is_rounded`](crate::KeyUsageSnapshot::is_rounded). A `DELETE`
-    /// of the service itself goes on lowering the usage.
+    /// From then on, if an end of a range lies within the time of deleted calls, it is moved to the start of its
+    /// quarter hour, and [`KeyUsageSnapshot::is_rounded`](crate::KeyUsageSnapshot::is_rounded) is true. A `DELETE` by
+    /// the service itself still lowers the usage.
     ///
     /// The deleted rows are locked until the transaction ends. For a partitioned table it is cheaper to drop
     /// partitions: see [`retire_calls_before`](Self::retire_calls_before).
@@ -43,12 +43,13 @@ impl KeysDriver<'_> {
         DeleteCalls { moment: moment.into(), limit: limit.into() }.change_one(self.conn)
     }
 
-    /// Declares that calls before a moment may be removed while their usage is kept, and returns the moment up to
-    /// which they may be removed: the start of the quarter hour, in UTC, that the earlier of `moment` and
-    /// [`counted_to`](crate::UsageRollUp::counted_to) lies in. What was declared before stays declared.
+    /// Declares that calls before a time may be removed while their usage is kept. Returns the time up to which they
+    /// may be removed: the start of the quarter hour, in UTC, that contains `moment` or
+    /// [`counted_to`](crate::UsageRollUp::counted_to), whichever is earlier. An earlier declaration for a later time
+    /// stays in effect.
     ///
-    /// For tables of calls that are dropped or detached as a whole, in the same transaction: the
-    /// partition's range must end at or before the returned moment.
+    /// Call it in the transaction that drops or detaches a partition of calls. The partition's range must end at or
+    /// before the returned time.
     ///
     /// ```
     /// # use api_keys_driver::{KeysDriver, Result, Transaction};
@@ -75,10 +76,10 @@ impl KeysDriver<'_> {
     }
 }
 
-/// The moment before which calls may be deleted, which is stored if it is later than the stored one.
+/// The time before which calls may be deleted. It is stored if it is later than the stored one.
 ///
-/// Not after the frontier: the trigger does not record deletions above it, and after a take-over it may be lower than
-/// `counted_to`.
+/// It is not after the frontier, because the trigger does not record later deletions. After a switch-over, the frontier
+/// may be before `counted_to`.
 macro_rules! retired {
     () => {
         concat!(
@@ -101,10 +102,10 @@ struct DeleteCalls {
     limit: i64,
 }
 
-/// The trigger of the deleted rows takes them off the sums, and what is kept puts them back.
+/// The trigger subtracts the deleted calls from the sums, and `kept` adds them again.
 ///
-/// By id and time, which together are unique in every world; a row's place (`ctid`) is not among partitions.
-/// The volatile expressions are in `RETURNING`, so that Citus refuses the statement: see `Recount`.
+/// Rows are deleted by id and time, which are unique together in plain and in partitioned tables. `ctid` is not unique
+/// across partitions. The volatile expressions are in `RETURNING`, so that Citus refuses the statement: see `Recount`.
 impl QueryFragment<Pg> for DeleteCalls {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql(r#"WITH "asked" AS (SELECT "#);

@@ -1,4 +1,4 @@
-//! The maintenance: counting calls into buckets, and merging what was written below.
+//! The maintenance of usage: counts calls into buckets, and merges changes of counted calls.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -16,14 +16,14 @@ use crate::time::Time;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageRollUp {
-    /// The moment up to which calls are counted: all calls made before it are in the buckets.
+    /// The time up to which calls are counted: all calls made before it are in the buckets.
     pub counted_to: DateTime<Utc>,
-    /// How many calls this step counted.
+    /// The number of calls that this step counted.
     pub calls_counted: i64,
-    /// How many changes below `counted_to` this step merged, or dropped because their calls were counted.
+    /// The number of changes of earlier calls that this step merged, or dropped because it counted their calls.
     pub changes_merged: i64,
-    /// Whether to call again at once. `false` where nothing is left to do, and where what is left waits for
-    /// transactions that are still open.
+    /// Whether to call again at once. It is `false` if nothing is left to do, or if the rest must wait for open
+    /// transactions.
     pub is_behind: bool,
 }
 
@@ -36,24 +36,25 @@ struct Step {
 }
 
 impl KeysDriver<'_> {
-    /// Does one step of the maintenance that makes usage cheap to read: counts calls of all tenants that were
-    /// made before `until`, and merges what was written below what is counted. `None`: another worker does it.
+    /// Does one step of the maintenance that makes usage cheap to read: it counts calls of all tenants that were made
+    /// before `until`, and merges later changes of counted calls. Returns `None` if another worker is doing a step.
     ///
-    /// A step counts about `limit` calls and merges about `limit` changes at most. Call it now and then from any
-    /// number of workers, outside a transaction, until it no longer says
-    /// [`is_behind`](UsageRollUp::is_behind). `until` is the caller's clock minus a few seconds, in which
-    /// most late calls arrive. It never changes an answer: a call that is inserted, changed or deleted below `until`
-    /// later is counted too, but its writer also writes a row to `usage_changes`.
+    /// A step counts about `limit` calls and merges about `limit` changes at most. Call it every few seconds from any
+    /// number of workers, outside a transaction, until [`is_behind`](UsageRollUp::is_behind) is false. `until` is the
+    /// caller's clock minus a few seconds, in which most late calls are committed. It never changes an answer: a call
+    /// before `until` that is inserted, changed or deleted later is counted too, but its writer also writes a row to
+    /// `usage_changes`.
     ///
-    /// The first steps count the calls that are there already, from the oldest on. If no worker runs, answers are right
-    /// and cost what the calls cost. Calls are counted only when every transaction is over that was
-    /// open when `until` was announced: a writing transaction that stays open, in any database of
-    /// the server, delays the counting.
+    /// The first steps count the existing calls, oldest first. If no worker runs, answers are right, but the cost of a
+    /// read grows with the calls. Calls are counted only after every transaction has ended that was open when `until`
+    /// was announced. So an open transaction that has written anything, in any database of the server, delays the
+    /// counting.
     ///
-    /// Nothing waits for a step but other steps, which answer `None`. In a transaction above `READ COMMITTED` a step
-    /// may fail with [`Error::SerializationFailure`](crate::Error::SerializationFailure) instead. On a sharded
-    /// server, each shard has its own progress: call it on each. A step reads calls by an index on
-    /// `proxy_calls (created_at)`, as the existing service has it.
+    /// A step blocks no reader and no writer, and another step at the same time returns `None`. At `REPEATABLE READ`
+    /// and `SERIALIZABLE`, the other step may fail with
+    /// [`Error::SerializationFailure`](crate::Error::SerializationFailure) instead. On a sharded server, each shard has
+    /// its own progress: call it on each shard. A step reads calls through the existing service's index on `proxy_calls
+    /// (created_at)`.
     ///
     /// ```
     /// use api_keys_driver::{KeysDriver, Result};
@@ -81,7 +82,7 @@ impl KeysDriver<'_> {
     }
 }
 
-/// One step. Any worker may do it, from where the last step stopped.
+/// One step, which continues where the last step of any worker stopped.
 struct RollUp {
     limit: i64,
     until: Time,
@@ -102,11 +103,11 @@ impl QueryFragment<Pg> for RollUp {
 ///
 /// - Changes that this snapshot sees are merged. Changes of calls that this step counts are deleted instead, because the
 ///   snapshot sees those calls as they are after the changes.
-/// - Calls are counted up to `announced_to` when every transaction below the barrier has ended: no transaction is left
-///   that may write below it without recording the write.
-/// - A new frontier is announced when all calls below the last one are counted. The barrier is taken by a later
+/// - Calls are counted up to `announced_to` when every transaction below the barrier has ended, because then no
+///   transaction can still write an earlier call without recording it.
+/// - A new frontier is announced when all calls before the last one are counted. The barrier is taken by a later
 ///   transaction, whose snapshot is newer than the announcement.
-/// - A sequence that was set back, as by a switch-over that leaves sequences behind, is raised again first.
+/// - If the sequence was set back, for example by a switch-over that does not copy sequences, it is first raised again.
 ///
 /// The stable expressions are in `RETURNING`, so that Citus refuses the statement: see `Recount`.
 const STEP: &str = concat!(

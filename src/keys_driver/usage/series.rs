@@ -1,4 +1,4 @@
-//! What a key's calls add up to, by the hour or the day.
+//! The usage of a key by the hour or the day.
 
 use std::ops::Range;
 
@@ -9,28 +9,28 @@ use crate::keys_driver::KeysDriver;
 use crate::time::whole_micros;
 use crate::{Error, KeyId, Result, TenantId};
 
-/// How long a bar of a usage chart is. Both begin with the clock in UTC.
+/// The length of a bucket of a usage series. Buckets are aligned to hours and days in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Bucket {
-    /// From minute 0 to the next.
+    /// A full hour of the clock.
     Hour,
-    /// From midnight to midnight.
+    /// A day from midnight to midnight.
     Day,
 }
 
-/// What the calls of a stretch of time add up to.
+/// The usage of one bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct UsageBucket {
     /// When the hour or the day begins.
     pub start: DateTime<Utc>,
-    /// What its calls add up to, as far as they lie within the range that was asked for.
+    /// The usage of its calls that lie within the requested range.
     pub usage: KeyUsageSnapshot,
 }
 
 impl Bucket {
-    /// The most buckets that a series may have: over a year of hours.
+    /// The maximum number of buckets of a series: over a year of hours.
     pub const MAX_BUCKETS: i64 = 10_000;
 
     const fn seconds(self) -> i64 {
@@ -47,17 +47,18 @@ impl Bucket {
 }
 
 impl KeysDriver<'_> {
-    /// Adds up the calls that were made with a key, by the hour or the day, oldest first.
+    /// Returns the usage of a key by the hour or the day, oldest first.
     ///
-    /// The range is half-open: a call at its start counts, one at its end does not. Every bucket that the
-    /// range touches is there, also an empty one. A range that starts or ends within a bucket takes a
-    /// part of it, and of its calls; the bucket's `start` is then before the range's. What counts as a
-    /// call, and of whom, is as in [`fetch_key_usage`](Self::fetch_key_usage), so that the buckets add
-    /// up to it. A range that is empty or ends before it starts has no buckets.
+    /// The range is half-open: a call at its start counts, and a call at its end does not. The answer has every bucket
+    /// that the range touches, also empty ones. If the range starts or ends within a bucket, only the calls within the
+    /// range count, and the first bucket's `start` may be before the range. The same calls count as in
+    /// [`fetch_key_usage`](Self::fetch_key_usage), so the buckets add up to its sum. A range that is empty or ends
+    /// before it starts has no buckets.
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyBuckets`] before anything is sent, when the range touches more than [`Bucket::MAX_BUCKETS`].
+    /// [`Error::TooManyBuckets`] before anything is sent, if the range touches more than [`Bucket::MAX_BUCKETS`]
+    /// buckets. [`Error::CostNotANumber`] if the cost of a call in the range is `NaN`.
     ///
     /// ```
     /// use api_keys_driver::{Bucket, KeyId, KeysDriver, Result, TenantId};

@@ -1,4 +1,4 @@
-//! The usage of a key, or of a tenant, since a moment.
+//! The usage of a key or of a tenant since a time.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -14,15 +14,15 @@ use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
 
 impl KeysDriver<'_> {
-    /// Adds up the calls that were made with a key since a moment, that moment included.
+    /// Returns the usage of a key since a time, inclusive.
     ///
-    /// Every call counts, also a blocked or replayed one; one without a cost spends 0. A key that has
-    /// no such call, or does not exist, or is another tenant's, has used nothing: 0 and 0. Calls
-    /// outlive their key, and so does their usage.
+    /// Every call counts, also a blocked or replayed one. A call without a cost counts as 0 cents. If the key has no
+    /// such call, does not exist, or belongs to another tenant, the number and the cost are 0. The usage of a deleted
+    /// key remains.
     ///
-    /// The answer is the exact sum over the calls at the statement's snapshot. What it costs depends on
-    /// how far [`roll_up_usage`](Self::roll_up_usage) has counted: calls that are counted are read as
-    /// days and quarter hours, the others one by one.
+    /// The answer is the exact sum over the calls in the statement's snapshot. The cost of the read depends on
+    /// [`roll_up_usage`](Self::roll_up_usage): counted calls are read as days and quarter hours, and the others one by
+    /// one.
     ///
     /// # Errors
     ///
@@ -37,11 +37,11 @@ impl KeysDriver<'_> {
         sums.of_key(tenant_id, key_id)
     }
 
-    /// Adds up all calls of a tenant since a moment, that moment included.
+    /// Returns the usage of a tenant since a time, inclusive.
     ///
-    /// These are the calls of all keys, also of those that are gone, and the calls that were made without a
-    /// key. Exactness and cost are those of [`fetch_key_usage`](Self::fetch_key_usage): a tenant has buckets
-    /// of its own, so the number of its keys does not matter.
+    /// It includes the calls of all keys, also of deleted ones, and the calls without a key. The answer is as exact,
+    /// and the read as cheap, as [`fetch_key_usage`](Self::fetch_key_usage): a tenant has its own buckets, so the
+    /// number of its keys does not matter.
     ///
     /// # Errors
     ///

@@ -1,20 +1,20 @@
 //! The parts that the statements about usage share. Each statement is in the file of its method.
 //!
-//! Written by hand, because Diesel has no `LATERAL`. In all of them every range has two ends that the planner
-//! does not know, and every table is joined to a materialized row: so it expects few rows, starts no parallel
-//! workers, compiles nothing (JIT), and keeps one plan for all values.
+//! They are written by hand, because Diesel has no `LATERAL`. In each statement the planner knows neither end of a
+//! range, and every table is joined to a materialized row. So the planner expects few rows, uses neither parallel
+//! workers nor JIT compilation, and keeps one plan for all values.
 
-/// The quarter hour or day, in UTC, that a moment lies in. The origin is where no difference overflows.
+/// The quarter hour or day, in UTC, that contains a time. With this origin no difference overflows.
 macro_rules! start_of {
     ($length:literal, $time:literal) => {
         concat!("date_bin('", $length, "', ", $time, ", timestamptz '2000-01-01 00:00:00+00')")
     };
 }
 
-/// What is counted so far. `pending_from` leaves out what is merged already, and may be dead rows of the index.
+/// The progress of counting. `pending_from` leaves out merged changes, which may be dead rows in the index.
 ///
-/// After a restore of a dump, `merged_below` may be an id of the other server, higher than any id here: then no change is
-/// left out.
+/// After a restore of a dump, `merged_below` may be an id of the other server that is higher than any id of this one.
+/// Then no change is left out.
 macro_rules! progress {
     () => {
         r#""progress" AS MATERIALIZED (
@@ -29,9 +29,9 @@ macro_rules! progress {
 
 /// The sums of some calls. Costs that are not finite numbers (`NaN`) are counted apart.
 ///
-/// Calls of a key are read from `ix_proxy_calls_key_usage` alone. Calls of a tenant must not be:
-/// that index is ordered by key, so all calls of the tenant would be read. `count(id)` prevents it, because the index
-/// does not hold the ids.
+/// Calls of a key are read from `ix_proxy_calls_key_usage` alone. Calls of a tenant must not be read from it, because
+/// it is ordered by key, so all calls of the tenant would be read. `count(id)` prevents it, because the index does not
+/// hold the ids.
 macro_rules! call_sums {
     (of_a_key) => {
         call_sums!("count(*)")
@@ -57,11 +57,11 @@ macro_rules! bucket_sums {
     };
 }
 
-/// Splits moments into whole quarter hours up to `lower`, and a correction: the calls between `lower` and the moment. Of the
-/// quarter hour that the moment lies in, the calls on the nearer side are read. `sign` says whether they are missing
-/// before the moment or too many.
+/// Splits each boundary into whole quarter hours up to `lower`, and a correction: the calls between `lower` and the
+/// boundary. `lower` is the nearer end of the quarter hour that contains the boundary. `sign` says whether the calls of
+/// the correction must be added or subtracted.
 ///
-/// The moments are those of `"asked"`: its `boundaries`, or its `since` alone.
+/// The boundaries are `boundaries` or `since` of `"asked"`.
 macro_rules! edges {
     (boundaries) => {
         edges!(r#"unnest((SELECT "boundaries" FROM "asked")) WITH ORDINALITY AS "unnested" ("boundary", "nth")"#)
@@ -115,8 +115,8 @@ macro_rules! since_edge {
     };
 }
 
-/// The usage of a scope since the edge: number of calls, cost (`NULL` where it is not a number), and whether
-/// the answer is in whole quarter hours.
+/// The usage of a scope since the edge: the number of calls, the cost (`NULL` if it is not a number), and whether the
+/// start was rounded to a quarter hour.
 macro_rules! since_columns {
     () => {
         r#"("quarters"."calls" + "whole"."calls" + "pending"."calls" + "tail_calls"."calls" - "sign" * "edge"."calls")::bigint,
@@ -126,7 +126,7 @@ macro_rules! since_columns {
     };
 }
 
-/// The sums that [`since_columns`] adds up, entered from `"days"`.
+/// The sums that [`since_columns`] adds up, joined to `"days"`.
 macro_rules! since_sums {
     ($whose:ident, $buckets:literal, $scope:literal) => {
         concat!(
@@ -144,10 +144,11 @@ macro_rules! since_sums {
     };
 }
 
-/// Locks the newest row of the progress, which is the lock between workers. A worker whose snapshot has an older row
-/// finds that row deleted, and does nothing.
+/// Locks the newest row of `usage_progress`, which is the lock between workers. A worker whose snapshot has an older
+/// row finds that row deleted, and does nothing.
 ///
-/// A role that does not see all calls must not count them: the cast of a text that is not a number raises the error.
+/// A role that does not see all calls must not count them. The error is raised by the cast of a text that is not a
+/// number.
 macro_rules! lock_progress {
     ($columns:literal) => {
         concat!(
