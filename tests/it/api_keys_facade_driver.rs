@@ -47,7 +47,7 @@ fn ids(conn: &mut PgConnection, status: Option<&str>, page: Page) -> Vec<String>
 }
 
 #[test]
-fn a_page_holds_the_keys_that_are_not_synthetic_newest_first() {
+fn a_page_has_the_keys_that_are_not_synthetic_newest_first() {
     let (_database, mut conn) = migrated();
     insert_keys(&mut conn);
     assert_eq!(ids(&mut conn, None, Page::default()), ["active", "revoked", "expired-b", "expired-a"]);
@@ -78,7 +78,7 @@ fn a_status_is_matched_exactly_as_stored() {
 }
 
 #[test]
-fn a_count_leaves_out_what_the_pages_leave_out() {
+fn a_count_and_the_pages_leave_out_the_same_keys() {
     let (_database, mut conn) = migrated();
     insert_keys(&mut conn);
     let mut api_keys = ApiKeysFacadeDriver::new(&mut conn);

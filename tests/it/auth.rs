@@ -25,7 +25,7 @@ fn a_key_in_any_state_is_found_by_its_hash_and_only_by_that() {
 }
 
 #[test]
-fn a_look_up_by_hash_that_fails_is_an_error_and_not_none() {
+fn a_lookup_by_hash_that_fails_is_an_error_and_not_none() {
     let (_database, mut conn) = migrated();
     diesel::sql_query("DROP TABLE api_keys").execute(&mut conn).unwrap();
     let failed = KeysDriver::new(&mut conn).fetch_key_by_hash(&KeyHash::from("key"));

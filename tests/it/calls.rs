@@ -34,7 +34,7 @@ fn row(conn: &mut PgConnection, id: &str) -> String {
 }
 
 #[test]
-fn a_call_is_stored_with_every_column_and_what_is_left_out_is_null() {
+fn a_call_is_stored_with_every_column_and_omitted_fields_are_null() {
     let (_database, mut conn) = migrated();
     let full = NewCall {
         user_id: Some("user".into()),
@@ -71,7 +71,7 @@ fn a_call_is_stored_with_every_column_and_what_is_left_out_is_null() {
 }
 
 #[test]
-fn a_batch_that_is_sent_again_is_metered_once() {
+fn a_batch_that_is_sent_twice_is_stored_once() {
     let (_database, mut conn) = migrated();
     let mut keys = KeysDriver::new(&mut conn);
     let batch = [priced("a", "1.5"), priced("b", "0.0001")];
@@ -118,7 +118,7 @@ fn any_number_of_calls_is_one_prepared_statement() {
 }
 
 #[test]
-fn any_costs_add_up_to_the_last_digit() {
+fn sums_of_any_costs_are_exact_to_the_last_digit() {
     let (_database, conn) = migrated();
     let costs = proptest::collection::vec(proptest::option::of(-9_999_999_999_i64..=9_999_999_999), 0..40);
     let conn = std::cell::RefCell::new(conn);
@@ -179,7 +179,7 @@ const TEXTS: [(&str, Set); 14] = [
 ];
 
 #[test]
-fn a_text_of_a_call_is_stored_whole_or_refused_with_its_column() {
+fn a_text_of_a_call_is_stored_unchanged_or_refused_with_its_column() {
     let (_database, mut conn) = migrated();
     for (column, set) in TEXTS {
         let length = longest(&mut conn, "proxy_calls", column);
@@ -215,7 +215,7 @@ fn a_text_of_a_call_is_stored_whole_or_refused_with_its_column() {
 }
 
 #[test]
-fn a_call_beyond_the_calendar_is_stored_at_its_end() {
+fn a_call_with_a_time_out_of_range_is_stored_as_infinity() {
     let (_database, mut conn) = migrated();
     let calls = [
         NewCall { created_at: DateTime::<Utc>::MAX_UTC, ..new_call("last") },

@@ -81,7 +81,7 @@ fn each_change_sets_its_own_column_and_raises_the_revision_by_one() {
 }
 
 #[test]
-fn changes_that_keep_everything_change_nothing_and_have_no_event() {
+fn an_update_that_keeps_every_value_changes_nothing_and_has_no_event() {
     let (_database, mut conn) = migrated();
     restricted().insert(&mut conn);
     let before = (fetch(&mut conn, "key"), auth(&mut conn));
@@ -96,7 +96,7 @@ fn change<T: std::fmt::Debug + Clone + 'static>(
 }
 
 #[test]
-fn any_changes_together_do_what_each_does_alone() {
+fn several_changes_in_one_update_do_what_each_does_alone() {
     let (_database, mut conn) = migrated();
     restricted().insert(&mut conn);
     let text = || proptest::option::of("[^\0]{0,40}");

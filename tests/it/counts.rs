@@ -7,7 +7,7 @@ use api_keys_driver::KeysDriver;
 use crate::support::{KeyRow, OTHER, migrated, plans_of, tenant};
 
 #[test]
-fn counts_by_status_hold_every_kind_of_key_and_add_up() {
+fn counts_by_status_include_every_kind_of_key_and_add_up() {
     let (_database, mut conn) = migrated();
     for (id, status, is_synthetic) in
         [("a", "active", true), ("b", "active", false), ("c", "revoked", false), ("d", "Odd one", false)]

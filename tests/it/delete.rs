@@ -17,7 +17,7 @@ fn delete(conn: &mut PgConnection) -> Result<KeySnapshot> {
 }
 
 #[test]
-fn a_deleted_key_is_returned_as_it_was_and_is_gone() {
+fn a_deleted_key_is_returned_as_it_was() {
     let (_database, mut conn) = migrated();
     KeyRow { is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "beside", ..KeyRow::default() }.insert(&mut conn);
@@ -83,7 +83,7 @@ fn with_keys(ours: u32) -> (throwaway_postgres::Database, PgConnection) {
 }
 
 #[test]
-fn a_tenants_keys_are_deleted_a_batch_at_a_time_whatever_their_state() {
+fn a_tenants_keys_are_deleted_in_batches_whatever_their_state() {
     let (_database, mut conn) = with_keys(25);
     let mut keys = KeysDriver::new(&mut conn);
     assert_eq!(keys.delete_keys(&tenant(), 0).unwrap(), 0);
@@ -136,7 +136,7 @@ fn deleters_and_recorders_of_the_same_keys_do_not_deadlock() {
 }
 
 #[test]
-fn deletions_find_their_rows_by_index() {
+fn deletions_find_their_rows_with_an_index() {
     plans_of("delete_key").read(&["Index Scan using api_keys_pkey"]);
     plans_of("delete_keys").sort_by(&["Sort Key: api_keys_1.id"]).read(&[
         "LockRows",

@@ -183,7 +183,7 @@ fn caches_equal_the_table_among_concurrent_writers_and_a_compactor() {
 }
 
 #[test]
-fn a_key_deleted_and_inserted_again_after_its_history_was_compacted_is_news() {
+fn a_key_that_is_inserted_again_after_compaction_has_a_higher_revision() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET is_frozen = true").unwrap();
@@ -227,7 +227,7 @@ fn keys_frozen_before_the_migration_are_denied_and_moved_ones_too() {
 }
 
 #[test]
-fn keys_that_may_be_used_are_forgotten_once_no_older_event_can_come() {
+fn keys_that_may_be_used_are_removed_when_no_older_event_can_follow() {
     let (database, mut conn) = migrated_apart();
     let mut open = database.connect().unwrap();
     KeyRow::default().insert(&mut conn);
@@ -245,7 +245,7 @@ fn keys_that_may_be_used_are_forgotten_once_no_older_event_can_come() {
 }
 
 #[test]
-fn triggers_that_are_gone_stop_followers_and_new_ones_restart_the_cache() {
+fn missing_triggers_stop_followers_and_new_ones_restart_the_cache() {
     let (_database, mut conn) = migrated_apart();
     let triggers: Vec<(String, String)> = diesel::dsl::sql::<(Text, Text)>(
         "SELECT tgname::text, pg_get_triggerdef(oid) FROM pg_trigger
@@ -277,7 +277,7 @@ fn triggers_that_are_gone_stop_followers_and_new_ones_restart_the_cache() {
             assert!(matches!(followed, Err(Error::PositionElsewhere)), "{off}: {followed:?}");
             let compacted = driver.compact_key_events(None, &position, Utc::now(), 100);
             assert!(matches!(compacted, Err(Error::PositionElsewhere)), "{off}: {compacted:?}");
-            assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew, "{off}");
+            assert!(cache.catch_up(&mut conn).unwrap().is_reseeded, "{off}");
             assert_eq!(cache.len(), keys, "{off}");
         }
     }
@@ -318,16 +318,16 @@ fn tables_that_inherit_from_the_keys_and_partitions_stop_followers() {
 }
 
 #[test]
-fn rewriting_the_catalog_keeps_positions_good() {
+fn positions_stay_valid_when_the_catalog_is_rewritten() {
     let (_database, mut conn) = migrated_apart();
     let mut cache = DeniedKeys::seed(&mut conn).unwrap();
     conn.batch_execute("VACUUM (FREEZE) pg_trigger").unwrap();
     conn.batch_execute("VACUUM (FULL, FREEZE) pg_trigger").unwrap();
-    assert!(!cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+    assert!(!cache.catch_up(&mut conn).unwrap().is_reseeded);
 }
 
 #[test]
-fn a_change_while_a_trigger_was_off_is_noticed_after_it_is_on_again() {
+fn a_cache_is_read_again_after_a_trigger_was_disabled() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     let mut cache = DeniedKeys::seed(&mut conn).unwrap();
@@ -337,20 +337,20 @@ fn a_change_while_a_trigger_was_off_is_noticed_after_it_is_on_again() {
          ALTER TABLE api_keys ENABLE TRIGGER \"~api_keys_compare\"",
     )
     .unwrap();
-    assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+    assert!(cache.catch_up(&mut conn).unwrap().is_reseeded);
     assert!(cache.contains(&tenant(), &key("key")));
 
     conn.batch_execute("ALTER TABLE api_keys ENABLE ALWAYS TRIGGER \"~api_keys_compare\"").unwrap();
-    assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+    assert!(cache.catch_up(&mut conn).unwrap().is_reseeded);
     conn.batch_execute("UPDATE api_keys SET is_frozen = false").unwrap();
     eventually("the change is followed", || {
-        assert!(!cache.catch_up(&mut conn).unwrap().is_seeded_anew, "it fires, and stays as it is");
+        assert!(!cache.catch_up(&mut conn).unwrap().is_reseeded, "it fires, and stays as it is");
         cache.is_empty()
     });
 }
 
 #[test]
-fn an_event_that_names_no_text_is_stepped_over_and_the_rest_is_read() {
+fn an_event_whose_ids_are_not_utf8_is_skipped_and_the_others_are_read() {
     let (database, mut conn) = migrated_apart();
     let name: String =
         diesel::dsl::select(diesel::dsl::sql::<diesel::sql_types::Text>("current_database()::text"))
@@ -394,7 +394,7 @@ fn an_event_that_names_no_text_is_stepped_over_and_the_rest_is_read() {
 }
 
 #[test]
-fn after_an_asynchronous_failover_a_follower_notices_and_the_cache_restarts() {
+fn after_an_asynchronous_failover_followers_fail_and_the_cache_restarts() {
     let mut pair = Pair::start_new(Replication::Asynchronous).unwrap();
     let mut conn = PgConnection::establish(&pair.url()).unwrap();
     migrate(&mut conn).unwrap();
@@ -410,7 +410,7 @@ fn after_an_asynchronous_failover_a_follower_notices_and_the_cache_restarts() {
     KeyRow { id: "lost", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     let mut position = cache.followed_to();
     eventually("the lost key is followed", || {
-        assert!(!cache.catch_up(&mut conn).unwrap().is_seeded_anew, "the primary is the same place");
+        assert!(!cache.catch_up(&mut conn).unwrap().is_reseeded, "the primary is the same place");
         position = cache.followed_to();
         cache.contains(&tenant(), &key("lost"))
     });
@@ -422,7 +422,7 @@ fn after_an_asynchronous_failover_a_follower_notices_and_the_cache_restarts() {
     KeyRow { id: "new", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     let refused = KeysDriver::new(&mut conn).fetch_key_events_after(Some(&position), 100);
     assert!(matches!(refused, Err(Error::PositionElsewhere)), "{refused:?}");
-    assert!(cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+    assert!(cache.catch_up(&mut conn).unwrap().is_reseeded);
     assert!(!cache.contains(&tenant(), &key("lost")), "it never happened here");
     assert!(cache.contains(&tenant(), &key("kept")) && cache.contains(&tenant(), &key("new")));
 }
@@ -466,7 +466,7 @@ fn a_frozen_key_is_denied_within_50_milliseconds_and_waiting_sends_nothing() {
 }
 
 #[test]
-fn uses_and_undone_changes_notify_nobody_and_a_lost_session_is_an_error() {
+fn uses_and_rolled_back_changes_do_not_notify_and_a_lost_session_is_an_error() {
     let (database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute("ALTER TABLE api_key_events ENABLE TRIGGER api_key_events_notify").unwrap();
@@ -494,7 +494,7 @@ fn uses_and_undone_changes_notify_nobody_and_a_lost_session_is_an_error() {
 }
 
 #[test]
-fn compaction_keeps_events_that_are_young_or_not_passed() {
+fn compaction_keeps_events_that_are_recent_or_not_passed() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute("UPDATE api_keys SET name = 'x'; UPDATE api_keys SET name = 'y'").unwrap();
@@ -527,7 +527,7 @@ fn dump(database: &throwaway_postgres::Database, options: &[&str]) -> Option<Str
 }
 
 #[test]
-fn a_restored_dump_is_another_place_and_restored_data_add_one_event_per_key() {
+fn a_restored_dump_refuses_positions_and_restored_data_add_one_event_per_key() {
     let (database, mut conn) = migrated_apart();
     KeyRow { id: "ice", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "thawed", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
@@ -540,7 +540,7 @@ fn a_restored_dump_is_another_place_and_restored_data_add_one_event_per_key() {
     copy.batch_execute("RESET search_path; SELECT pg_catalog.set_config('search_path', 'public', false)")
         .unwrap();
     let mut of_the_copy = cache.clone();
-    assert!(of_the_copy.catch_up(&mut copy).unwrap().is_seeded_anew);
+    assert!(of_the_copy.catch_up(&mut copy).unwrap().is_reseeded);
     assert_eq!(api_key_events::table.count().get_result::<i64>(&mut copy), Ok(3), "no trigger fired");
 
     let data =
@@ -556,7 +556,7 @@ fn a_restored_dump_is_another_place_and_restored_data_add_one_event_per_key() {
         .unwrap();
     let twice = [("inserted", 1), ("unfrozen", 2), ("inserted", 3)];
     assert_eq!(told, twice.map(|(kind, revision)| (kind.to_owned(), revision)));
-    assert!(cache.catch_up(&mut restored).unwrap().is_seeded_anew);
+    assert!(cache.catch_up(&mut restored).unwrap().is_reseeded);
     for cache in [&cache, &of_the_copy] {
         assert!(cache.contains(&tenant(), &key("ice")) && !cache.contains(&tenant(), &key("thawed")));
     }

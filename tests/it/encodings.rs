@@ -80,7 +80,7 @@ fn every_method_answers_on_a_database_of_another_encoding() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_a_named_error_that_shows_them() {
+fn bytes_that_are_not_utf8_are_an_error_that_shows_them() {
     let (_server, mut conn) = database_with("SQL_ASCII");
     KeyRow::default().insert(&mut conn);
     let spoil = "SET client_encoding = 'SQL_ASCII';

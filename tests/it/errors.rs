@@ -64,7 +64,7 @@ fn two_transactions_that_wait_for_each_other_are_a_deadlock() {
 }
 
 #[test]
-fn a_change_behind_a_repeatable_read_is_a_serialization_failure() {
+fn a_row_changed_after_the_snapshot_is_a_serialization_failure() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     for waits in [true, false] {
@@ -119,7 +119,7 @@ fn a_lock_in_a_read_only_session_is_read_only() {
 }
 
 #[test]
-fn a_server_that_became_a_replica_is_read_only_until_it_is_promoted() {
+fn a_server_that_became_a_standby_is_read_only_until_it_is_promoted() {
     let mut server = PrivateServer::start_new().unwrap();
     let database = server.create_database().unwrap().prepare(migrate).unwrap();
     KeyRow::default().insert(&mut database.connect().unwrap());
@@ -161,7 +161,7 @@ fn a_terminated_backend_is_a_lost_connection_at_every_further_call() {
 }
 
 #[test]
-fn a_transaction_that_sits_idle_for_too_long_loses_its_connection_and_its_lock() {
+fn a_transaction_that_is_idle_for_too_long_loses_its_connection_and_its_lock() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     conn.batch_execute("SET idle_in_transaction_session_timeout = '50ms'").unwrap();
@@ -190,7 +190,7 @@ fn a_stopped_server_is_a_lost_connection_and_the_pool_finds_it_again() {
 }
 
 #[test]
-fn a_value_that_is_there_already_names_its_constraint_and_shows_no_hash() {
+fn a_unique_violation_names_its_constraint_and_shows_no_hash() {
     let (_database, mut conn) = migrated();
     let hash = "5d41402abc4b2a76b9719d911017c592";
     KeyRow { id: "first", key_hash: Some(hash), ..KeyRow::default() }.insert(&mut conn);
@@ -277,7 +277,7 @@ fn a_taken_id_and_a_taken_hash_are_named_on_a_shard_too() {
 }
 
 #[test]
-fn a_coordinator_that_gives_up_a_deadlock_or_loses_a_commit_is_understood() {
+fn errors_of_a_coordinator_for_deadlocks_and_lost_commits_are_recognised() {
     let (_database, mut conn) = migrated();
     let deadlock = "canceling the transaction since it was involved in a distributed deadlock";
     let failed = raise(&mut conn, deadlock, "40P01", "");
@@ -288,7 +288,7 @@ fn a_coordinator_that_gives_up_a_deadlock_or_loses_a_commit_is_understood() {
 }
 
 #[test]
-fn a_database_of_another_shape_is_a_schema_mismatch() {
+fn a_missing_column_or_table_is_a_schema_mismatch() {
     let changes = [
         "ALTER TABLE api_keys RENAME TO keys",
         "ALTER TABLE api_keys DROP COLUMN frozen_at",
@@ -332,7 +332,7 @@ fn a_column_of_another_type_refuses_the_change_as_a_schema_mismatch() {
 }
 
 #[test]
-fn a_statement_after_a_swallowed_error_is_an_aborted_transaction() {
+fn a_statement_after_an_ignored_error_is_an_aborted_transaction() {
     let (_database, mut conn) = migrated();
     let failed = conn.transaction(|conn| {
         let _ = conn.batch_execute("SELECT 1/0");
@@ -453,7 +453,7 @@ fn no_error_holds_the_hash_of_the_row_that_was_refused() {
 }
 
 #[test]
-fn the_advice_on_a_migration_is_that_of_what_stopped_it() {
+fn the_advice_on_a_failed_migration_is_that_of_its_cause() {
     let (_database, mut conn) = migrated();
     let stopped = |conn: &mut PgConnection, sql: &str| {
         let cause = conn.batch_execute(sql).unwrap_err();

@@ -58,7 +58,7 @@ fn follow_until(conn: &mut PgConnection, position: &mut Option<EventPosition>, c
 }
 
 #[test]
-fn each_change_says_what_who_why_and_when_and_what_it_left() {
+fn each_event_has_the_kind_actor_reason_time_and_resulting_state() {
     let (_database, mut conn) = migrated_apart();
     let (frozen_at, revoked_at) = (at("2026-06-01T12:00:00Z"), at("2026-06-02T12:00:00Z"));
     let expiry = Some(at("2026-06-03T12:00:00Z"));
@@ -118,7 +118,7 @@ fn each_change_says_what_who_why_and_when_and_what_it_left() {
 }
 
 #[test]
-fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
+fn an_update_that_changes_nothing_or_is_rolled_back_has_no_event() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     let now = at("2026-06-01T12:00:00Z");
@@ -142,7 +142,7 @@ fn a_change_that_changes_nothing_and_one_that_is_rolled_back_leave_no_event() {
 }
 
 #[test]
-fn one_statement_that_does_several_things_has_an_event_for_each() {
+fn one_update_of_several_kinds_has_an_event_for_each_kind() {
     let (_database, mut conn) = migrated_apart();
     KeyRow { is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute(
@@ -170,7 +170,7 @@ struct Column {
 }
 
 #[test]
-fn every_column_but_those_of_a_use_is_watched() {
+fn changes_of_every_column_except_those_of_a_use_are_recorded() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     let columns: Vec<Column> = diesel::sql_query(
@@ -199,7 +199,7 @@ fn every_column_but_those_of_a_use_is_watched() {
 }
 
 #[test]
-fn a_history_is_paged_and_of_one_key_and_tenant() {
+fn a_history_is_paged_and_belongs_to_one_key_of_one_tenant() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     KeyRow { id: "another", ..KeyRow::default() }.insert(&mut conn);
@@ -212,7 +212,7 @@ fn a_history_is_paged_and_of_one_key_and_tenant() {
 }
 
 #[test]
-fn a_history_is_walked_with_a_cursor_that_is_kept_as_text() {
+fn a_history_is_paged_with_a_cursor_that_is_stored_as_text() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     // An update with two events of one revision.
@@ -233,7 +233,7 @@ fn a_history_is_walked_with_a_cursor_that_is_kept_as_text() {
 }
 
 #[test]
-fn no_hash_enters_an_event() {
+fn no_event_contains_a_hash() {
     let (_database, mut conn) = migrated_apart();
     KeyRow { key_hash: Some("5ec2e7"), ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute("UPDATE api_keys SET key_hash = '5ec2e7-b'").unwrap();
@@ -259,7 +259,7 @@ fn an_event_with_an_early_id_that_is_committed_late_is_not_skipped() {
 }
 
 #[test]
-fn a_transaction_that_stays_open_is_waited_for_and_one_that_fails_is_not_missed() {
+fn followers_wait_for_open_transactions_and_ignore_failed_ones() {
     let (database, mut conn) = migrated_apart();
     let (mut open, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
     let mut position = None;
@@ -279,7 +279,7 @@ fn a_transaction_that_stays_open_is_waited_for_and_one_that_fails_is_not_missed(
 }
 
 #[test]
-fn a_transaction_that_only_reads_is_not_waited_for() {
+fn followers_do_not_wait_for_transactions_that_only_read() {
     let (database, mut conn) = migrated_apart();
     let mut reader = database.connect().unwrap();
     reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM api_keys").unwrap();
@@ -289,7 +289,7 @@ fn a_transaction_that_only_reads_is_not_waited_for() {
 }
 
 #[test]
-fn interleaved_transactions_are_ordered_by_their_beginning() {
+fn events_of_interleaved_transactions_are_in_the_order_of_their_start() {
     let (database, mut first) = migrated_apart();
     let (mut second, mut follower) = (database.connect().unwrap(), database.connect().unwrap());
     let mut position = None;
@@ -311,7 +311,7 @@ fn interleaved_transactions_are_ordered_by_their_beginning() {
 }
 
 #[test]
-fn nested_transactions_have_the_place_of_the_outer_one() {
+fn events_of_a_nested_transaction_are_ordered_by_the_outer_one() {
     let (database, mut conn) = migrated_apart();
     let mut follower = database.connect().unwrap();
     conn.transaction(|conn| {
@@ -350,7 +350,7 @@ fn a_limit_and_a_position_are_exact() {
 }
 
 #[test]
-fn a_position_is_kept_as_text_and_no_other_text_is_one() {
+fn a_position_is_stored_as_text_and_other_texts_are_refused() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     let mut position = None;
@@ -376,7 +376,7 @@ fn a_position_is_kept_as_text_and_no_other_text_is_one() {
 }
 
 #[test]
-fn after_a_restore_on_a_younger_server_followers_start_again() {
+fn after_a_restore_on_a_server_with_lower_ids_followers_start_over() {
     let (_database, mut conn) = migrated_apart();
     KeyRow { id: "a", ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "b", ..KeyRow::default() }.insert(&mut conn);
@@ -416,7 +416,7 @@ impl FrozenKeys {
 }
 
 #[test]
-fn a_follower_among_concurrent_writers_sees_each_event_once() {
+fn a_follower_gets_each_event_of_concurrent_writers_once() {
     const WRITERS: usize = 8;
     const ROUNDS: usize = 40;
     const KEYS: [&str; 5] = ["a", "b", "c", "d", "e"];

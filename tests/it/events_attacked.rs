@@ -121,7 +121,7 @@ const THEIR_EVENTS: [&str; 11] = [
 ];
 
 #[test]
-fn no_operator_or_function_of_a_neighbour_runs_whatever_path_the_writer_has() {
+fn triggers_run_no_foreign_operator_or_function_whatever_the_search_path() {
     for (trap, path) in [
         ("public", "public"),
         ("public", "public, pg_catalog"),
@@ -150,7 +150,7 @@ fn no_operator_or_function_of_a_neighbour_runs_whatever_path_the_writer_has() {
 }
 
 #[test]
-fn the_traps_do_catch_a_function_without_a_pinned_path() {
+fn the_traps_catch_a_function_that_sets_no_search_path() {
     let (_database, mut conn, role) = with_planter();
     conn.batch_execute(&format!(
         "CREATE FUNCTION naive() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
@@ -165,7 +165,7 @@ fn the_traps_do_catch_a_function_without_a_pinned_path() {
 }
 
 #[test]
-fn nobody_else_attaches_the_functions_to_a_table_of_theirs() {
+fn only_the_owner_can_attach_the_functions_to_a_table() {
     let (_database, mut conn, role) = with_planter();
     conn.batch_execute(&format!(
         "GRANT SELECT ON api_key_events TO {role};
@@ -199,7 +199,7 @@ fn nobody_else_attaches_the_functions_to_a_table_of_theirs() {
 }
 
 #[test]
-fn a_table_that_a_stranger_put_in_the_place_of_the_events_is_not_taken() {
+fn an_events_table_of_an_unrelated_role_is_not_used() {
     let database = throwaway_postgres::empty().unwrap();
     let mut conn = database.connect().unwrap();
     conn.batch_execute(
@@ -225,7 +225,7 @@ fn a_table_that_a_stranger_put_in_the_place_of_the_events_is_not_taken() {
 }
 
 #[test]
-fn a_writer_needs_no_right_on_the_events_and_cannot_lead_them_elsewhere() {
+fn a_writer_needs_no_right_on_the_events_and_cannot_redirect_them() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     // A role that every server has, and that may do nothing with tables.
@@ -364,7 +364,7 @@ fn unqualified(body: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_function_pins_its_path_and_qualifies_every_name_and_operator() {
+fn every_function_sets_search_path_and_qualifies_every_name() {
     let (_database, mut conn) = migrated_apart();
     let functions = "FROM pg_proc WHERE pronamespace = 'public'::regnamespace";
     let names = lines(&mut conn, &format!("SELECT proname::text AS line {functions} ORDER BY 1"));

@@ -55,7 +55,7 @@ fn before_events(settings: &str) -> (PrivateServer, Database, PgConnection) {
 }
 
 #[test]
-fn a_logical_replica_stops_until_it_is_migrated_and_can_take_over() {
+fn a_subscriber_stops_until_it_is_migrated_and_can_be_switched_to() {
     let (mut publishing, source, mut publisher) = before_events("ALTER SYSTEM SET wal_level = logical");
     let (subscribing, _copy, mut subscriber) =
         before_events("ALTER SYSTEM SET wal_retrieve_retry_interval = '100ms'");
@@ -140,14 +140,14 @@ fn a_logical_replica_stops_until_it_is_migrated_and_can_take_over() {
             i64::try_from(followed(&mut subscriber).len()) == Ok(events)
         });
         if !again {
-            assert!(of_the_publisher.catch_up(&mut subscriber).unwrap().is_seeded_anew);
+            assert!(of_the_publisher.catch_up(&mut subscriber).unwrap().is_reseeded);
         }
         let frozen = denied_in_table(&mut subscriber);
         subscriber.batch_execute("UPDATE api_keys SET is_frozen = NOT is_frozen").unwrap();
         assert_ne!(denied_in_table(&mut subscriber), frozen);
         wait_for_open_transactions(&mut subscriber);
         for cache in [&mut seeded, &mut of_the_publisher] {
-            assert!(!cache.catch_up(&mut subscriber).unwrap().is_seeded_anew);
+            assert!(!cache.catch_up(&mut subscriber).unwrap().is_reseeded);
             assert_equal(cache, &mut subscriber);
         }
     }
@@ -230,7 +230,7 @@ fn without_person(events: Vec<KeyEventSnapshot>) -> Vec<KeyEventSnapshot> {
 }
 
 #[test]
-fn an_erased_person_is_in_no_event_and_nothing_else_has_changed() {
+fn erasing_a_person_changes_only_the_actor_and_the_reason_of_events() {
     let (_database, mut conn) = migrated_apart();
     for (id, tenant_id) in [("one", TENANT), ("two", TENANT), ("thawed", TENANT), ("other's", OTHER)] {
         KeyRow { id, tenant_id, ..KeyRow::default() }.insert(&mut conn);
@@ -274,7 +274,7 @@ fn an_erased_person_is_in_no_event_and_nothing_else_has_changed() {
         let (all, here) = (followed(&mut conn), history(&mut conn, "one"));
         assert_eq!(all[..expected.len()], expected, "at the same positions");
         assert_eq!(here[..history_before.len()], without_person(history_before)[..]);
-        assert!(!cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+        assert!(!cache.catch_up(&mut conn).unwrap().is_reseeded);
         for (tenant_id, id, is_denied) in [
             (tenant(), "one", true),
             (tenant(), "two", true),

@@ -47,7 +47,7 @@ fn migrated_in(schema: &str) -> (Database, PgConnection) {
 }
 
 #[test]
-fn a_renamed_schema_takes_its_events_along_also_when_another_takes_its_name() {
+fn a_renamed_schema_keeps_its_events_also_if_another_gets_its_name() {
     let (_database, mut conn) = migrated_in("app");
     conn.batch_execute("ALTER SCHEMA app RENAME TO \"App 2\"; CREATE SCHEMA app; SET search_path = app")
         .unwrap();
@@ -66,7 +66,7 @@ fn a_renamed_schema_takes_its_events_along_also_when_another_takes_its_name() {
 }
 
 #[test]
-fn a_session_that_wrote_before_the_schema_was_renamed_writes_on() {
+fn a_session_continues_to_write_after_the_schema_was_renamed() {
     let (database, mut conn) = migrated_in("app");
     live(&mut conn, "app");
     let mut other = database.connect().unwrap();
@@ -78,7 +78,7 @@ fn a_session_that_wrote_before_the_schema_was_renamed_writes_on() {
 }
 
 #[test]
-fn each_role_of_a_path_by_user_has_its_own_events() {
+fn each_schema_of_a_search_path_by_user_has_its_own_events() {
     let database = throwaway_postgres::empty().unwrap();
     let mut conn = database.connect().unwrap();
     let role = lines(&mut conn, "SELECT 'user_of_' || current_database() AS line").remove(0);
@@ -102,7 +102,7 @@ fn each_role_of_a_path_by_user_has_its_own_events() {
 }
 
 #[test]
-fn a_revert_and_a_migration_under_another_path_leave_the_service_writing() {
+fn the_service_writes_after_a_revert_and_a_migration_under_another_path() {
     let (_database, mut conn) = migrated_in("app");
     live(&mut conn, "app");
     // api_keys has a row, so that the tables stay.
@@ -117,7 +117,7 @@ fn a_revert_and_a_migration_under_another_path_leave_the_service_writing() {
 }
 
 #[test]
-fn a_schema_without_the_events_warns_and_lets_the_service_write() {
+fn writes_in_a_schema_without_events_succeed_with_a_warning() {
     let (_database, mut conn) = migrated_in("app");
     conn.batch_execute("CREATE SCHEMA elsewhere; ALTER TABLE app.api_keys SET SCHEMA elsewhere").unwrap();
     live(&mut conn, "elsewhere");

@@ -55,7 +55,7 @@ fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
 }
 
 #[test]
-fn keys_that_are_there_begin_without_an_event_whether_frozen_or_not() {
+fn existing_keys_start_without_events_whether_frozen_or_not() {
     for (world, _database, mut conn) in worlds() {
         migrate(&mut conn).unwrap();
         assert_eq!(api_key_events::table.count().get_result(&mut conn), Ok(0), "{world}");
@@ -65,7 +65,7 @@ fn keys_that_are_there_begin_without_an_event_whether_frozen_or_not() {
 }
 
 #[test]
-fn the_services_own_writes_go_on_and_are_recorded() {
+fn writes_of_the_service_continue_and_are_recorded() {
     for (world, _database, mut conn) in worlds() {
         migrate(&mut conn).unwrap();
         // As the service writes: the columns that it knows, by name.
@@ -105,7 +105,7 @@ fn the_services_own_writes_go_on_and_are_recorded() {
 }
 
 #[test]
-fn the_service_goes_on_changing_its_table_and_its_new_columns_are_watched() {
+fn the_service_can_alter_its_table_and_changes_of_new_columns_are_recorded() {
     for (world, _database, mut conn) in worlds() {
         migrate(&mut conn).unwrap();
         conn.batch_execute(
@@ -123,7 +123,7 @@ fn the_service_goes_on_changing_its_table_and_its_new_columns_are_watched() {
 }
 
 #[test]
-fn keys_that_go_with_their_tenant_are_recorded() {
+fn keys_that_are_deleted_by_a_cascade_are_recorded() {
     let Some((_database, mut conn)) = existing_service() else { return };
     migrate(&mut conn).unwrap();
     conn.batch_execute(&format!(
@@ -138,7 +138,7 @@ fn keys_that_go_with_their_tenant_are_recorded() {
 }
 
 #[test]
-fn a_revert_keeps_keys_and_events_and_a_new_start_goes_on_above_them() {
+fn a_revert_keeps_keys_and_events_and_later_revisions_are_higher() {
     for (world, _database, mut conn) in worlds() {
         migrate(&mut conn).unwrap();
         conn.batch_execute(
@@ -159,7 +159,7 @@ fn a_revert_keeps_keys_and_events_and_a_new_start_goes_on_above_them() {
 }
 
 #[test]
-fn a_revert_of_a_database_without_keys_leaves_nothing_behind() {
+fn a_revert_of_a_database_without_keys_drops_everything() {
     let database = throwaway_postgres::empty().unwrap().prepare(migrate).unwrap();
     let mut conn = database.connect().unwrap();
     revert_all(&mut conn);

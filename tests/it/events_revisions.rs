@@ -32,7 +32,7 @@ fn with_key() -> (Database, PgConnection) {
 }
 
 #[test]
-fn the_revision_is_the_triggers_whatever_the_writer_sends() {
+fn the_trigger_sets_the_revision_whatever_the_writer_sends() {
     for sent in [i64::MIN, -1, 0, 2, 4_000, i64::MAX] {
         let (_database, mut conn) = with_key();
         conn.batch_execute(&format!(
@@ -52,7 +52,7 @@ fn the_revision_is_the_triggers_whatever_the_writer_sends() {
 }
 
 #[test]
-fn a_number_that_circumvented_the_triggers_and_has_no_next_one_stops_no_change() {
+fn the_highest_possible_revision_does_not_stop_changes() {
     let (_database, mut conn) = with_key();
     conn.batch_execute(
         "SET session_replication_role = replica;
@@ -66,7 +66,7 @@ fn a_number_that_circumvented_the_triggers_and_has_no_next_one_stops_no_change()
 }
 
 #[test]
-fn a_deleted_id_that_is_used_again_goes_on_above_its_events() {
+fn revisions_of_an_id_that_is_used_again_continue_after_its_events() {
     let (_database, mut conn) = with_key();
     conn.batch_execute(
         "UPDATE api_keys SET name = 'x'; UPDATE api_keys SET is_frozen = true; DELETE FROM api_keys",
@@ -79,7 +79,7 @@ fn a_deleted_id_that_is_used_again_goes_on_above_its_events() {
 }
 
 #[test]
-fn a_key_under_another_name_ends_under_the_old_one_and_begins_under_the_new() {
+fn a_change_of_id_or_tenant_is_a_deletion_and_an_insertion() {
     for (change, tenant_id, id) in [
         (format!("tenant_id = '{OTHER}'"), other(), "key"),
         ("id = 'renamed'".to_owned(), tenant(), "renamed"),
@@ -114,7 +114,7 @@ impl KeyRow<'_> {
 }
 
 #[test]
-fn truncating_the_table_deletes_every_key_for_a_follower_too() {
+fn truncating_the_table_appends_a_deletion_for_every_key() {
     let (_database, mut conn) = with_key();
     KeyRow { id: "other", tenant_id: OTHER, is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     conn.batch_execute("TRUNCATE api_keys").unwrap();
@@ -145,7 +145,7 @@ fn use_key(conn: &mut PgConnection) {
 }
 
 #[test]
-fn a_use_is_no_change_beside_generated_columns_and_the_services_own_triggers() {
+fn a_use_is_not_a_change_despite_generated_columns_and_other_triggers() {
     let neighbours = [
         "ALTER TABLE api_keys ADD COLUMN busy boolean GENERATED ALWAYS AS (total_requests > 1) STORED",
         "ALTER TABLE api_keys ADD COLUMN lower_name text GENERATED ALWAYS AS (lower(name::text)) STORED",
@@ -191,7 +191,7 @@ fn a_change_by_a_trigger_of_the_service_is_a_change() {
 }
 
 #[test]
-fn every_column_is_watched_also_in_a_statement_that_records_a_use() {
+fn changes_in_a_statement_that_also_records_a_use_are_recorded() {
     let (_database, mut conn) = with_key();
     conn.batch_execute("ALTER TABLE api_keys ADD COLUMN labels json, ADD COLUMN weight double precision")
         .unwrap();

@@ -20,7 +20,7 @@ fn setting_and_clearing_an_expiry_changes_nothing_else() {
 }
 
 #[test]
-fn keys_expiring_before_a_moment_are_active_ones_soonest_first() {
+fn keys_expiring_before_a_time_are_active_and_in_order_of_expiry() {
     let (_database, mut conn) = migrated();
     let before = at("2026-06-01T00:00:00Z");
     let sooner = |hours| Some(before - TimeDelta::hours(hours));
@@ -59,7 +59,7 @@ fn expiring_keys_are_read_in_the_order_of_their_index() {
 }
 
 #[test]
-fn a_janitor_that_revokes_while_it_walks_handles_every_key() {
+fn a_loop_that_revokes_expiring_keys_handles_every_key() {
     let (_database, mut conn) = migrated();
     let now = at("2026-06-01T00:00:00Z");
     for n in 0..250 {
@@ -91,7 +91,7 @@ fn a_janitor_that_revokes_while_it_walks_handles_every_key() {
 }
 
 #[test]
-fn keys_that_expire_beyond_every_calendar_are_walked_once_each() {
+fn keys_with_an_expiry_out_of_range_are_returned_once() {
     let (_database, mut conn) = migrated();
     for (id, expires_at) in [
         ("a", "-infinity"),
@@ -118,7 +118,7 @@ fn keys_that_expire_beyond_every_calendar_are_walked_once_each() {
 }
 
 #[test]
-fn a_cursors_text_reads_back_as_itself_and_as_no_other_cursor() {
+fn the_text_of_a_cursor_parses_only_as_the_same_kind_of_cursor() {
     let (_database, mut conn) = migrated();
     let times = [None, Some(at("1969-12-31T23:59:59.999999Z")), Some(at("2026-06-01T00:00:00.000001Z"))];
     for (index, time) in times.into_iter().enumerate() {

@@ -143,7 +143,7 @@ fn a_standby_shows_a_change_once_it_has_replayed_the_position_of_its_commit() {
 }
 
 #[test]
-fn a_read_that_is_in_the_way_of_replay_is_run_again() {
+fn a_read_that_conflicts_with_replay_is_repeated() {
     let pair = pair(Replication::Asynchronous);
     let mut standby = impatient_standby(&pair);
     let (mut watcher, mut primary) = (connect(&pair.standby), connect(&pair.primary));
@@ -170,7 +170,7 @@ fn a_read_that_is_in_the_way_of_replay_is_run_again() {
 }
 
 #[test]
-fn an_idle_transaction_that_is_in_the_way_of_replay_loses_its_connection() {
+fn an_idle_transaction_that_conflicts_with_replay_loses_its_connection() {
     let pair = pair(Replication::Asynchronous);
     let mut standby = impatient_standby(&pair);
     let lost = Transaction::attempts(5).run(&mut standby, |conn| {
@@ -233,7 +233,7 @@ fn a_commit_waits_for_a_lost_synchronous_standby_whatever_the_timeouts_are() {
 }
 
 #[test]
-fn a_cancelled_wait_for_the_standby_answers_ok_as_the_docs_say() {
+fn a_cancelled_wait_for_the_standby_returns_ok_as_documented() {
     let mut pair = pair(Replication::Synchronous);
     let (mut worker, mut watcher) = (connect(&pair.primary), connect(&pair.primary));
     pair.standby.kill().unwrap();
@@ -251,7 +251,7 @@ fn a_cancelled_wait_for_the_standby_answers_ok_as_the_docs_say() {
 }
 
 #[test]
-fn a_standby_that_is_taken_off_the_list_lets_waiting_commits_answer() {
+fn removing_a_standby_from_the_list_ends_the_wait_of_commits() {
     let mut pair = pair(Replication::Synchronous);
     let (mut worker, mut watcher) = (connect(&pair.primary), connect(&pair.primary));
     pair.standby.kill().unwrap();
@@ -276,7 +276,7 @@ fn wait_for_sync_rep(watcher: &mut PgConnection) {
 }
 
 #[test]
-fn a_stopped_server_answers_nobody_until_it_is_killed() {
+fn a_call_to_a_stopped_server_waits_until_the_server_is_killed() {
     let mut pair = pair(Replication::Synchronous);
     for url in [pair.url(), pair.tcp_url()] {
         let config = PoolConfig::new(url).size(1).timeouts(short_timeouts());
@@ -296,7 +296,7 @@ fn a_stopped_server_answers_nobody_until_it_is_killed() {
     }
 }
 #[test]
-fn a_pool_of_two_hosts_leaves_a_primary_that_takes_no_writes_any_more() {
+fn a_pool_of_two_hosts_leaves_a_primary_that_became_read_only() {
     let mut pair = pair(Replication::Synchronous);
     let pool = PoolConfig::new(pair.url()).size(4).build().unwrap();
     drop(std::array::from_fn::<_, 4, _>(|_| pool.get().unwrap()));
@@ -317,7 +317,7 @@ fn a_pool_of_two_hosts_leaves_a_primary_that_takes_no_writes_any_more() {
 }
 
 #[test]
-fn behind_an_address_that_moved_a_stale_connection_fails_once_and_is_dropped() {
+fn after_an_address_moved_an_old_connection_fails_once_and_is_dropped() {
     let mut pair = pair(Replication::Synchronous);
     let address = MovingAddress::of(&pair.primary);
     let pool = PoolConfig::new(format!("postgresql://postgres@127.0.0.1:{}/postgres", address.port))

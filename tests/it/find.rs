@@ -50,7 +50,7 @@ fn walk(mut page: impl FnMut(Option<&KeyCursor>, u32) -> Result<Vec<KeySnapshot>
 }
 
 #[test]
-fn keys_of_a_name_are_those_whose_whole_name_it_is_newest_first() {
+fn keys_by_name_have_exactly_this_name_newest_first() {
     let (_database, mut conn) = found_world();
     let mut named = |name: &str| {
         walk(|cursor, limit| KeysDriver::new(&mut conn).fetch_keys_by_name(&tenant(), name, cursor, limit))
@@ -66,7 +66,7 @@ fn keys_of_a_name_are_those_whose_whole_name_it_is_newest_first() {
 }
 
 #[test]
-fn keys_of_a_user_are_the_tenants_newest_first() {
+fn keys_by_user_belong_to_the_tenant_newest_first() {
     let (_database, mut conn) = found_world();
     let mut of = |user: &str| {
         walk(|cursor, limit| KeysDriver::new(&mut conn).fetch_keys_by_user(&tenant(), user, cursor, limit))
@@ -78,7 +78,7 @@ fn keys_of_a_user_are_the_tenants_newest_first() {
 }
 
 #[test]
-fn keys_of_a_prefix_are_those_whose_stored_prefix_begins_with_it() {
+fn keys_by_prefix_have_a_stored_prefix_that_starts_with_it() {
     let (_database, mut conn) = found_world();
     let mut with = |prefix: &str| {
         walk(|cursor, limit| {
@@ -113,7 +113,7 @@ fn keys_of_any_tenant_are_found_by_a_prefix_each_with_its_tenant() {
 }
 
 #[test]
-fn more_of_a_secret_than_a_prefix_holds_is_refused_before_it_is_sent() {
+fn a_prefix_of_more_than_12_characters_is_refused_before_it_is_sent() {
     let (_database, mut conn) = found_world();
     let secret = "sk-live-ab12c";
     let (refused, sent) = statements_of(&mut conn, |conn| {
@@ -130,7 +130,7 @@ fn more_of_a_secret_than_a_prefix_holds_is_refused_before_it_is_sent() {
 }
 
 #[test]
-fn keys_of_one_moment_are_walked_once_each() {
+fn keys_with_the_same_created_at_are_returned_once() {
     let (_database, mut conn) = migrated();
     for n in 0..7 {
         let id = format!("{n}");
@@ -147,7 +147,7 @@ fn keys_of_one_moment_are_walked_once_each() {
 }
 
 #[test]
-fn any_prefix_finds_what_begins_with_it_in_any_collation() {
+fn any_prefix_finds_the_keys_that_start_with_it_in_any_collation() {
     let (database, mut conn) = migrated();
     let stored = [
         "",

@@ -46,7 +46,7 @@ fn freezing_and_unfreezing_change_two_columns_and_return_the_row() {
 }
 
 #[test]
-fn digits_of_a_freeze_finer_than_a_microsecond_are_cut_off() {
+fn the_time_of_a_freeze_is_truncated_to_microseconds() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let frozen = freeze(&mut conn, at("2026-06-01T12:00:00.123456999Z"));
@@ -54,7 +54,7 @@ fn digits_of_a_freeze_finer_than_a_microsecond_are_cut_off() {
 }
 
 #[test]
-fn a_freeze_says_who_when_and_why_until_the_next_or_an_unfreeze() {
+fn a_freeze_has_author_time_and_reason_until_the_next_freeze_or_unfreeze() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let noon = at("2026-06-01T12:00:00Z");
@@ -94,7 +94,7 @@ fn a_freeze_says_who_when_and_why_until_the_next_or_an_unfreeze() {
 }
 
 #[test]
-fn a_name_of_who_froze_that_is_too_long_is_refused_before_it_is_sent() {
+fn a_frozen_by_that_is_too_long_is_refused_before_it_is_sent() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let (now, who, why) = (at("2026-06-01T12:00:00Z"), "ß".repeat(101), "ß".repeat(256));
@@ -122,7 +122,7 @@ fn a_missing_key_and_a_foreign_one_have_no_freeze() {
 }
 
 #[test]
-fn only_an_unfreeze_ends_a_freeze_and_it_revives_no_revoked_key() {
+fn only_an_unfreeze_ends_a_freeze_and_a_revoked_key_stays_revoked() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let now = at("2026-06-01T12:00:00Z");

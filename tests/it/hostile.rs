@@ -166,7 +166,7 @@ fn no_hostile_text_reaches_a_foreign_row() {
 }
 
 #[test]
-fn another_tenants_ids_are_as_good_as_none() {
+fn ids_of_another_tenant_find_nothing() {
     let (_database, mut conn) = foreign_world();
     let before = checksum(&mut conn);
     for key_id in ["key", "other key", "", "'; DROP TABLE api_keys; --"] {
@@ -209,7 +209,7 @@ fn no_random_input_reaches_a_foreign_row_or_panics() {
 }
 
 #[test]
-fn the_same_input_finds_the_rows_when_they_are_the_tenants_own() {
+fn the_same_input_finds_rows_of_the_own_tenant() {
     let (_database, mut conn) = foreign_world();
     let with = Input { tenant_id: OTHER.into(), ..Input::default() };
     // The lock of a tenant shows nothing, whoever's it is, and neither does a use that is recorded without waiting.

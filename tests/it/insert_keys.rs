@@ -41,7 +41,7 @@ fn rows(conn: &mut PgConnection) -> Vec<String> {
 }
 
 #[test]
-fn many_keys_are_stored_as_each_would_be_alone_and_come_back_in_their_order() {
+fn a_batch_of_keys_is_stored_like_single_keys_and_returned_in_its_order() {
     let keys = [
         with_everything("c"),
         new_key("a"),
@@ -63,7 +63,7 @@ fn many_keys_are_stored_as_each_would_be_alone_and_come_back_in_their_order() {
 }
 
 #[test]
-fn any_number_of_keys_is_one_prepared_statement_and_none_is_no_statement() {
+fn a_batch_of_keys_is_one_prepared_statement_and_an_empty_one_sends_nothing() {
     let (_database, mut conn) = migrated();
     for size in [0_u32, 1, 3, 5_000] {
         let keys: Vec<_> = (0..size).map(|n| new_key(&format!("{size}-{n}"))).collect();
@@ -77,7 +77,7 @@ fn any_number_of_keys_is_one_prepared_statement_and_none_is_no_statement() {
 }
 
 #[test]
-fn the_key_that_collides_is_named_and_none_is_stored() {
+fn a_key_that_already_exists_is_named_and_no_key_is_stored() {
     let (_database, mut conn) = migrated();
     KeyRow { id: "taken", key_hash: Some("5ec2e7"), tenant_id: OTHER, ..KeyRow::default() }.insert(&mut conn);
     let with_hash = |id: &str, hash: &str| NewKey { key_hash: hash.into(), ..new_key(id) };
@@ -138,7 +138,7 @@ const TEXTS: [(&str, Set); 10] = [
 ];
 
 #[test]
-fn a_text_is_stored_whole_or_refused_with_the_name_of_its_column() {
+fn a_text_is_stored_unchanged_or_refused_with_its_column() {
     let (_database, mut conn) = migrated();
     for (column, set) in TEXTS {
         let length = longest(&mut conn, "api_keys", column);
@@ -229,7 +229,7 @@ fn an_unknown_tenant_and_an_unknown_user_of_the_existing_service_are_named() {
 }
 
 #[test]
-fn other_refusals_of_the_server_are_passed_on_without_the_row() {
+fn other_errors_of_the_server_are_returned_without_the_row() {
     let (_database, mut conn) = migrated();
     conn.batch_execute("ALTER TABLE api_keys ADD CONSTRAINT odd CHECK (name <> 'odd')").unwrap();
     let odd = NewKey { name: "odd".into(), key_hash: "5ec2e7".into(), ..new_key("key") };

@@ -84,7 +84,7 @@ fn ids_are_any_text_and_compared_byte_for_byte() {
 }
 
 #[test]
-fn times_are_the_same_moments_in_a_session_of_another_time_zone() {
+fn times_are_the_same_in_a_session_with_another_time_zone() {
     let (_database, mut conn) = migrated();
     KeyRow { created_at: at("2026-03-29T01:30:00.123456Z"), ..KeyRow::default() }.insert(&mut conn);
     CallRow { created_at: at("2026-03-29T01:30:00.123456Z"), ..CallRow::default() }.insert(&mut conn);
@@ -102,7 +102,7 @@ fn times_are_the_same_moments_in_a_session_of_another_time_zone() {
 }
 
 #[test]
-fn the_three_names_that_callers_know_borrow_the_same_driver() {
+fn all_three_constructors_return_the_same_driver() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     for get in [get_keys_driver, get_keys_read_driver, get_keys_write_driver] {

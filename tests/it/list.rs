@@ -12,7 +12,7 @@ fn ids_of_page(conn: &mut PgConnection, page: Page) -> Vec<String> {
 }
 
 #[test]
-fn a_page_holds_every_kind_of_key_of_the_tenant_and_no_other() {
+fn a_page_has_every_kind_of_key_of_the_tenant_and_no_others() {
     let (_database, mut conn) = migrated();
     KeyRow { id: "plain", created_at: at("2026-01-04T00:00:00Z"), ..KeyRow::default() }.insert(&mut conn);
     KeyRow {
@@ -33,7 +33,7 @@ fn a_page_holds_every_kind_of_key_of_the_tenant_and_no_other() {
 }
 
 #[test]
-fn keys_of_one_moment_are_ordered_by_id_and_met_once_across_pages() {
+fn keys_with_the_same_created_at_are_ordered_by_id_across_pages() {
     let (_database, mut conn) = migrated();
     for id in ["b", "d", "a", "c", "e"] {
         KeyRow { id, ..KeyRow::default() }.insert(&mut conn);

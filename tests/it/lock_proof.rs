@@ -40,7 +40,7 @@ fn revoke_elsewhere(database: &Database) {
 }
 
 #[test]
-fn a_lock_is_refused_on_a_connection_that_took_the_place_of_its_own() {
+fn a_lock_is_refused_on_another_connection_at_the_same_address() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut keys = KeysDriver::new(&mut conn);
@@ -62,7 +62,7 @@ fn a_lock_is_refused_on_a_connection_that_took_the_place_of_its_own() {
 }
 
 #[test]
-fn a_lock_is_good_wherever_its_own_connection_is_moved_to() {
+fn a_lock_stays_valid_when_its_connection_is_moved_in_memory() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut keys = KeysDriver::new(&mut conn);
@@ -77,7 +77,7 @@ fn a_lock_is_good_wherever_its_own_connection_is_moved_to() {
 }
 
 #[test]
-fn a_lock_that_its_transaction_gave_up_is_refused_if_the_key_was_changed_since() {
+fn a_lock_lost_by_rollback_is_refused_if_the_key_was_changed_since() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut keys = KeysDriver::new(&mut conn);
@@ -94,7 +94,7 @@ fn a_lock_that_its_transaction_gave_up_is_refused_if_the_key_was_changed_since()
 }
 
 #[test]
-fn a_lock_that_a_savepoint_gave_up_is_refused_if_the_key_was_changed_since() {
+fn a_lock_lost_by_a_savepoint_is_refused_if_the_key_was_changed_since() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     for has_written in [false, true] {

@@ -56,7 +56,7 @@ fn locking_outside_a_transaction_is_refused() {
 }
 
 #[test]
-fn a_second_lock_waits_for_the_first_and_sees_what_it_left() {
+fn a_second_lock_waits_for_the_first_and_sees_its_change() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let now = at("2026-06-01T12:00:00Z");
@@ -116,7 +116,7 @@ fn every_change_refuses_a_lock_of_another_connection() {
 }
 
 #[test]
-fn every_change_refuses_a_lock_that_a_commit_by_hand_gave_up() {
+fn every_change_refuses_a_lock_after_a_commit_by_sql() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut keys = KeysDriver::new(&mut conn);

@@ -117,7 +117,7 @@ fn a_tenant_that_is_held_for_too_long_is_a_lock_timeout() {
 }
 
 #[test]
-fn a_tenant_is_locked_where_a_count_sees_what_others_left_or_fails() {
+fn a_tenant_is_locked_only_where_a_count_sees_committed_changes() {
     let (database, mut conn) = migrated();
     let lock = |conn: &mut PgConnection| KeysDriver::new(conn).lock_tenant(&tenant()).map(drop);
     let refused = conn.build_transaction().repeatable_read().run(lock);

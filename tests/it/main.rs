@@ -64,6 +64,8 @@ mod usage_partitions;
 mod usage_plans;
 mod usage_replica;
 mod usage_restore;
+mod usage_retention;
+mod usage_roles;
 mod usage_roll_up;
 mod usage_soak;
 mod uses;

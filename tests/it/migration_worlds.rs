@@ -52,7 +52,7 @@ fn use_it(conn: &mut PgConnection) {
 }
 
 #[test]
-fn an_owner_that_is_no_superuser_migrates_its_own_schema() {
+fn an_owner_without_superuser_rights_migrates_its_own_schema() {
     let server = server();
     let database = server.create_database().unwrap();
     let mut admin = database.connect().unwrap();
@@ -112,7 +112,7 @@ fn migrate_against_a_lock(
 }
 
 #[test]
-fn a_held_lock_is_waited_for_also_if_the_servers_messages_are_german() {
+fn a_migration_waits_for_a_lock_also_if_messages_are_german() {
     let Some((database, mut conn)) = existing_service() else { return };
     if conn.batch_execute("SET lc_messages = 'de_DE.utf8'").is_err() {
         eprintln!("skipped: the server has no German locale");
@@ -161,7 +161,7 @@ fn a_held_lock_is_waited_for_also_if_the_servers_messages_are_german() {
 }
 
 #[test]
-fn a_transaction_timeout_of_the_role_does_not_end_a_long_build() {
+fn a_transaction_timeout_of_the_role_does_not_end_an_index_build() {
     let server = server();
     let database = server.create_database().unwrap();
     let mut admin = database.connect().unwrap();
@@ -300,7 +300,7 @@ fn each_collation_and_encoding_has_the_same_schema_and_correct_cursors() {
 }
 
 #[test]
-fn a_publication_of_all_tables_stops_neither_the_migration_nor_the_writes() {
+fn a_publication_of_all_tables_blocks_neither_the_migration_nor_writes() {
     for world in [existing_service, partitioned_service] {
         let Some((_database, mut conn)) = world() else { return };
         conn.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES").unwrap();
@@ -367,7 +367,7 @@ fn no_foreign_operator_or_function_runs_in_a_migration_or_a_check() {
 }
 
 #[test]
-fn all_worlds_end_in_the_same_objects_of_the_crate() {
+fn all_databases_end_with_the_same_objects_of_the_crate() {
     let ours = |conn: &mut PgConnection| -> Vec<String> {
         dump(conn)
             .into_iter()

@@ -184,7 +184,7 @@ fn the_existing_database_gets_the_schema_and_loses_nothing() {
 }
 
 #[test]
-fn the_services_writers_go_on_during_and_after_a_migration() {
+fn the_service_writes_during_and_after_a_migration() {
     let Some((database, mut conn)) = existing_service() else { return };
     for id in 0..50 {
         write_like_the_service(&mut conn, &format!("before-{id}"));
@@ -227,7 +227,7 @@ fn the_services_writers_go_on_during_and_after_a_migration() {
 }
 
 #[test]
-fn a_wider_key_prefix_is_left_alone() {
+fn a_wider_key_prefix_is_not_changed() {
     let Some((_database, mut conn)) = existing_service() else { return };
     conn.batch_execute("ALTER TABLE api_keys ALTER COLUMN key_prefix TYPE varchar(20)").unwrap();
     migrate(&mut conn).unwrap();
@@ -236,7 +236,7 @@ fn a_wider_key_prefix_is_left_alone() {
 }
 
 #[test]
-fn rows_that_a_step_would_refuse_are_named_and_nothing_is_changed() {
+fn rows_that_a_step_would_refuse_are_reported_and_nothing_is_changed() {
     let cases = [
         (
             "UPDATE api_keys SET key_hash = 'c0ffee' WHERE id IN ('one', 'three')",
@@ -332,7 +332,7 @@ fn sixteen_migrators_at_once_apply_each_migration_once() {
 }
 
 #[test]
-fn a_step_that_cannot_lock_its_table_says_who_holds_the_lock() {
+fn a_step_that_cannot_lock_its_table_names_the_holder_of_the_lock() {
     let Some((database, mut conn)) = existing_service() else { return };
     let mut reader = database.connect().unwrap();
     reader.batch_execute("SET application_name = 'forgotten'; BEGIN; SELECT FROM api_keys").unwrap();
@@ -361,7 +361,7 @@ fn a_step_that_cannot_lock_its_table_says_who_holds_the_lock() {
 }
 
 #[test]
-fn the_sessions_timeouts_do_not_stop_a_long_build_and_are_put_back() {
+fn timeouts_of_the_session_do_not_end_an_index_build_and_are_restored() {
     let (database, mut conn) = empty();
     conn.batch_execute("SET statement_timeout = '300ms'; SET lock_timeout = '200ms'").unwrap();
     // A concurrent build waits for the transactions that began before it.
@@ -392,7 +392,7 @@ fn the_sessions_timeouts_do_not_stop_a_long_build_and_are_put_back() {
 }
 
 #[test]
-fn reverting_drops_the_tables_only_where_they_are_ours_and_empty() {
+fn reverting_drops_only_empty_tables_that_the_crate_created() {
     let (_database, mut conn) = empty();
     migrate(&mut conn).unwrap();
     conn.revert_all_migrations(MIGRATIONS).unwrap();
@@ -408,7 +408,7 @@ fn reverting_drops_the_tables_only_where_they_are_ours_and_empty() {
 }
 
 #[test]
-fn reverting_gives_the_existing_database_back_with_every_row() {
+fn reverting_restores_the_existing_schema_and_keeps_every_row() {
     let Some((_database, mut conn)) = existing_service() else { return };
     let mut before: BTreeSet<_> = catalog(&mut conn).into_iter().collect();
     migrate(&mut conn).unwrap();
@@ -428,7 +428,7 @@ fn reverting_gives_the_existing_database_back_with_every_row() {
 }
 
 #[test]
-fn both_worlds_give_the_same_answers() {
+fn both_databases_give_the_same_answers() {
     let Some((_existing, mut existing)) = existing_service() else { return };
     migrate(&mut existing).unwrap();
     let (_empty, mut empty) = empty();

@@ -69,7 +69,7 @@ fn lock_is_free(conn: &mut PgConnection) -> bool {
 }
 
 #[test]
-fn a_build_whose_process_was_killed_is_waited_for_and_taken_over() {
+fn the_build_of_a_killed_process_is_waited_for_and_used() {
     let (database, mut conn) = empty();
     let (mut holder, mut observer) = (open(&database), open(&database));
     let mut child = migrate_in_a_process(database.url());
@@ -98,7 +98,7 @@ fn a_build_whose_process_was_killed_is_waited_for_and_taken_over() {
 }
 
 #[test]
-fn an_index_that_was_created_by_hand_is_taken_over_if_it_is_the_same() {
+fn an_index_that_was_created_by_hand_is_used_if_it_is_the_same() {
     let Some((_database, mut conn)) = existing_service() else { return };
     conn.batch_execute(
         "CREATE UNIQUE INDEX uq_api_keys_key_hash ON api_keys (key_hash) WITH (fillfactor = 90)",
@@ -111,7 +111,7 @@ fn an_index_that_was_created_by_hand_is_taken_over_if_it_is_the_same() {
 }
 
 #[test]
-fn another_index_or_table_of_the_name_is_reported_with_the_wanted_one() {
+fn another_index_or_table_with_the_name_is_reported_with_the_expected_one() {
     let wanted = "CREATE UNIQUE INDEX CONCURRENTLY \"uq_api_keys_key_hash\" ON \"public\".\"api_keys\" USING btree (key_hash)";
     for other in [
         "CREATE INDEX uq_api_keys_key_hash ON api_keys (key_hash)",
@@ -146,7 +146,7 @@ fn migrate_with(
 }
 
 #[test]
-fn another_index_that_appears_during_the_migration_is_named_and_left_alone() {
+fn another_index_created_during_the_migration_is_named_and_kept() {
     let cases = [
         (
             "api_keys_key_hash_unique",
@@ -183,7 +183,7 @@ fn another_index_that_appears_during_the_migration_is_named_and_left_alone() {
 }
 
 #[test]
-fn another_index_of_a_partitions_name_is_named_and_left_alone() {
+fn another_index_with_the_name_for_a_partition_is_named_and_kept() {
     let Some((database, mut conn)) = partitioned_service() else { return };
     let name = "ix_proxy_calls_key_usage_calls_2025";
     let sql = format!("CREATE INDEX {name} ON calls_2025 (model)");
@@ -196,7 +196,7 @@ fn another_index_of_a_partitions_name_is_named_and_left_alone() {
 }
 
 #[test]
-fn the_same_index_that_appears_during_the_migration_is_taken_over() {
+fn the_same_index_created_during_the_migration_is_used() {
     let Some((database, mut conn)) = existing_service() else { return };
     let sql = "CREATE UNIQUE INDEX uq_api_keys_key_hash ON api_keys (key_hash)";
     assert_eq!(migrate_with(&mut conn, &database, "key_hash_unique", sql).unwrap(), names());
@@ -215,7 +215,7 @@ const IDENTITIES: &str = "SELECT 'class ' || oid || ' ' || relname AS line FROM 
      ORDER BY 1";
 
 #[test]
-fn columns_constraints_triggers_and_functions_of_the_same_definition_are_taken_over() {
+fn objects_with_the_same_definition_are_kept() {
     for world in [existing_service, partitioned_service] {
         let Some((_database, mut conn)) = world() else { return };
         migrate(&mut conn).unwrap();
@@ -244,7 +244,7 @@ fn a_transaction_is_refused_and_no_lock_is_left_behind() {
 }
 
 #[test]
-fn a_panic_of_the_callback_gives_the_lock_and_the_settings_back() {
+fn a_panic_in_the_callback_releases_the_lock_and_restores_the_settings() {
     let (_database, mut conn) = empty();
     conn.batch_execute("SET statement_timeout = '77s'; SET search_path = public, pg_catalog").unwrap();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -259,7 +259,7 @@ fn a_panic_of_the_callback_gives_the_lock_and_the_settings_back() {
 }
 
 #[test]
-fn nothing_to_do_returns_at_once_for_any_role_and_while_the_lock_is_held() {
+fn without_pending_steps_any_role_returns_at_once_even_if_the_lock_is_held() {
     let (database, mut conn) = empty();
     migrate(&mut conn).unwrap();
     let mut idle = open(&database);
@@ -283,7 +283,7 @@ fn nothing_to_do_returns_at_once_for_any_role_and_while_the_lock_is_held() {
 }
 
 #[test]
-fn the_wait_for_an_idle_sessions_lock_is_bounded_and_names_the_holder() {
+fn the_wait_for_the_lock_of_an_idle_session_ends_and_names_the_holder() {
     let (database, mut conn) = empty();
     let mut idle = open(&database);
     idle.batch_execute(
@@ -297,7 +297,7 @@ fn the_wait_for_an_idle_sessions_lock_is_bounded_and_names_the_holder() {
 }
 
 #[test]
-fn a_build_waits_for_old_transactions_says_for_whom_and_gives_up_in_time() {
+fn a_build_waits_for_old_transactions_names_them_and_times_out() {
     let (database, mut conn) = empty();
     let mut old = open(&database);
     old.batch_execute(
@@ -325,7 +325,7 @@ fn a_build_waits_for_old_transactions_says_for_whom_and_gives_up_in_time() {
 }
 
 #[test]
-fn an_observer_sees_whom_a_running_build_waits_for_and_the_bound_ends_it() {
+fn an_observer_reports_what_a_build_waits_for_until_it_times_out() {
     let (database, mut conn) = empty();
     let (mut holder, mut observer, mut second) = (open(&database), open(&database), open(&database));
     let mut told = Vec::new();
@@ -349,7 +349,7 @@ fn an_observer_sees_whom_a_running_build_waits_for_and_the_bound_ends_it() {
 }
 
 #[test]
-fn an_index_build_of_another_session_is_waited_for_and_not_dropped() {
+fn a_migration_waits_for_an_index_build_of_another_session() {
     let (database, mut conn) = empty();
     let (mut holder, mut by_hand) = (open(&database), open(&database));
     migrate(&mut conn).unwrap();
@@ -421,7 +421,7 @@ fn new_objects_are_created_in_the_schema_of_api_keys() {
 }
 
 #[test]
-fn an_applications_own_migrations_stay_when_ours_are_reverted() {
+fn migrations_of_the_application_stay_when_ours_are_reverted() {
     let (_database, mut conn) = empty();
     migrate(&mut conn).unwrap();
     conn.batch_execute(
@@ -454,7 +454,7 @@ fn partitions_without_usage_index(conn: &mut PgConnection) -> Vec<String> {
 }
 
 #[test]
-fn partitioned_calls_get_the_index_on_each_partition_and_on_those_to_come() {
+fn partitioned_calls_get_the_index_on_current_and_later_partitions() {
     let Some((_database, mut conn)) = partitioned_service() else { return };
     // One partition has the index already, made by hand; one has what an interrupted build left.
     conn.batch_execute(

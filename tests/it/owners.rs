@@ -111,7 +111,7 @@ fn a_table_owner_does_not_get_the_rights_of_a_superuser_who_migrated() {
 }
 
 #[test]
-fn objects_that_an_unrelated_role_planted_are_found_and_refused() {
+fn objects_that_an_unrelated_role_owns_are_reported_and_refused() {
     let (_database, mut conn, _) = migrated_by_a_superuser();
     let neighbour = lines(&mut conn, "SELECT 'neighbour_of_' || current_database() AS line").remove(0);
     conn.batch_execute(&format!("CREATE ROLE {neighbour}")).unwrap();
@@ -147,7 +147,7 @@ fn objects_that_an_unrelated_role_planted_are_found_and_refused() {
 }
 
 #[test]
-fn a_view_in_the_place_of_the_keys_is_refused_before_it_is_read() {
+fn a_view_with_the_name_of_the_table_is_refused_before_it_is_read() {
     let (_database, mut conn) = empty_apart();
     let role = lines(&mut conn, "SELECT 'neighbour_of_' || current_database() AS line").remove(0);
     conn.batch_execute(&format!(

@@ -37,7 +37,7 @@ fn insert_many(conn: &mut PgConnection, keys: u32, a_moment: u32) {
 }
 
 #[test]
-fn a_walk_meets_the_keys_of_the_pages_in_their_order() {
+fn paging_by_cursor_returns_the_keys_of_the_pages_in_order() {
     let (_database, mut conn) = migrated();
     insert_many(&mut conn, 500, 7);
     KeyRow { tenant_id: OTHER, ..KeyRow::default() }.insert(&mut conn);
@@ -66,7 +66,7 @@ fn a_walk_meets_the_keys_of_the_pages_in_their_order() {
 }
 
 #[test]
-fn the_customers_walk_meets_what_the_customers_pages_show() {
+fn paging_by_cursor_in_the_facade_returns_the_keys_of_its_pages() {
     let (_database, mut conn) = migrated();
     insert_many(&mut conn, 300, 7);
     let mut api_keys = ApiKeysFacadeDriver::new(&mut conn);
@@ -91,7 +91,7 @@ fn the_customers_walk_meets_what_the_customers_pages_show() {
 }
 
 #[test]
-fn a_cursor_stays_good_when_its_key_is_gone() {
+fn a_cursor_stays_valid_when_its_key_is_deleted() {
     let (_database, mut conn) = migrated();
     for id in ["a", "b", "c"] {
         KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
@@ -114,7 +114,7 @@ fn a_limit_of_zero_is_an_empty_page() {
 
 /// Walks 100,000 keys, while another session deletes some of them and inserts others all over the list.
 #[test]
-fn a_walk_meets_each_standing_key_exactly_once_while_others_come_and_go() {
+fn paging_by_cursor_returns_unchanged_keys_once_while_others_change() {
     const KEYS: u32 = 100_000;
     let (database, mut conn) = migrated();
     insert_many(&mut conn, KEYS, 3);
@@ -189,7 +189,7 @@ fn a_bounded_count_is_exact_up_to_the_bound_and_never_above_it() {
 }
 
 #[test]
-fn a_cursor_comes_back_from_its_text_as_it_was() {
+fn a_cursor_parses_from_its_own_text() {
     let epoch = at("1970-01-01T00:00:00Z");
     let times = [
         epoch,
@@ -215,7 +215,7 @@ fn a_cursor_comes_back_from_its_text_as_it_was() {
 }
 
 #[test]
-fn a_text_that_is_no_cursor_is_refused_with_what_to_do() {
+fn a_text_that_is_not_a_cursor_is_refused() {
     let good = KeyCursor::after(at("2026-01-01T00:00:00Z"), &key("key")).to_string();
     let bad = [
         String::new(),
@@ -240,7 +240,7 @@ fn a_text_that_is_no_cursor_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_walk_meets_keys_of_impossible_times_once() {
+fn paging_by_cursor_returns_keys_with_times_out_of_range_once() {
     let (_database, mut conn) = migrated();
     let times = [
         "infinity",
@@ -276,7 +276,7 @@ fn a_cursor_before_every_time_is_the_end_of_the_list() {
 }
 
 #[test]
-fn a_page_behind_a_cursor_is_read_in_the_order_of_its_index() {
+fn a_page_after_a_cursor_is_read_in_the_order_of_its_index() {
     plans_of("fetch_keys_after").read(&["Index Scan using ix_api_keys_tenant_newest_first"]);
     // The look at the cursor's own key takes whichever index holds a small tenant's.
     plans_of("fetch_keys_after.unknown_time")

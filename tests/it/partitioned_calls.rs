@@ -21,7 +21,7 @@ fn differs_from_call_to_call(method: &str) -> bool {
 }
 
 #[test]
-fn every_method_answers_on_partitioned_calls_as_on_a_plain_table() {
+fn every_method_returns_the_same_with_partitioned_calls() {
     let mut answers: Vec<Vec<Result<String>>> = Vec::new();
     for world in [existing_service_apart, partitioned_service] {
         let Some((_database, mut conn)) = world() else { return };
@@ -133,7 +133,7 @@ fn usage_of_partitioned_calls_is_planned_once() {
 }
 
 #[test]
-fn maintenance_reads_no_partition_from_end_to_end() {
+fn maintenance_scans_no_partition_sequentially() {
     let Some(mut conn) = filled() else { return };
     for name in ["roll_up_usage", "delete_calls_before", "recount_usage", "retire_calls_before"] {
         let method = METHODS.iter().find(|method| method.name == name).unwrap();

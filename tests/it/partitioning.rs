@@ -119,7 +119,7 @@ fn by_partman(conn: &mut PgConnection) -> Option<()> {
 }
 
 #[test]
-fn partitions_that_pg_partman_makes_have_the_index_and_the_triggers() {
+fn partitions_created_by_pg_partman_have_the_index_and_the_triggers() {
     for is_migrated in [false, true] {
         let Some((_database, mut conn)) = existing_service() else { return };
         if is_migrated {

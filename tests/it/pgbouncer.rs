@@ -402,7 +402,7 @@ fn a_call_on_a_stopped_server_ends_with_the_query_timeout_of_the_bouncer() {
 }
 
 #[test]
-fn a_pool_hands_out_nothing_while_the_bouncer_leads_to_a_standby() {
+fn a_pool_returns_no_connection_while_the_bouncer_leads_to_a_standby() {
     let mut server = PrivateServer::start_new().unwrap();
     let Some(bouncer) = Bouncer::start(&server) else { return };
     let database = server.create_database().unwrap();

@@ -13,7 +13,7 @@ fn cost(name: &str, input: &Input) -> u32 {
 }
 
 #[test]
-fn the_2000th_page_behind_a_cursor_reads_what_the_first_reads() {
+fn the_2000th_page_after_a_cursor_reads_as_much_as_the_first() {
     let mut conn = skewed();
     let mut cost_at = |depth| {
         let before = Page { limit: 1, offset: depth };

@@ -27,7 +27,7 @@ fn prepared_statements(pool: &Pool) -> usize {
 }
 
 #[test]
-fn by_default_nobody_waits_runs_or_sits_idle_for_ever() {
+fn by_default_waiting_running_and_idling_are_limited() {
     let (database, _conn) = migrated();
     let pool = PoolConfig::new(database.url()).build().unwrap();
     assert_eq!(setting(&pool, "statement_timeout"), "30s");
@@ -84,7 +84,7 @@ fn an_event_handler_is_set_on_the_builder() {
 }
 
 #[test]
-fn a_young_connection_of_an_old_pool_is_kept() {
+fn a_new_connection_of_an_old_pool_is_kept() {
     let (database, _conn) = migrated();
     let lifetime = Duration::from_millis(500);
     let pool = PoolConfig::new(database.url()).size(1).max_lifetime(lifetime).build().unwrap();
@@ -156,7 +156,7 @@ fn a_pool_whose_connections_are_all_in_use_is_exhausted() {
 }
 
 #[test]
-fn a_pool_of_none_is_a_pool_of_one() {
+fn a_pool_of_size_zero_has_size_one() {
     let (database, _conn) = migrated();
     assert_eq!(PoolConfig::new(database.url()).size(0).build().unwrap().max_size(), 1);
 }
@@ -183,7 +183,7 @@ fn with_the_statement_cache_off_a_session_keeps_neither_statements_nor_settings(
 }
 
 #[test]
-fn a_worker_that_hangs_in_its_transaction_loses_the_lock() {
+fn a_worker_that_stays_idle_in_its_transaction_loses_the_lock() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let timeouts = Timeouts { idle_in_transaction: Duration::from_millis(50), ..Timeouts::default() };
@@ -202,7 +202,7 @@ fn a_worker_that_hangs_in_its_transaction_loses_the_lock() {
 }
 
 #[test]
-fn a_connection_that_a_panic_left_in_a_transaction_is_not_handed_out_again() {
+fn a_connection_that_a_panic_left_in_a_transaction_is_not_returned_again() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
@@ -276,7 +276,7 @@ fn no_password_is_shown_whatever_is_wrong_with_the_connection_string() {
 }
 
 #[test]
-fn no_password_is_shown_by_a_pool_or_by_what_it_fails_with_later() {
+fn no_password_is_shown_by_a_pool_or_by_its_later_errors() {
     let mut server = PrivateServer::start_new().unwrap();
     let database = server.create_database().unwrap();
     let host = server.socket_folder().display().to_string();
@@ -376,7 +376,7 @@ fn reasons_are_recognised_in_a_pool_that_the_crate_did_not_build() {
 }
 
 #[test]
-fn one_question_mark_operator_converts_every_error_on_the_way_to_an_answer() {
+fn the_question_mark_operator_converts_every_error() {
     fn walk(pool: &Pool, cursor: &str, position: &str) -> api_keys_driver::Result<usize> {
         let cursor = cursor.parse()?;
         let position: EventPosition = position.parse()?;
@@ -396,7 +396,7 @@ fn one_question_mark_operator_converts_every_error_on_the_way_to_an_answer() {
 }
 
 #[test]
-fn the_defaults_reach_a_second_host_when_the_first_swallows_what_is_sent() {
+fn the_defaults_reach_a_second_host_if_the_first_does_not_answer() {
     let server = PrivateServer::start_new().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
@@ -409,7 +409,7 @@ fn the_defaults_reach_a_second_host_when_the_first_swallows_what_is_sent() {
 }
 
 #[test]
-fn a_session_that_no_longer_is_what_the_string_asks_for_is_not_handed_out() {
+fn a_session_that_no_longer_fits_the_connection_string_is_not_returned() {
     for target in ["read-write", "primary"] {
         let mut server = PrivateServer::start_new().unwrap();
         let database = server.create_database().unwrap();
@@ -434,7 +434,7 @@ fn a_session_that_no_longer_is_what_the_string_asks_for_is_not_handed_out() {
 }
 
 #[test]
-fn a_password_with_odd_characters_does_not_get_in_the_way_of_the_settings() {
+fn settings_apply_also_if_the_password_has_special_characters() {
     let server = PrivateServer::start_new().unwrap();
     let host = server.socket_folder().display();
     for string in [
@@ -468,7 +468,7 @@ fn in_url(text: &str, raw: &str) -> String {
 }
 
 #[test]
-fn whatever_the_parts_of_a_string_are_libpq_reads_them_and_the_settings() {
+fn libpq_reads_the_settings_whatever_the_connection_string_contains() {
     let server = PrivateServer::start_new().unwrap();
     let folder = server.socket_folder().display().to_string();
     let texts = ("[^\\x00]{0,12}", "[^\\x00]{1,12}", "[!$&'()*+,;=?:#]{0,4}");

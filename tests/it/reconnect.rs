@@ -74,7 +74,7 @@ fn a_session_without_its_prepared_statements_is_dropped_by_the_pool() {
 }
 
 #[test]
-fn a_session_that_takes_no_writes_is_dropped_by_the_pool() {
+fn a_read_only_session_is_dropped_by_the_pool() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     CallRow::default().insert(&mut conn);
@@ -85,7 +85,7 @@ fn a_session_that_takes_no_writes_is_dropped_by_the_pool() {
 }
 
 #[test]
-fn a_column_that_the_service_alters_costs_each_connection_one_call() {
+fn an_altered_column_makes_one_call_of_each_connection_fail() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let pool = PoolConfig::new(database.url()).size(2).build().unwrap();
@@ -122,7 +122,7 @@ fn a_column_that_the_service_alters_costs_each_connection_one_call() {
 }
 
 #[test]
-fn an_engines_own_statement_condemns_its_connection_too() {
+fn an_error_of_an_engines_own_statement_marks_its_connection_as_broken() {
     type Statement = fn(&mut PgConnection) -> QueryResult<()>;
 
     fn names(conn: &mut PgConnection) -> QueryResult<()> {
@@ -165,7 +165,7 @@ fn an_engines_own_statement_condemns_its_connection_too() {
 }
 
 #[test]
-fn a_pool_with_diesels_own_manager_heals_too() {
+fn a_pool_with_diesels_own_manager_recovers_too() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let manager = ConnectionManager::<PgConnection>::new(database.url());
@@ -188,7 +188,7 @@ fn a_pool_with_diesels_own_manager_heals_too() {
 }
 
 #[test]
-fn a_lost_connection_leaves_the_outcome_of_an_autocommit_change_open() {
+fn an_autocommit_change_on_a_lost_connection_has_an_unknown_outcome() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     CallRow::default().insert(&mut conn);

@@ -47,7 +47,7 @@ fn a_second_revocation_by_a_lock_read_before_the_first_changes_nothing() {
 }
 
 #[test]
-fn a_reason_of_a_revocation_that_is_too_long_is_refused_before_it_is_sent() {
+fn a_revoked_reason_that_is_too_long_is_refused_before_it_is_sent() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let (now, long) = (at("2026-06-01T12:00:00Z"), "ß".repeat(256));

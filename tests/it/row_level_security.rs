@@ -129,7 +129,7 @@ fn no_statement_without_its_tenant_reaches_a_foreign_row() {
 }
 
 #[test]
-fn each_method_answers_as_without_the_wall_for_its_own_tenant() {
+fn each_method_returns_the_same_for_its_own_tenant() {
     let (database, mut owner) = migrated_apart();
     foreign_rows(&mut owner);
     let mut worker = build_wall(&database, &mut owner);
@@ -220,7 +220,7 @@ fn a_role_that_may_read_all_tenants_finds_a_key_by_its_hash_and_changes_none() {
 }
 
 #[test]
-fn every_table_that_has_a_tenant_is_behind_the_wall() {
+fn every_table_with_a_tenant_has_a_policy() {
     let (database, mut owner) = migrated_apart();
     build_wall(&database, &mut owner);
     let open: Vec<String> = diesel::dsl::sql::<Text>(
@@ -233,7 +233,7 @@ fn every_table_that_has_a_tenant_is_behind_the_wall() {
 }
 
 #[test]
-fn any_text_is_the_tenant_that_it_says_and_nothing_else() {
+fn any_text_is_set_as_the_tenant_and_never_run_as_sql() {
     let (_database, mut conn) = migrated();
     for setting in ["on", "off"] {
         conn.batch_execute(&format!("SET standard_conforming_strings = {setting}")).unwrap();

@@ -26,7 +26,7 @@ fn ids_are_plain_strings_and_times_are_rfc_3339() {
 }
 
 #[test]
-fn money_is_a_string_that_no_reader_rounds() {
+fn money_is_serialised_as_a_string() {
     let usage = usage_of(1, "123456789012345678.0001");
     let text = serde_json::to_string(&usage).unwrap();
     assert_eq!(text, r#"{"request_count":1,"spend_cents":"123456789012345678.0001","is_rounded":false}"#);
@@ -40,7 +40,7 @@ fn a_page_comes_from_a_request() {
 }
 
 #[test]
-fn a_position_is_its_text() {
+fn a_position_is_serialised_as_its_text() {
     let position: EventPosition = "00000000000002e6.742.13".parse().unwrap();
     let value = serde_json::to_value(position).unwrap();
     assert_eq!(value, json!("00000000000002e6.742.13"));
@@ -50,7 +50,7 @@ fn a_position_is_its_text() {
 }
 
 #[test]
-fn a_cursor_is_its_text() {
+fn a_cursor_is_serialised_as_its_text() {
     let cursor: KeyCursor = "00065000000000006b6579".parse().unwrap();
     let value = serde_json::to_value(&cursor).unwrap();
     assert_eq!(value, json!(cursor.to_string()));
@@ -60,7 +60,7 @@ fn a_cursor_is_its_text() {
 }
 
 #[test]
-fn a_cursor_of_a_history_is_its_text() {
+fn a_cursor_of_a_history_is_serialised_as_its_text() {
     let cursor: KeyEventCursor = "h0000000000000002000000000000000d".parse().unwrap();
     let value = serde_json::to_value(cursor).unwrap();
     assert_eq!(value, json!(cursor.to_string()));

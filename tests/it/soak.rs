@@ -13,7 +13,7 @@ fn a_short_soak_loses_nothing() {
 }
 
 #[test]
-fn three_failovers_lose_nothing_double_nothing_and_skip_no_event() {
+fn three_failovers_lose_and_repeat_no_change_and_skip_no_event() {
     let counts = soak::failover(3);
     assert!(counts.is_good(), "\n{counts}");
 }

@@ -47,7 +47,7 @@ struct PreparedStatement {
 }
 
 #[test]
-fn each_statement_is_prepared_once_a_connection() {
+fn each_statement_is_prepared_once_per_connection() {
     const ROUNDS: i64 = 7;
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);

@@ -80,7 +80,7 @@ fn copied(conn: &mut PgConnection, id: &str) -> String {
 }
 
 #[test]
-fn a_successor_has_every_column_of_the_old_key_but_its_own() {
+fn a_successor_copies_every_column_that_is_not_its_own() {
     let (_database, mut conn) = with_every_column();
     for state in [
         "status = 'active'",
@@ -171,7 +171,7 @@ fn a_successors_text_that_does_not_fit_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn a_lock_whose_row_is_gone_or_that_another_connection_holds_makes_no_successor() {
+fn a_lock_that_is_lost_or_of_another_connection_inserts_no_successor() {
     let (database, mut conn) = with_every_column();
     let gone = conn.transaction(|conn| {
         let mut keys = KeysDriver::new(conn);
@@ -191,7 +191,7 @@ fn a_lock_whose_row_is_gone_or_that_another_connection_holds_makes_no_successor(
 }
 
 #[test]
-fn a_rotation_makes_the_successor_and_lets_the_old_key_expire_or_neither() {
+fn a_rotation_is_all_or_nothing() {
     let (_database, mut conn) = with_every_column();
     let seen = fetch(&mut conn, "key");
 
@@ -212,7 +212,7 @@ fn a_rotation_makes_the_successor_and_lets_the_old_key_expire_or_neither() {
 }
 
 #[test]
-fn no_key_is_rotated_that_was_changed_since_it_was_seen_or_is_not_in_use() {
+fn a_key_that_was_changed_since_it_was_read_or_is_not_active_is_not_rotated() {
     let (_database, mut conn) = with_every_column();
     for change in [
         "name = 'Other'",
@@ -244,7 +244,7 @@ fn no_key_is_rotated_that_was_changed_since_it_was_seen_or_is_not_in_use() {
 }
 
 #[test]
-fn of_two_rotations_at_once_one_makes_a_key_whichever_grace_is_longer() {
+fn of_two_concurrent_rotations_one_inserts_a_key() {
     for second_ends in ["2026-06-01T06:00:00Z", GRACE_ENDS, "2026-06-09T00:00:00Z"] {
         let (database, mut conn) = with_every_column();
         let seen = fetch(&mut conn, "key");
@@ -266,7 +266,7 @@ fn of_two_rotations_at_once_one_makes_a_key_whichever_grace_is_longer() {
 }
 
 #[test]
-fn a_rotation_is_followed_by_the_events_of_both_keys() {
+fn a_rotation_appends_events_for_both_keys() {
     let (_database, mut conn) = with_every_column();
     conn.batch_execute("UPDATE api_keys SET expires_at = NULL").unwrap();
     let seen = fetch(&mut conn, "key");
@@ -280,7 +280,7 @@ fn a_rotation_is_followed_by_the_events_of_both_keys() {
 }
 
 #[test]
-fn a_successor_of_a_row_of_the_existing_service_is_a_row_like_it() {
+fn a_successor_of_a_key_of_the_existing_service_has_the_same_columns() {
     let Some((_database, mut conn)) = existing_service() else { return };
     KeyRow { permissions_json: Some("[]"), key_prefix: "sk-live-ab", ..KeyRow::default() }.insert(&mut conn);
     api_keys_driver::migrate(&mut conn).unwrap();

@@ -72,7 +72,7 @@ fn an_error_of_the_engine_undoes_the_work_and_is_returned_as_it_is() {
 }
 
 #[test]
-fn an_error_that_the_work_swallows_is_not_reported_as_a_commit() {
+fn an_error_that_the_work_ignores_is_not_reported_as_a_commit() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let swallow = |conn: &mut PgConnection| {
@@ -95,7 +95,7 @@ fn an_error_that_the_work_swallows_is_not_reported_as_a_commit() {
 }
 
 #[test]
-fn an_error_that_a_savepoint_caught_does_not_stand_in_the_way_of_the_commit() {
+fn an_error_within_a_savepoint_does_not_prevent_the_commit() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     Transaction::attempts(1)
@@ -185,7 +185,7 @@ where
 }
 
 #[test]
-fn a_failed_attempt_is_undone_and_repeated_up_to_the_bound() {
+fn a_failed_attempt_is_rolled_back_and_repeated_up_to_the_limit() {
     let (_database, mut conn) = migrated();
     let (done, runs) = fail_to_serialize(&mut conn, 3, 3, EngineError::from);
     done.unwrap();
@@ -234,7 +234,7 @@ fn an_engines_own_statement_is_repeated_whatever_its_error_became() {
 }
 
 #[test]
-fn a_caught_panic_leaves_no_transaction_behind() {
+fn a_panic_leaves_no_open_transaction() {
     let (database, mut conn) = migrated();
     for id in ["a", "b", "c"] {
         KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
@@ -265,7 +265,7 @@ fn a_caught_panic_leaves_no_transaction_behind() {
 }
 
 #[test]
-fn within_another_transaction_a_savepoint_is_used_where_that_was_asked_for() {
+fn within_another_transaction_a_savepoint_is_used_if_requested() {
     let (database, mut conn) = migrated();
     for id in ["a", "b"] {
         KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
@@ -411,7 +411,7 @@ fn both_of_two_transactions_that_deadlock_succeed_in_the_end() {
 }
 
 #[test]
-fn a_connection_that_is_lost_during_the_commit_leaves_the_outcome_open() {
+fn a_connection_that_is_lost_during_the_commit_has_an_unknown_outcome() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let mut killer = database.connect().unwrap();
@@ -446,7 +446,7 @@ fn a_connection_that_is_lost_before_the_commit_is_not_used_again() {
 }
 
 #[test]
-fn a_pool_drops_a_connection_to_a_server_that_takes_no_writes() {
+fn a_pool_drops_a_connection_to_a_read_only_server() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
@@ -459,7 +459,7 @@ fn a_pool_drops_a_connection_to_a_server_that_takes_no_writes() {
 }
 
 #[test]
-fn timeouts_last_as_long_as_the_transaction_and_travel_with_its_begin() {
+fn timeouts_last_as_long_as_the_transaction_and_are_sent_with_begin() {
     diesel::define_sql_function!(fn current_setting(name: diesel::sql_types::Text) -> Text);
     let (_database, mut conn) = migrated();
     let settings = |conn: &mut PgConnection| {

@@ -130,7 +130,7 @@ fn a_key_that_an_open_transaction_removes_is_busy_until_it_is_gone() {
 }
 
 #[test]
-fn a_key_that_comes_to_the_tenant_is_not_found_until_that_is_committed() {
+fn a_key_that_moves_to_the_tenant_is_not_found_until_the_commit() {
     let (database, mut conn) = migrated();
     KeyRow { tenant_id: OTHER, ..KeyRow::default() }.insert(&mut conn);
     let mut second = database.connect().unwrap();
@@ -187,7 +187,7 @@ fn in_between(database: &Database, conn: &mut PgConnection, meanwhile: &str) -> 
 }
 
 #[test]
-fn a_row_that_changes_between_look_and_lock_is_busy_or_read_again() {
+fn a_row_that_changes_between_snapshot_and_lock_is_busy_or_read_again() {
     // Of its own, because a role is the whole server's.
     let server = PrivateServer::start_new().unwrap();
     let migrated = || {
@@ -214,7 +214,7 @@ fn a_row_that_changes_between_look_and_lock_is_busy_or_read_again() {
 }
 
 #[test]
-fn of_many_that_try_at_once_one_has_the_key_and_nobody_waits() {
+fn of_many_concurrent_attempts_one_locks_the_key_and_none_waits() {
     const WORKERS: usize = 8;
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use crate::support::{KeyRow, OTHER, at, ids, migrated, plans_of, tenant};
 
 #[test]
-fn keys_unused_since_a_moment_are_active_ones_longest_unused_first() {
+fn keys_unused_since_a_time_are_active_and_in_order_of_last_use() {
     let (_database, mut conn) = migrated();
     let since = at("2026-06-01T00:00:00Z");
     let (old, ago) = (at("2026-01-01T00:00:00Z"), |hours| Some(since - TimeDelta::hours(hours)));
@@ -33,7 +33,7 @@ fn keys_unused_since_a_moment_are_active_ones_longest_unused_first() {
 }
 
 #[test]
-fn unused_keys_are_looked_for_among_the_tenants_active_ones() {
+fn unused_keys_are_found_among_the_tenants_active_keys() {
     for name in ["fetch_keys_unused", "fetch_keys_unused.cursor"] {
         plans_of(name)
             .of_a_small_tenant()

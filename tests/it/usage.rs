@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use crate::support::{CallRow, OTHER, TENANT, at, decimal, key, migrated, tenant, usage_of};
 
 #[test]
-fn usage_adds_up_the_calls_of_the_key_and_tenant_since_the_moment() {
+fn usage_is_the_sum_of_the_calls_of_the_key_and_tenant_since_the_time() {
     let (_database, mut conn) = migrated();
     let since = at("2026-05-01T00:00:00Z");
     let cost = |text| Some(decimal(text));
@@ -43,7 +43,7 @@ fn usage_adds_up_the_calls_of_the_key_and_tenant_since_the_moment() {
 }
 
 #[test]
-fn usage_of_nothing_and_of_calls_without_a_cost_is_zero() {
+fn usage_without_calls_and_of_calls_without_a_cost_is_zero() {
     let (_database, mut conn) = migrated();
     let since = at("2026-01-01T00:00:00Z");
     let mut keys = KeysDriver::new(&mut conn);
@@ -71,7 +71,7 @@ fn a_spend_that_a_double_cannot_hold_is_exact() {
 }
 
 #[test]
-fn usage_since_ever_counts_all_calls_and_since_the_end_of_time_none() {
+fn usage_since_the_earliest_time_counts_all_calls_and_since_the_latest_none() {
     let (_database, mut conn) = migrated();
     CallRow::default().insert(&mut conn);
     let mut keys = KeysDriver::new(&mut conn);
@@ -81,7 +81,7 @@ fn usage_since_ever_counts_all_calls_and_since_the_end_of_time_none() {
 }
 
 #[test]
-fn a_page_with_usage_is_the_page_and_the_usage_of_each_key() {
+fn a_page_with_usage_has_the_keys_of_the_page_and_the_usage_of_each() {
     let (_database, mut conn) = migrated();
     conn.batch_execute(&format!(
         "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, created_at)
@@ -167,7 +167,7 @@ fn a_series_has_every_bucket_of_the_range_and_each_call_in_one() {
 }
 
 #[test]
-fn a_range_within_buckets_takes_a_part_of_the_first_and_the_last() {
+fn a_range_that_cuts_buckets_counts_only_its_own_calls() {
     let (_database, mut conn) = migrated();
     for minute in 0..180 {
         let time = at("2026-03-02T00:00:00Z") + TimeDelta::minutes(minute);
@@ -181,7 +181,7 @@ fn a_range_within_buckets_takes_a_part_of_the_first_and_the_last() {
 }
 
 #[test]
-fn days_are_utc_and_24_hours_in_a_session_whose_days_are_not() {
+fn days_are_utc_days_of_24_hours_in_any_session_time_zone() {
     let (_database, mut conn) = migrated();
     for day in 27..=31 {
         call(&mut conn, &format!("2026-03-{day}T23:30:00Z"));
@@ -195,7 +195,7 @@ fn days_are_utc_and_24_hours_in_a_session_whose_days_are_not() {
 }
 
 #[test]
-fn buckets_before_1970_begin_with_the_clock_too() {
+fn buckets_before_1970_are_aligned_to_the_clock_too() {
     let (_database, mut conn) = migrated();
     call(&mut conn, "1969-12-31T22:30:00Z");
     let hours = series(&mut conn, "1969-12-31T22:15:00Z", "1970-01-01T00:00:00Z", Bucket::Hour);

@@ -86,7 +86,7 @@ fn retire(conn: &mut PgConnection, end: DateTime<Utc>, how: &str) -> bool {
 }
 
 #[test]
-fn a_partition_that_is_retired_leaves_its_usage() {
+fn retiring_a_partition_keeps_its_usage() {
     let Some((_database, mut conn)) = counted() else { return };
     let before = usage(&mut conn);
     assert!(!retire(&mut conn, at("2026-03-01T00:00:00Z"), "DROP TABLE calls_later"), "it is not counted");
@@ -111,7 +111,7 @@ fn a_partition_that_is_retired_leaves_its_usage() {
 }
 
 #[test]
-fn a_partition_that_just_goes_is_drift_that_is_found_and_repaired() {
+fn dropping_a_partition_without_retiring_it_is_drift_that_is_repaired() {
     let Some((_database, mut conn)) = counted() else { return };
     conn.batch_execute("TRUNCATE calls_2026_01_b; ALTER TABLE proxy_calls DETACH PARTITION calls_2025")
         .unwrap();
@@ -129,7 +129,7 @@ fn a_partition_that_just_goes_is_drift_that_is_found_and_repaired() {
 }
 
 #[test]
-fn calls_are_deleted_from_the_partitions_that_they_are_in() {
+fn calls_are_deleted_from_their_partitions() {
     let Some((_database, mut conn)) = counted() else { return };
     let before = usage(&mut conn);
     let mut deleted = 0;

@@ -55,7 +55,7 @@ fn assert_planned_once(name: &str) {
 }
 
 #[test]
-fn usage_of_a_key_is_read_by_its_indexes_only() {
+fn usage_of_a_key_is_read_only_from_indexes() {
     for name in ["fetch_key_usage", "fetch_key_usage_series", "fetch_key_usage_between"] {
         assert_reads(name, &[CALLS, BUCKETS]);
         assert_planned_once(name);
@@ -67,7 +67,7 @@ fn usage_of_a_key_is_read_by_its_indexes_only() {
 }
 
 #[test]
-fn usage_of_a_tenant_is_read_by_its_indexes_only() {
+fn usage_of_a_tenant_is_read_only_from_indexes() {
     assert_reads("fetch_tenant_usage", &["Index Only Scan using usage_tenant_buckets_pkey"]);
     assert_planned_once("fetch_tenant_usage");
     assert_reads("fetch_tenant_usage_by_key", &["using ix_usage_key_buckets_days"]);
@@ -105,7 +105,7 @@ fn usage_of_a_tenant_that_has_all_calls_reads_no_index_of_its_keys() {
 }
 
 #[test]
-fn the_maintenance_reads_the_calls_of_its_step_only() {
+fn the_maintenance_reads_only_the_calls_of_its_step() {
     for name in ["roll_up_usage", "delete_calls_before"] {
         assert_reads(name, &["ix_proxy_calls_created_at"]);
         assert_planned_once(name);

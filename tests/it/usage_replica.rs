@@ -105,7 +105,7 @@ fn take_over(is_younger: bool) {
 }
 
 #[test]
-fn a_logical_replica_takes_over_with_the_usage_of_deleted_calls_and_counts_on() {
+fn after_a_switch_over_the_usage_of_deleted_calls_is_kept() {
     take_over(true);
     take_over(false);
 }

@@ -79,7 +79,7 @@ fn busy(steps: usize) -> (PrivateServer, Database, PgConnection) {
 }
 
 #[test]
-fn a_dump_restored_into_a_younger_server_answers_the_plain_sums() {
+fn usage_is_exact_after_a_restore_into_a_server_with_lower_ids() {
     let younger = PrivateServer::start_new().unwrap();
     for steps in 0..4 {
         let (_server, source, mut old) = busy(steps);
@@ -123,7 +123,7 @@ fn rolled_up(server: &PrivateServer) -> (Database, PgConnection) {
 }
 
 #[test]
-fn restored_data_answer_as_the_old_database_after_the_documented_preparation() {
+fn usage_is_the_same_after_a_restore_of_the_data_alone() {
     let younger = PrivateServer::start_new().unwrap();
     for steps in [0, 2] {
         let (_server, source, mut old) = busy(steps);

@@ -9,7 +9,7 @@ use crate::support::usage::{assert_exact, call, changes, fill, plain, roll_up, s
 use crate::support::{TENANT, at, eventually, key, migrated, migrated_apart, tenant};
 
 #[test]
-fn counting_up_to_any_moment_changes_no_answer() {
+fn counting_up_to_any_time_changes_no_answer() {
     let (_database, mut conn) = migrated_apart();
     fill(&mut conn);
     assert_exact(&mut conn);
@@ -43,7 +43,7 @@ fn small_steps_count_as_a_large_one_does() {
 }
 
 #[test]
-fn writes_below_the_frontier_show_at_once_and_after_they_are_merged() {
+fn writes_before_the_frontier_count_at_once_and_after_merging() {
     let (_database, mut conn) = migrated_apart();
     fill(&mut conn);
     roll_up(&mut conn, "2026-03-03T00:00:00Z");
@@ -72,7 +72,7 @@ fn writes_below_the_frontier_show_at_once_and_after_they_are_merged() {
 }
 
 #[test]
-fn calls_above_the_frontier_write_no_change() {
+fn calls_after_the_frontier_write_no_change() {
     let (_database, mut conn) = migrated_apart();
     fill(&mut conn);
     roll_up(&mut conn, "2026-03-02T00:00:00Z");
@@ -85,7 +85,7 @@ fn calls_above_the_frontier_write_no_change() {
 }
 
 #[test]
-fn a_writer_that_began_before_the_announcement_is_awaited() {
+fn counting_waits_for_a_writer_that_began_before_the_announcement() {
     let (database, mut conn) = migrated_apart();
     let mut writer = database.connect().unwrap();
     writer.batch_execute("BEGIN").unwrap();
@@ -103,7 +103,7 @@ fn a_writer_that_began_before_the_announcement_is_awaited() {
 }
 
 #[test]
-fn a_writer_that_began_after_the_announcement_is_recorded_and_not_awaited() {
+fn counting_does_not_wait_for_a_writer_that_began_after_the_announcement() {
     let (database, mut conn) = migrated_apart();
     let mut writer = database.connect().unwrap();
     // Announced, and the barrier taken.
@@ -169,7 +169,7 @@ fn a_call_that_is_counted_before_its_change_is_merged_counts_once() {
 }
 
 #[test]
-fn another_worker_answers_none_and_changes_nothing() {
+fn a_concurrent_step_returns_none_and_changes_nothing() {
     let (database, mut conn) = migrated_apart();
     let mut other = database.connect().unwrap();
     conn.batch_execute("BEGIN").unwrap();
@@ -319,7 +319,7 @@ fn a_sequence_that_was_never_set_or_was_set_back_loses_nothing_from_then_on() {
 }
 
 #[test]
-fn a_restore_into_a_server_of_lower_transaction_ids_loses_nothing() {
+fn a_restore_into_a_server_with_lower_transaction_ids_loses_nothing() {
     let (_database, mut conn) = migrated_apart();
     fill(&mut conn);
     roll_up(&mut conn, "2026-03-03T00:00:00Z");
@@ -349,259 +349,7 @@ fn a_restore_into_a_server_of_lower_transaction_ids_loses_nothing() {
 }
 
 #[test]
-fn drift_is_found_and_counted_again() {
-    let (_database, mut conn) = migrated_apart();
-    fill(&mut conn);
-    roll_up(&mut conn, "2026-03-02T18:07:00Z");
-    conn.batch_execute(
-        "ALTER TABLE proxy_calls DISABLE TRIGGER USER;
-         DELETE FROM proxy_calls WHERE id IN ('c10', 'c873', 'c874');
-         UPDATE proxy_calls SET cost_cents = 9 WHERE id = 'c880';
-         UPDATE proxy_calls SET created_at = '2020-05-05 05:05Z' WHERE id = 'c881';
-         ALTER TABLE proxy_calls ENABLE TRIGGER USER",
-    )
-    .unwrap();
-    // In the same quarter hour as a call that is to be repaired, and recorded by the trigger.
-    call(&mut conn, "late", "2026-03-02T12:16:00Z", "1");
-    let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
-    let drift = KeysDriver::new(&mut conn).fetch_usage_drift(all.clone(), 100).unwrap();
-    assert!(
-        drift
-            .iter()
-            .any(|drift| drift.key_id == Some(key("key")) && drift.counted_calls == 0 && drift.calls == 1)
-    );
-    assert!(
-        drift.iter().any(|drift| drift.key_id.is_none() && drift.counted_calls > drift.calls),
-        "{drift:#?}"
-    );
-    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(all.clone(), 2).unwrap(), drift[..2]);
-    let (mut from, mut changed) = (DateTime::<Utc>::MIN_UTC, 0);
-    loop {
-        let step = KeysDriver::new(&mut conn).recount_usage(from).unwrap().unwrap();
-        assert!(step.recounted_to > from, "{step:?}");
-        (from, changed) = (step.recounted_to, changed + step.sums_changed);
-        if !step.is_behind {
-            break;
-        }
-    }
-    assert_eq!(changed, 4);
-    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(all, 100).unwrap(), []);
-    assert_exact(&mut conn);
-    roll_up(&mut conn, "2026-03-03T00:00:00Z");
-    assert_exact(&mut conn);
-}
-
-#[test]
-fn calls_that_retention_deletes_leave_their_usage() {
-    let (_database, mut conn) = migrated_apart();
-    fill(&mut conn);
-    let whole = |conn: &mut PgConnection, since: &str| {
-        let mut keys = KeysDriver::new(conn);
-        let of_key = keys.fetch_key_usage(&tenant(), &key("key"), at(since)).unwrap();
-        let of_tenant = keys.fetch_tenant_usage(&tenant(), at(since)).unwrap();
-        let by_key =
-            keys.fetch_tenant_usage_by_key(&tenant(), at(since)..at("2099-01-01T00:00:00Z"), 9).unwrap();
-        (of_key, of_tenant, by_key)
-    };
-    let before = whole(&mut conn, "2026-03-01T00:00:00Z");
-    let quarter = whole(&mut conn, "2026-03-02T12:00:00Z");
-    // Nothing is counted, so nothing may go.
-    assert_eq!(KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap(), 0);
-    roll_up(&mut conn, "2026-03-02T18:07:00Z");
-    let mut deleted = 0;
-    loop {
-        let batch = KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap();
-        assert!(batch <= 100);
-        deleted += batch;
-        assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
-        if batch == 0 {
-            break;
-        }
-        if deleted == 500 {
-            roll_up(&mut conn, "2026-03-02T18:07:00Z");
-        }
-    }
-    assert_eq!(deleted, 873, "those before 12:15");
-    assert_eq!(whole(&mut conn, "2026-03-02T12:00:00Z"), quarter);
-    roll_up(&mut conn, "2026-03-02T18:07:00Z");
-    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
-
-    let rounded = KeysDriver::new(&mut conn)
-        .fetch_key_usage(&tenant(), &key("key"), at("2026-03-02T12:14:00Z"))
-        .unwrap();
-    assert!(rounded.is_rounded);
-    assert_eq!(
-        (rounded.request_count, &rounded.spend_cents),
-        (quarter.0.request_count, &quarter.0.spend_cents)
-    );
-    let boundaries =
-        ["2026-03-02T11:50:00Z", "2026-03-02T12:01:00Z", "2026-03-02T12:15:00Z", "2026-03-02T12:16:00Z"]
-            .map(at);
-    let sums =
-        KeysDriver::new(&mut conn).fetch_key_usage_between(&tenant(), &key("key"), &boundaries).unwrap();
-    assert_eq!(sums.iter().map(|sum| sum.is_rounded).collect::<Vec<_>>(), [true, true, false]);
-    assert_eq!(sums[2], plain(&mut conn, "api_key_id = 'key'", &(boundaries[2]..boundaries[3])));
-
-    // The service's own DELETE, of a call that was inserted late, lowers the usage.
-    call(&mut conn, "late", "2026-03-02T10:00:00Z", "5");
-    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z").0.request_count, before.0.request_count + 1);
-    conn.batch_execute("DELETE FROM proxy_calls WHERE id = 'late'").unwrap();
-    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
-    // What is gone is not counted again.
-    let step = KeysDriver::new(&mut conn).recount_usage(at("2026-01-01T00:00:00Z")).unwrap().unwrap();
-    assert!(!step.is_behind, "{step:?}");
-    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
-}
-
-/// A take-over by logical replication leaves the sequence behind, and the trigger records no deletion above it.
-#[test]
-fn calls_above_the_frontier_are_not_deleted() {
-    let (_database, mut conn) = migrated_apart();
-    fill(&mut conn);
-    roll_up(&mut conn, "2026-03-03T00:00:00Z");
-    let never = at("2000-01-01T00:00:00Z");
-    let before = KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap();
-    let moment = at("2026-03-02T00:00:00Z");
-    for set_back in
-        ["SELECT setval('usage_frontier', -210866803200)", "SELECT setval('usage_frontier', 1772388000)"]
-    {
-        conn.batch_execute(set_back).unwrap();
-        let deleted = KeysDriver::new(&mut conn).delete_calls_before(moment, 1_000).unwrap();
-        assert_eq!(deleted > 0, set_back.contains("1772388000"), "{set_back}");
-        assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
-    }
-    roll_up(&mut conn, "2026-03-03T00:00:00Z");
-    assert!(KeysDriver::new(&mut conn).delete_calls_before(moment, 1_000).unwrap() > 0);
-    assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
-    roll_up(&mut conn, "2026-03-04T00:00:00Z");
-    assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
-}
-
-#[test]
-fn truncating_the_calls_forgets_their_usage_and_that_of_deleted_calls() {
-    let (_database, mut conn) = migrated_apart();
-    fill(&mut conn);
-    roll_up(&mut conn, "2026-03-02T18:07:00Z");
-    KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap();
-    conn.batch_execute("BEGIN; TRUNCATE proxy_calls; ROLLBACK").unwrap();
-    assert!(usage(&mut conn, "2026-03-01T00:00:00Z").0 > 0);
-    conn.batch_execute("TRUNCATE proxy_calls").unwrap();
-    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (0, "0".into()));
-    call(&mut conn, "late", "2026-03-02T12:20:00Z", "1");
-    call(&mut conn, "new", "2026-03-02T19:00:00Z", "1");
-    assert_exact(&mut conn);
-    roll_up(&mut conn, "2026-03-03T00:00:00Z");
-    assert_exact(&mut conn);
-}
-
-#[test]
-fn writers_need_no_right_on_the_usage_tables_and_cannot_use_the_function() {
-    let (_database, mut conn) = migrated();
-    call(&mut conn, "one", "2026-03-02T12:20:00Z", "1");
-    conn.batch_execute(
-        "DO $$ BEGIN CREATE ROLE usage_writer; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
-         GRANT INSERT, UPDATE, DELETE, SELECT ON proxy_calls TO usage_writer;
-         REVOKE ALL ON SEQUENCE usage_frontier FROM PUBLIC;
-         SELECT setval('usage_frontier', 5000000000);
-         CREATE SCHEMA own; GRANT ALL ON SCHEMA own TO usage_writer;
-         SET ROLE usage_writer",
-    )
-    .unwrap();
-    call(&mut conn, "late", "2026-03-02T12:20:00Z", "1");
-    conn.batch_execute(
-        "UPDATE proxy_calls SET cost_cents = 2 WHERE id = 'late'; DELETE FROM proxy_calls WHERE id = 'one'",
-    )
-    .unwrap();
-    let misuse = conn.batch_execute(
-        "CREATE TABLE own.proxy_calls (id text);
-         CREATE TRIGGER misuse AFTER INSERT ON own.proxy_calls FOR EACH ROW EXECUTE FUNCTION public.proxy_calls_tell_usage()",
-    );
-    assert!(misuse.unwrap_err().to_string().starts_with("permission denied for function"));
-    conn.batch_execute("RESET ROLE; DROP TABLE IF EXISTS own.proxy_calls; DROP OWNED BY usage_writer")
-        .unwrap();
-    assert_eq!(changes(&mut conn), 4);
-}
-
-#[test]
-fn a_role_that_does_not_see_all_calls_must_not_count() {
-    let (_database, mut conn) = migrated_apart();
-    fill(&mut conn);
-    conn.batch_execute(
-        "DO $$ BEGIN CREATE ROLE usage_half_blind; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
-         GRANT ALL ON ALL TABLES IN SCHEMA public TO usage_half_blind;
-         GRANT ALL ON SEQUENCE usage_frontier TO usage_half_blind;
-         CREATE POLICY own_key ON proxy_calls TO usage_half_blind USING (api_key_id = 'key');
-         ALTER TABLE proxy_calls ENABLE ROW LEVEL SECURITY; SET ROLE usage_half_blind",
-    )
-    .unwrap();
-    let mut keys = KeysDriver::new(&mut conn);
-    for refused in [
-        keys.roll_up_usage(at("2026-03-03T00:00:00Z"), 10).map(|_| ()),
-        keys.recount_usage(at("2026-03-03T00:00:00Z")).map(|_| ()),
-    ] {
-        let why = std::error::Error::source(&refused.unwrap_err()).unwrap().to_string();
-        assert!(why.contains("row-level security hides calls"), "{why}");
-    }
-    conn.batch_execute("RESET ROLE; DROP OWNED BY usage_half_blind").unwrap();
-    roll_up(&mut conn, "2026-03-03T00:00:00Z");
-    assert_exact(&mut conn);
-}
-
-#[test]
-fn the_service_may_rename_the_schema_and_alter_the_columns() {
-    let (_database, mut conn) = migrated_apart();
-    fill(&mut conn);
-    roll_up(&mut conn, "2026-03-03T00:00:00Z");
-    conn.batch_execute(
-        "ALTER SCHEMA public RENAME TO \"the service's\"; SET search_path = \"the service's\"; CREATE SCHEMA public;
-         ALTER TABLE proxy_calls ALTER COLUMN cost_cents TYPE numeric(14, 6), ALTER COLUMN tenant_id TYPE text,
-             ALTER COLUMN api_key_id TYPE text",
-    )
-    .unwrap();
-    call(&mut conn, "late", "2026-03-02T12:20:00Z", "1");
-    assert_exact(&mut conn);
-    roll_up(&mut conn, "2026-03-03T00:00:00Z");
-    assert_exact(&mut conn);
-}
-
-#[test]
-fn the_type_of_created_at_is_altered_while_the_trigger_is_away() {
-    let (_database, mut conn) = migrated_apart();
-    fill(&mut conn);
-    roll_up(&mut conn, "2026-03-02T12:20:00Z");
-    let alter = "ALTER TABLE proxy_calls ALTER COLUMN created_at TYPE timestamptz(3)";
-    let refused = conn.batch_execute(alter).unwrap_err().to_string();
-    assert!(refused.starts_with("cannot alter type of a column used in a trigger definition"), "{refused}");
-
-    // As docs/usage.md has it.
-    conn.batch_execute(&format!(
-        "DO $$
-         DECLARE
-             tell text := (SELECT pg_get_triggerdef(oid) FROM pg_trigger
-                 WHERE tgrelid = 'proxy_calls'::regclass AND tgname = 'proxy_calls_tell_late_insert');
-         BEGIN
-             DROP TRIGGER proxy_calls_tell_late_insert ON proxy_calls;
-             {alter};
-             EXECUTE tell;
-         END
-         $$"
-    ))
-    .unwrap();
-    call(&mut conn, "late", "2026-03-02T12:16:00Z", "1");
-    assert_eq!(changes(&mut conn), 1, "the trigger records it again");
-    let mut from = DateTime::<Utc>::MIN_UTC;
-    eventually("all is counted again", || {
-        let step = KeysDriver::new(&mut conn).recount_usage(from).unwrap().unwrap();
-        from = step.recounted_to;
-        !step.is_behind
-    });
-    assert_exact(&mut conn);
-    roll_up(&mut conn, "2026-03-03T00:00:00Z");
-    assert_exact(&mut conn);
-}
-
-#[test]
-fn boundaries_that_go_back_are_refused_and_fewer_than_two_have_no_sums() {
+fn descending_boundaries_are_refused_and_fewer_than_two_have_no_sums() {
     let (_database, mut conn) = migrated();
     let mut keys = KeysDriver::new(&mut conn);
     let (one, two) = (at("2026-03-02T12:00:00Z"), at("2026-03-02T13:00:00Z"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 mod usage;
 
 #[test]
-fn every_method_answers_the_plain_sum_under_fire() {
+fn every_method_returns_the_plain_sum_under_faults() {
     let counts = usage::fire(Duration::from_secs(20));
     eprint!("{counts}");
     assert_eq!(counts.differences.load(Relaxed), 0, "\n{counts}");

@@ -18,7 +18,7 @@ fn used(key_id: &str, count: u32, at: DateTime<Utc>) -> KeyUse {
 }
 
 #[test]
-fn uses_add_up_and_the_last_time_is_kept() {
+fn uses_are_added_up_and_the_latest_time_is_kept() {
     let (_database, mut conn) = migrated();
     let noon = at("2026-06-01T12:00:00Z");
     let hour = TimeDelta::hours(1);
@@ -86,7 +86,7 @@ fn a_use_is_no_change_and_touches_no_indexed_column() {
 }
 
 #[test]
-fn a_use_that_waited_adds_to_what_the_other_left() {
+fn a_use_that_waited_adds_to_the_committed_count() {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
     let (noon, mut watcher) = (at("2026-06-01T12:00:00Z"), database.connect().unwrap());
@@ -169,7 +169,7 @@ fn total(conn: &mut PgConnection, id: &str) -> i64 {
 }
 
 #[test]
-fn a_busy_key_is_handed_back_at_once_and_the_others_are_recorded() {
+fn uses_of_a_busy_key_are_returned_at_once_and_the_others_are_recorded() {
     let (database, mut conn) = migrated();
     let noon = at("2026-06-01T12:00:00Z");
     for id in ["busy", "free", "too"] {
@@ -212,7 +212,7 @@ fn a_busy_key_is_handed_back_at_once_and_the_others_are_recorded() {
 }
 
 #[test]
-fn a_key_of_several_tenants_is_handed_back_to_its_own_only() {
+fn uses_of_a_busy_key_are_returned_only_for_its_own_tenant() {
     let (database, mut conn) = migrated();
     let noon = at("2026-06-01T12:00:00Z");
     KeyRow::default().insert(&mut conn);
@@ -223,7 +223,7 @@ fn a_key_of_several_tenants_is_handed_back_to_its_own_only() {
 }
 
 #[test]
-fn a_key_that_is_deleted_meanwhile_is_handed_back_once_and_then_dropped() {
+fn uses_of_a_key_that_is_being_deleted_are_returned_once_and_then_dropped() {
     let (database, mut conn) = migrated();
     let noon = at("2026-06-01T12:00:00Z");
     for leaving in ["DELETE FROM api_keys", "UPDATE api_keys SET tenant_id = 'another'"] {
@@ -239,7 +239,7 @@ fn a_key_that_is_deleted_meanwhile_is_handed_back_once_and_then_dropped() {
 }
 
 #[test]
-fn flushers_beside_holders_lose_no_use_and_count_none_twice() {
+fn concurrent_flushes_lose_no_use_and_count_none_twice() {
     const FLUSHERS: usize = 6;
     const ROUNDS: usize = 150;
     const KEYS: usize = 8;
@@ -301,7 +301,7 @@ fn flushers_beside_holders_lose_no_use_and_count_none_twice() {
 }
 
 #[test]
-fn a_counter_stays_at_its_end_and_a_time_at_the_end_of_its_range() {
+fn a_counter_and_a_time_saturate() {
     let (_database, mut conn) = migrated();
     KeyRow { id: "end", total_requests: i64::MAX - 1, ..KeyRow::default() }.insert(&mut conn);
     KeyRow { id: "other", ..KeyRow::default() }.insert(&mut conn);

@@ -159,7 +159,7 @@ fn no_value_of_any_column_makes_a_method_fail() {
 }
 
 #[test]
-fn an_expiry_beyond_every_calendar_is_the_last_or_the_first_moment() {
+fn an_expiry_out_of_range_saturates() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
     for (stored, read) in [

@@ -4,20 +4,28 @@
 //! `cargo run --release --example usage_soak -- --seconds 600` prints what was done, and fails on the first difference that
 //! it counted.
 
+#[path = "usage_comparison.rs"]
+mod comparison;
+#[path = "usage_random.rs"]
+mod random;
+#[path = "usage_statements.rs"]
+mod statements;
+
 use std::fmt;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use api_keys_driver::{
-    BigDecimal, Bucket, Error, KeyId, KeyUsageSnapshot, KeysDriver, Page, Result, TenantId,
-};
-use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use api_keys_driver::{KeysDriver, Result};
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Nullable, Numeric, Text, Timestamptz};
 use throwaway_postgres::PrivateServer;
+
+use self::comparison::Snapshot;
+use self::random::Random;
+use self::statements::statement;
 
 const TENANTS: [&str; 2] = ["a", "b"];
 const KEYS: u64 = 6;
@@ -69,48 +77,6 @@ impl fmt::Display for Counts {
             writeln!(f, "{name:34} {:>9}", count.load(Relaxed))?;
         }
         Ok(())
-    }
-}
-
-/// A small generator: what matters is that it differs by thread.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[usize::try_from(self.below(all.len() as u64)).expect("an index")]
-    }
-
-    /// Seconds before now, to the microsecond; some are in the future.
-    fn age(&mut self) -> TimeDelta {
-        let seconds = match self.below(20) {
-            0..10 => 0,
-            10..14 => self.below(120),
-            14..16 => self.below(7_200),
-            16..19 => self.below(40 * 86_400),
-            _ => return -TimeDelta::microseconds(i64::try_from(self.below(86_400_000_000)).expect("small")),
-        };
-        TimeDelta::microseconds(i64::try_from(seconds * 1_000_000 + self.below(1_000_000)).expect("small"))
-    }
-
-    fn moment(&mut self) -> DateTime<Utc> {
-        let moment = Utc::now() - if self.below(3) == 0 { TimeDelta::seconds(0) } else { self.age() };
-        let moment = match self.below(8) {
-            0 => moment.duration_trunc(TimeDelta::minutes(15)).expect("a quarter hour"),
-            1 => moment.duration_trunc(TimeDelta::days(1)).expect("a day"),
-            _ => moment,
-        };
-        DateTime::from_timestamp_micros(moment.timestamp_micros()).expect("a time")
-    }
-
-    fn tenant(&mut self) -> &'static str {
-        self.of(&TENANTS)
     }
 }
 
@@ -323,321 +289,6 @@ impl Fire {
                           FROM usage_key_buckets GROUP BY 1, 2, 3) AS sums WHERE (a, c) IS DISTINCT FROM (b, d)",
         );
         add(&self.counts.differences, days.execute(&mut conn).expect("an answer") as u64);
-    }
-}
-
-/// A statement of some writer.
-fn statement(random: &mut Random) -> String {
-    let columns =
-        "(id, tenant_id, api_key_id, endpoint, model, request_hash, request_json, cost_cents, created_at)";
-    let some = |random: &mut Random| {
-        let rows = random.of(&[1, 1, 5, 40]);
-        format!(
-            "ctid = ANY (ARRAY(SELECT ctid FROM proxy_calls TABLESAMPLE SYSTEM (5) LIMIT {rows} FOR UPDATE SKIP LOCKED))"
-        )
-    };
-    match random.below(100) {
-        0..50 => {
-            let rows: Vec<_> =
-                (0..random.of(&[1, 1, 1, 3, 20])).map(|_| row(random, "gen_random_uuid()::text")).collect();
-            format!("INSERT INTO proxy_calls {columns} VALUES {}", rows.join(", "))
-        }
-        50..58 => {
-            let id = format!("'u{}'", random.below(300));
-            let action = random.of(&[
-                "NOTHING",
-                "UPDATE SET cost_cents = excluded.cost_cents",
-                "UPDATE SET status_code = 1",
-                "UPDATE SET cost_cents = coalesce(proxy_calls.cost_cents, 0) + 1, created_at = excluded.created_at",
-            ]);
-            format!(
-                "INSERT INTO proxy_calls {columns} VALUES {} ON CONFLICT (id) DO {action}",
-                row(random, &id)
-            )
-        }
-        58..74 => {
-            let change = random.of(&[
-                "cost_cents = 3.5",
-                "cost_cents = NULL, api_key_id = tenant_id || '1'",
-                "status_code = 200",
-                "created_at = created_at - interval '20 minutes'",
-                "created_at = created_at + interval '7 minutes'",
-                "tenant_id = 'b', api_key_id = 'b2'",
-                "api_key_id = NULL",
-                "response_json = '{}'",
-                "cost_cents = CASE WHEN cost_cents = 'NaN' THEN 1 ELSE cost_cents END",
-            ]);
-            format!("UPDATE proxy_calls SET {change} WHERE {}", some(random))
-        }
-        74..88 => format!("DELETE FROM proxy_calls WHERE {}", some(random)),
-        88..96 => format!(
-            "CREATE TEMP TABLE IF NOT EXISTS batch (LIKE proxy_calls); TRUNCATE batch;
-             INSERT INTO batch {columns} VALUES {}, {}; INSERT INTO proxy_calls SELECT * FROM batch",
-            row(random, "gen_random_uuid()::text"),
-            row(random, "gen_random_uuid()::text")
-        ),
-        // From a program, because a batch of statements carries no rows.
-        _ => format!(
-            "COPY proxy_calls {columns} FROM PROGRAM 'for i in 1 2 3 4 5; do echo \"copied-{}-$i,{tenant},{tenant}{},e,m,h,j,{},{}\"; done' (FORMAT csv)",
-            random.below(u64::MAX),
-            random.below(KEYS),
-            random.below(9),
-            (Utc::now() - random.age()).to_rfc3339(),
-            tenant = random.tenant(),
-        ),
-    }
-}
-
-fn row(random: &mut Random, id: &str) -> String {
-    let tenant = random.tenant();
-    let key = if random.below(30) == 0 { "NULL".into() } else { format!("'{tenant}{}'", random.below(KEYS)) };
-    let cost = match random.below(200) {
-        0..20 => "NULL".to_owned(),
-        20 if tenant == "b" && key == "'b5'" => "'NaN'".to_owned(),
-        n => format!("{}.{:04}", n % 20, random.below(10_000)),
-    };
-    let age = random.age().num_microseconds().expect("small");
-    format!(
-        "({id}, '{tenant}', {key}, 'e', 'm', 'h', '{{}}', {cost}, clock_timestamp() - {age} * interval '1 microsecond')"
-    )
-}
-
-/// What the calls of a snapshot add up to.
-#[derive(Debug, Default, QueryableByName)]
-struct Plain {
-    #[diesel(sql_type = Nullable<Text>)]
-    api_key_id: Option<String>,
-    #[diesel(sql_type = BigInt)]
-    calls: i64,
-    #[diesel(sql_type = Nullable<Numeric>)]
-    spend: Option<BigDecimal>,
-    #[diesel(sql_type = BigInt)]
-    nan: i64,
-}
-
-struct Snapshot<'a> {
-    conn: &'a mut PgConnection,
-    counts: &'a Counts,
-    deleted_to: DateTime<Utc>,
-}
-
-impl<'a> Snapshot<'a> {
-    fn new(conn: &'a mut PgConnection, counts: &'a Counts) -> Result<Self> {
-        let deleted_to = diesel::dsl::sql::<Timestamptz>(
-            "SELECT greatest(deleted_to, '1970-01-01 00:00Z') FROM usage_retention",
-        );
-        let deleted_to = deleted_to.get_result(conn)?;
-        Ok(Self { conn, counts, deleted_to })
-    }
-
-    fn is_rounded(&self, end: DateTime<Utc>) -> bool {
-        end < self.deleted_to && end.duration_trunc(TimeDelta::minutes(15)).expect("a quarter hour") != end
-    }
-
-    fn moved(&self, end: DateTime<Utc>) -> DateTime<Utc> {
-        if self.is_rounded(end) {
-            end.duration_trunc(TimeDelta::minutes(15)).expect("a quarter hour")
-        } else {
-            end
-        }
-    }
-
-    fn plain(
-        &mut self,
-        tenant: &str,
-        whose: &str,
-        from: DateTime<Utc>,
-        to: Option<DateTime<Utc>>,
-    ) -> Result<Vec<Plain>> {
-        let (from, to) = (self.moved(from), to.map(|to| self.moved(to)));
-        let to = to.map_or("'infinity'".to_owned(), |to| format!("'{to}'"));
-        let rows = diesel::sql_query(format!(
-            "SELECT {whose} AS api_key_id, count(*) AS calls, count(*) FILTER (WHERE cost_cents = 'NaN') AS nan,
-                    sum(cost_cents) FILTER (WHERE cost_cents <> 'NaN') AS spend
-             FROM every_call WHERE tenant_id = '{tenant}' AND created_at >= '{from}' AND created_at < {to} GROUP BY 1"
-        ));
-        Ok(rows.load(self.conn)?)
-    }
-
-    fn of_key(
-        &mut self,
-        tenant: &str,
-        key: &str,
-        from: DateTime<Utc>,
-        to: Option<DateTime<Utc>>,
-    ) -> Result<Plain> {
-        let (moved, end) = (self.moved(from), to.map(|to| self.moved(to)));
-        let end = end.map_or("'infinity'".to_owned(), |to| format!("'{to}'"));
-        let row = diesel::sql_query(format!(
-            "SELECT NULL AS api_key_id, count(*) AS calls, count(*) FILTER (WHERE cost_cents = 'NaN') AS nan,
-                    sum(cost_cents) FILTER (WHERE cost_cents <> 'NaN') AS spend
-             FROM every_call WHERE tenant_id = '{tenant}' AND api_key_id = '{key}' AND created_at >= '{moved}' AND created_at < {end}"
-        ));
-        Ok(row.get_result(self.conn)?)
-    }
-
-    fn compare(&mut self, random: &mut Random) -> Result<()> {
-        let tenant = random.tenant();
-        let (tenant_id, key) = (TenantId::from(tenant), format!("{tenant}{}", random.below(KEYS + 1)));
-        let key_id = KeyId::from(key.as_str());
-        let since = random.moment();
-        match random.below(6) {
-            0 => {
-                let answer = KeysDriver::new(self.conn).fetch_key_usage(&tenant_id, &key_id, since);
-                let plain = self.of_key(tenant, &key, since, None)?;
-                self.judge(answer, &plain, self.is_rounded(since), &format!("{key} since {since}"))
-            }
-            1 => {
-                let answer = KeysDriver::new(self.conn).fetch_tenant_usage(&tenant_id, since);
-                let plain = self.plain(tenant, "NULL", since, None)?;
-                let none = Plain::default();
-                self.judge(
-                    answer,
-                    plain.first().unwrap_or(&none),
-                    self.is_rounded(since),
-                    &format!("{tenant} since {since}"),
-                )
-            }
-            2 => {
-                let mut boundaries: Vec<_> = (0..2 + random.below(6)).map(|_| random.moment()).collect();
-                boundaries.sort();
-                let answer =
-                    KeysDriver::new(self.conn).fetch_key_usage_between(&tenant_id, &key_id, &boundaries);
-                self.compare_sums(tenant, &key, &boundaries, answer)
-            }
-            3 => {
-                let (bucket, step) =
-                    random.of(&[(Bucket::Hour, TimeDelta::hours(1)), (Bucket::Day, TimeDelta::days(1))]);
-                let end = since + step * i32::try_from(1 + random.below(5)).expect("small");
-                let answer = KeysDriver::new(self.conn).fetch_key_usage_series(
-                    &tenant_id,
-                    &key_id,
-                    since..end,
-                    bucket,
-                );
-                let mut boundaries = vec![since];
-                let mut next = since.duration_trunc(step).expect("a bucket") + step;
-                while next < end {
-                    boundaries.push(next);
-                    next += step;
-                }
-                boundaries.push(end);
-                let answer = answer.map(|buckets| buckets.into_iter().map(|bucket| bucket.usage).collect());
-                self.compare_sums(tenant, &key, &boundaries, answer)
-            }
-            4 => {
-                let answer =
-                    KeysDriver::new(self.conn).fetch_keys_with_usage(&tenant_id, since, Page::default());
-                let plain = self.plain(tenant, "api_key_id", since, None)?;
-                let own = |id: &str| plain.iter().find(|row| row.api_key_id.as_deref() == Some(id));
-                match answer {
-                    Ok(page) => {
-                        assert_eq!(page.len() as u64, KEYS - 1);
-                        for (key, usage) in page {
-                            let none = Plain::default();
-                            let plain = own(key.id.as_str()).unwrap_or(&none);
-                            self.judge(
-                                Ok(usage),
-                                plain,
-                                self.is_rounded(since),
-                                &format!("page, {} since {since}", key.id),
-                            )?;
-                        }
-                        Ok(())
-                    }
-                    Err(error) => self.judge_refusal(error, plain.iter().any(|row| row.nan > 0)),
-                }
-            }
-            _ => self.compare_keys(tenant, since, since.max(random.moment())),
-        }
-    }
-
-    fn compare_keys(&mut self, tenant: &str, since: DateTime<Utc>, to: DateTime<Utc>) -> Result<()> {
-        let answer =
-            KeysDriver::new(self.conn).fetch_tenant_usage_by_key(&TenantId::from(tenant), since..to, 100);
-        let plain = self.plain(tenant, "api_key_id", since, Some(to))?;
-        let plain: Vec<_> = plain.into_iter().filter(|row| row.api_key_id.is_some()).collect();
-        let is_rounded = self.is_rounded(since) || self.is_rounded(to);
-        match answer {
-            Ok(keys) => {
-                let told = format!("keys of {tenant} in {since}..{to}");
-                let in_order = keys.is_sorted_by(|one, next| one.1.spend_cents >= next.1.spend_cents);
-                if keys.len() != plain.len() || !in_order {
-                    self.differ(&format!("{told}: {keys:?}, plain {plain:?}"));
-                }
-                for (key, usage) in keys {
-                    let own = plain.iter().find(|row| row.api_key_id.as_deref() == Some(key.as_str()));
-                    let none = Plain::default();
-                    self.judge(Ok(usage), own.unwrap_or(&none), is_rounded, &format!("{told}: {key}"))?;
-                }
-                Ok(())
-            }
-            Err(error) => self.judge_refusal(error, plain.iter().any(|row| row.nan > 0)),
-        }
-    }
-
-    fn compare_sums(
-        &mut self,
-        tenant: &str,
-        key: &str,
-        boundaries: &[DateTime<Utc>],
-        answer: Result<Vec<KeyUsageSnapshot>>,
-    ) -> Result<()> {
-        let mut plain = Vec::new();
-        for pair in boundaries.windows(2) {
-            plain.push(self.of_key(tenant, key, pair[0], Some(pair[1]))?);
-        }
-        match answer {
-            Ok(sums) => {
-                assert_eq!(sums.len(), plain.len());
-                for ((sum, plain), pair) in sums.into_iter().zip(plain).zip(boundaries.windows(2)) {
-                    let is_rounded = self.is_rounded(pair[0]) || self.is_rounded(pair[1]);
-                    self.judge(Ok(sum), &plain, is_rounded, &format!("{key} in {}..{}", pair[0], pair[1]))?;
-                }
-                Ok(())
-            }
-            Err(error) => self.judge_refusal(error, plain.iter().any(|row| row.nan > 0)),
-        }
-    }
-
-    fn judge(
-        &mut self,
-        answer: Result<KeyUsageSnapshot>,
-        plain: &Plain,
-        is_rounded: bool,
-        told: &str,
-    ) -> Result<()> {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => return self.judge_refusal(error, plain.nan > 0),
-        };
-        add(&self.counts.compared, 1);
-        add(&self.counts.not_zero, u64::from(plain.calls > 0));
-        add(&self.counts.rounded, u64::from(is_rounded));
-        let spend = plain.spend.clone().unwrap_or_default();
-        if (answer.request_count, &answer.spend_cents, answer.is_rounded, 0)
-            != (plain.calls, &spend, is_rounded, plain.nan)
-        {
-            self.differ(&format!("{told}: {answer:?}, plain {plain:?}"));
-        }
-        Ok(())
-    }
-
-    fn judge_refusal(&self, error: Error, has_nan: bool) -> Result<()> {
-        if !matches!(error, Error::CostNotANumber { .. }) {
-            return Err(error);
-        }
-        add(&self.counts.compared, 1);
-        add(&self.counts.not_a_number, 1);
-        if !has_nan {
-            self.differ(&format!("{error}, and there is no such call"));
-        }
-        Ok(())
-    }
-
-    fn differ(&self, told: &str) {
-        eprintln!("{told}");
-        add(&self.counts.differences, 1);
     }
 }
 

@@ -1,0 +1,155 @@
+//! Usage when calls are deleted, truncated, or written without the triggers.
+
+use api_keys_driver::KeysDriver;
+use chrono::{DateTime, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+
+use crate::support::usage::{assert_exact, call, fill, plain, roll_up, usage};
+use crate::support::{at, key, migrated_apart, tenant};
+
+#[test]
+fn drift_is_found_and_counted_again() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    conn.batch_execute(
+        "ALTER TABLE proxy_calls DISABLE TRIGGER USER;
+         DELETE FROM proxy_calls WHERE id IN ('c10', 'c873', 'c874');
+         UPDATE proxy_calls SET cost_cents = 9 WHERE id = 'c880';
+         UPDATE proxy_calls SET created_at = '2020-05-05 05:05Z' WHERE id = 'c881';
+         ALTER TABLE proxy_calls ENABLE TRIGGER USER",
+    )
+    .unwrap();
+    // In the same quarter hour as a call that is to be repaired, and recorded by the trigger.
+    call(&mut conn, "late", "2026-03-02T12:16:00Z", "1");
+    let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
+    let drift = KeysDriver::new(&mut conn).fetch_usage_drift(all.clone(), 100).unwrap();
+    assert!(
+        drift
+            .iter()
+            .any(|drift| drift.key_id == Some(key("key")) && drift.counted_calls == 0 && drift.calls == 1)
+    );
+    assert!(
+        drift.iter().any(|drift| drift.key_id.is_none() && drift.counted_calls > drift.calls),
+        "{drift:#?}"
+    );
+    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(all.clone(), 2).unwrap(), drift[..2]);
+    let (mut from, mut changed) = (DateTime::<Utc>::MIN_UTC, 0);
+    loop {
+        let step = KeysDriver::new(&mut conn).recount_usage(from).unwrap().unwrap();
+        assert!(step.recounted_to > from, "{step:?}");
+        (from, changed) = (step.recounted_to, changed + step.sums_changed);
+        if !step.is_behind {
+            break;
+        }
+    }
+    assert_eq!(changed, 4);
+    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(all, 100).unwrap(), []);
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_exact(&mut conn);
+}
+
+#[test]
+fn deleting_calls_by_retention_keeps_their_usage() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    let whole = |conn: &mut PgConnection, since: &str| {
+        let mut keys = KeysDriver::new(conn);
+        let of_key = keys.fetch_key_usage(&tenant(), &key("key"), at(since)).unwrap();
+        let of_tenant = keys.fetch_tenant_usage(&tenant(), at(since)).unwrap();
+        let by_key =
+            keys.fetch_tenant_usage_by_key(&tenant(), at(since)..at("2099-01-01T00:00:00Z"), 9).unwrap();
+        (of_key, of_tenant, by_key)
+    };
+    let before = whole(&mut conn, "2026-03-01T00:00:00Z");
+    let quarter = whole(&mut conn, "2026-03-02T12:00:00Z");
+    // Nothing is counted, so nothing may go.
+    assert_eq!(KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap(), 0);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    let mut deleted = 0;
+    loop {
+        let batch = KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap();
+        assert!(batch <= 100);
+        deleted += batch;
+        assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+        if batch == 0 {
+            break;
+        }
+        if deleted == 500 {
+            roll_up(&mut conn, "2026-03-02T18:07:00Z");
+        }
+    }
+    assert_eq!(deleted, 873, "those before 12:15");
+    assert_eq!(whole(&mut conn, "2026-03-02T12:00:00Z"), quarter);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+
+    let rounded = KeysDriver::new(&mut conn)
+        .fetch_key_usage(&tenant(), &key("key"), at("2026-03-02T12:14:00Z"))
+        .unwrap();
+    assert!(rounded.is_rounded);
+    assert_eq!(
+        (rounded.request_count, &rounded.spend_cents),
+        (quarter.0.request_count, &quarter.0.spend_cents)
+    );
+    let boundaries =
+        ["2026-03-02T11:50:00Z", "2026-03-02T12:01:00Z", "2026-03-02T12:15:00Z", "2026-03-02T12:16:00Z"]
+            .map(at);
+    let sums =
+        KeysDriver::new(&mut conn).fetch_key_usage_between(&tenant(), &key("key"), &boundaries).unwrap();
+    assert_eq!(sums.iter().map(|sum| sum.is_rounded).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(sums[2], plain(&mut conn, "api_key_id = 'key'", &(boundaries[2]..boundaries[3])));
+
+    // The service's own DELETE, of a call that was inserted late, lowers the usage.
+    call(&mut conn, "late", "2026-03-02T10:00:00Z", "5");
+    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z").0.request_count, before.0.request_count + 1);
+    conn.batch_execute("DELETE FROM proxy_calls WHERE id = 'late'").unwrap();
+    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+    // What is gone is not counted again.
+    let step = KeysDriver::new(&mut conn).recount_usage(at("2026-01-01T00:00:00Z")).unwrap().unwrap();
+    assert!(!step.is_behind, "{step:?}");
+    assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+}
+
+/// A take-over by logical replication leaves the sequence behind, and the trigger records no deletion above it.
+#[test]
+fn calls_after_the_frontier_are_not_deleted() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    let never = at("2000-01-01T00:00:00Z");
+    let before = KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap();
+    let moment = at("2026-03-02T00:00:00Z");
+    for set_back in
+        ["SELECT setval('usage_frontier', -210866803200)", "SELECT setval('usage_frontier', 1772388000)"]
+    {
+        conn.batch_execute(set_back).unwrap();
+        let deleted = KeysDriver::new(&mut conn).delete_calls_before(moment, 1_000).unwrap();
+        assert_eq!(deleted > 0, set_back.contains("1772388000"), "{set_back}");
+        assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
+    }
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert!(KeysDriver::new(&mut conn).delete_calls_before(moment, 1_000).unwrap() > 0);
+    assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
+    roll_up(&mut conn, "2026-03-04T00:00:00Z");
+    assert_eq!(KeysDriver::new(&mut conn).fetch_tenant_usage(&tenant(), never).unwrap(), before);
+}
+
+#[test]
+fn truncating_the_calls_deletes_all_usage() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 100).unwrap();
+    conn.batch_execute("BEGIN; TRUNCATE proxy_calls; ROLLBACK").unwrap();
+    assert!(usage(&mut conn, "2026-03-01T00:00:00Z").0 > 0);
+    conn.batch_execute("TRUNCATE proxy_calls").unwrap();
+    assert_eq!(usage(&mut conn, "2026-03-01T00:00:00Z"), (0, "0".into()));
+    call(&mut conn, "late", "2026-03-02T12:20:00Z", "1");
+    call(&mut conn, "new", "2026-03-02T19:00:00Z", "1");
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_exact(&mut conn);
+}
