@@ -43,7 +43,7 @@ fn a_prepared_transaction_is_waited_for_and_missed_by_nobody_also_after_a_restar
     conn.batch_execute("COMMIT PREPARED 'late'").unwrap();
 
     eventually("both changes are followed", || {
-        assert!(!cache.catch_up(&mut conn).unwrap().is_seeded_anew);
+        assert!(!cache.catch_up(&mut conn).unwrap().is_reseeded);
         cache.len() == 2
     });
     assert!(["late", "key"].iter().all(|id| cache.contains(&tenant(), &key(id))));
