@@ -150,7 +150,7 @@ fn usages(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Vec<f64>, Error
     Ok(medians)
 }
 
-/// What a writer of the service does, each in a transaction of its own.
+/// What a writer of the service does, each in its own transaction.
 const WRITES: [(&str, &str); 4] = [
     (
         "insert a key",
@@ -176,7 +176,8 @@ fn size(name: &str, default: u32) -> u32 {
     std::env::var(name).ok().and_then(|size| size.parse().ok()).unwrap_or(default)
 }
 
-/// Runs one kind of write until all is over; the longest time of each step, in the order of the steps.
+/// Runs one kind of write until the migration is over. Returns the longest time during each step, in the order of the
+/// steps.
 fn write_on(
     url: &str,
     sql: &str,

@@ -1,5 +1,5 @@
-//! What the triggers of events cost a writer, against the same table without them, and what notifications
-//! cost. `cargo bench --bench events` prints it as the tables of `docs/events.md`.
+//! The cost of the triggers of events for a writer, compared with the same table without them, and the cost of
+//! notifications. `cargo bench --bench events` prints the tables of `docs/events.md`.
 
 use std::error::Error;
 use std::fs;
@@ -21,7 +21,7 @@ const BATCH: usize = 1000;
 const CLIENTS: usize = 8;
 
 /// One of the databases that are compared, and a session on it.
-struct World {
+struct Variant {
     name: &'static str,
     database: Database,
     conn: PgConnection,
@@ -41,33 +41,33 @@ const WORLDS: [(&str, &str); 3] = [
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let server = PrivateServer::start_new()?;
-    let mut worlds = Vec::new();
+    let mut variants = Vec::new();
     for (name, change) in WORLDS {
-        worlds.push(World::new(&server, name, change)?);
+        variants.push(Variant::new(&server, name, change)?);
     }
     println!("| | {} |", WORLDS.map(|(name, _)| name).join(" | "));
     println!("|---|{}", "---|".repeat(WORLDS.len()));
-    measure("a batch of 1,000 uses", &mut worlds, 60, World::use_batch);
-    measure("a use, by the service's own statement", &mut worlds, 2000, World::use_one);
-    measure("an insert", &mut worlds, 2000, World::insert);
-    measure("lock, freeze or unfreeze, commit", &mut worlds, 2000, World::freeze);
+    measure("a batch of 1,000 uses", &mut variants, 60, Variant::use_batch);
+    measure("a use, by the service's own statement", &mut variants, 2000, Variant::use_one);
+    measure("an insert", &mut variants, 2000, Variant::insert);
+    measure("lock, freeze or unfreeze, commit", &mut variants, 2000, Variant::freeze);
     println!();
-    notifications(&mut worlds[2])?;
-    following(&mut worlds[2])?;
+    notifications(&mut variants[2])?;
+    following(&mut variants[2])?;
     Ok(())
 }
 
-/// Interleaves the worlds, so that what else the machine does falls on all of them.
-fn measure(what: &str, worlds: &mut [World], rounds: usize, work: fn(&mut World)) {
-    let mut walls = vec![Vec::new(); worlds.len()];
-    let mut cpu = vec![Vec::new(); worlds.len()];
+/// Interleaves the databases, so that other load on the machine affects all of them.
+fn measure(what: &str, variants: &mut [Variant], rounds: usize, work: fn(&mut Variant)) {
+    let mut walls = vec![Vec::new(); variants.len()];
+    let mut cpu = vec![Vec::new(); variants.len()];
     for round in 0..rounds + rounds / 10 {
-        for (index, world) in worlds.iter_mut().enumerate() {
-            let (began, spent) = (Instant::now(), world.cpu_time());
-            work(world);
+        for (index, variant) in variants.iter_mut().enumerate() {
+            let (began, spent) = (Instant::now(), variant.cpu_time());
+            work(variant);
             if round >= rounds / 10 {
                 walls[index].push(began.elapsed());
-                cpu[index].push(world.cpu_time().saturating_sub(spent));
+                cpu[index].push(variant.cpu_time().saturating_sub(spent));
             }
         }
     }
@@ -99,7 +99,7 @@ fn medians(times: Vec<Vec<Duration>>) -> Vec<Duration> {
         .collect()
 }
 
-impl World {
+impl Variant {
     fn new(
         server: &PrivateServer,
         name: &'static str,
@@ -120,7 +120,8 @@ impl World {
         Ok(Self { name, database, conn, backend, turn: 0 })
     }
 
-    /// What the session's server process has computed, from the scheduler; nothing where the system does not tell.
+    /// The processor time of the session's server process, from the scheduler. `None` if the system does not provide
+    /// it.
     fn cpu_time(&self) -> Duration {
         let told = fs::read_to_string(format!("/proc/{}/schedstat", self.backend)).unwrap_or_default();
         Duration::from_nanos(told.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or_default())
@@ -180,14 +181,14 @@ fn toggle(conn: &mut PgConnection, key_id: &KeyId) {
     done.expect("a freeze");
 }
 
-/// Changes a second that as many clients make, each of keys of its own.
-fn throughput(world: &World) -> f64 {
+/// The changes per second of a number of clients, each with its own keys.
+fn throughput(variant: &Variant) -> f64 {
     const SECONDS: f64 = 1.5;
     let (changes, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         for client in 0..CLIENTS {
             let (mut conn, changes, is_over) =
-                (world.database.connect().expect("a connection"), &changes, &is_over);
+                (variant.database.connect().expect("a connection"), &changes, &is_over);
             scope.spawn(move || {
                 let mut index = client;
                 while !is_over.load(Ordering::Relaxed) {
@@ -205,20 +206,20 @@ fn throughput(world: &World) -> f64 {
     rate
 }
 
-/// Whether notifications cost writers anything: 8 clients, with and without, in turns.
-fn notifications(world: &mut World) -> Result<(), Box<dyn Error + Send + Sync>> {
+/// The cost of notifications for writers: 8 clients, alternately with and without.
+fn notifications(variant: &mut Variant) -> Result<(), Box<dyn Error + Send + Sync>> {
     println!(
         "| {CLIENTS} clients that freeze and unfreeze, changes a second ({}) | quiet | notifying |",
-        world.name
+        variant.name
     );
     println!("|---|---|---|");
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..7 {
         for (rates, state) in rates.iter_mut().zip(["DISABLE", "ENABLE"]) {
-            world.conn.batch_execute(&format!(
+            variant.conn.batch_execute(&format!(
                 "ALTER TABLE api_key_events {state} TRIGGER api_key_events_notify"
             ))?;
-            rates.push(throughput(world));
+            rates.push(throughput(variant));
         }
     }
     for rates in &mut rates {
@@ -230,9 +231,9 @@ fn notifications(world: &mut World) -> Result<(), Box<dyn Error + Send + Sync>> 
     Ok(())
 }
 
-/// What a follower costs while nothing happens, and how late it hears of a change.
-fn following(world: &mut World) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let mut follower = world.database.connect()?;
+/// The cost of a follower while nothing changes, and the delay until it gets a change.
+fn following(variant: &mut Variant) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut follower = variant.database.connect()?;
     let mut listener = KeyEventListener::new(&mut follower)?;
     let mut denied = DeniedKeys::seed(listener.connection())?;
     denied.catch_up(listener.connection())?;
@@ -245,7 +246,7 @@ fn following(world: &mut World) -> Result<(), Box<dyn Error + Send + Sync>> {
     polls.sort();
     let mut delays = Vec::new();
     for n in 0..100 {
-        toggle(&mut world.conn, &key(n));
+        toggle(&mut variant.conn, &key(n));
         let began = Instant::now();
         while denied.catch_up(listener.connection())?.events == 0 {
             listener.wait(Duration::from_secs(1))?;

@@ -1,4 +1,4 @@
-//! Builds and runs the benchmark's own package, which `cargo test` has no part in.
+//! Builds and runs the benchmark's own package, which `cargo test` does not build.
 
 use std::env;
 use std::process::{Command, exit};
@@ -12,7 +12,7 @@ fn main() {
         concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/Cargo.toml"),
         "--",
     ]);
-    // `cargo bench` adds a flag for the harness that this is not.
+    // `cargo bench` adds a flag for the standard harness, which this benchmark does not use.
     benchmark.args(env::args().skip(1).filter(|argument| argument != "--bench"));
     let status = benchmark.status().expect("cargo runs");
     exit(status.code().unwrap_or(1));

@@ -1,5 +1,5 @@
-//! What usage costs when it is rolled up, and what that costs writers: `cargo bench --bench usage` prints the figures of
-//! `docs/usage.md`. `-- --calls 10000000` counts as many calls of one key (1,000,000 without it); `-- --no-writers`
+//! The cost of usage that is rolled up, and its cost for writers: `cargo bench --bench usage` prints the figures of
+//! `docs/usage.md`. `-- --calls 10000000` sets the number of calls of one key (1,000,000 by default); `-- --no-writers`
 //! leaves out the inserts.
 
 use std::fs;
@@ -17,7 +17,7 @@ use throwaway_postgres::PrivateServer;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Midnight: the moment up to which everything was called.
+/// Midnight: the time of the last call.
 fn now() -> DateTime<Utc> {
     "2026-06-01T00:00:00Z".parse().expect("a time")
 }
@@ -53,7 +53,7 @@ fn main() -> Result<(), Error> {
     count(database.url(), &mut conn)?;
 
     println!("\nReading: medians in microseconds\n");
-    // A connection whose plans are made for the tables as they are now.
+    // A new connection, which plans statements for the current size of the tables.
     readers(&mut database.connect()?, &sizes)?;
     Ok(())
 }
@@ -62,9 +62,9 @@ fn key(calls: u64) -> KeyId {
     format!("key-of-{calls}-0000-8000-0000000000").into()
 }
 
-/// Keys of so many calls, spread evenly over a year.
+/// Keys with this number of calls, spread evenly over a year.
 fn load(conn: &mut PgConnection, sizes: &[u64]) -> Result<(), Error> {
-    // Indexes that no statement here reads, and that take most of the time of loading.
+    // These indexes are not read by any statement here, and take most of the time of loading.
     conn.batch_execute(
         "DROP INDEX ix_proxy_calls_api_key_id, ix_proxy_calls_request_hash, ix_proxy_calls_user_id,
              ix_proxy_calls_tenant_user, ix_proxy_calls_replay",
@@ -84,7 +84,7 @@ fn load(conn: &mut PgConnection, sizes: &[u64]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Counts all calls while a reader asks for the usage of a key.
+/// Counts all calls while a reader fetches the usage of a key.
 fn count(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
     let over = AtomicBool::new(false);
     let mut reader = PgConnection::establish(url)?;
@@ -210,7 +210,7 @@ fn usage(conn: &mut PgConnection, key_id: &KeyId, since: DateTime<Utc>) -> f64 {
     times(|| ask(conn, key_id, since))
 }
 
-/// The median of some hundred calls, of fewer where they are slow.
+/// The median of some hundred calls, or of fewer if they are slow.
 fn times(mut call: impl FnMut()) -> f64 {
     (0..8).for_each(|_| call());
     let start = Instant::now();
@@ -232,35 +232,35 @@ fn median(mut times: Vec<Duration>) -> f64 {
     times[times.len() / 2].as_secs_f64() * 1e6
 }
 
-/// Short heats, alternating, and many: a change of the machine's pace falls on both sides.
-const HEATS: u32 = 24;
+/// Many short alternating runs, so that a change in the machine's speed affects both sides.
+const RUNS: u32 = 24;
 const INSERTS: u32 = 2_000;
 
 /// The existing service's insert: one statement as text, all columns, nine indexes.
 fn writers(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
-    // Counting has begun, as on any database where a worker runs; what is loaded later is newer.
+    // Counting has begun, as in any database with a worker. Calls that are loaded later are newer.
     let until = now() - TimeDelta::days(3_650);
     while KeysDriver::new(conn).roll_up_usage(until, 1_000)?.is_some_and(|step| step.is_behind) {}
     println!("{:32} {:>10} {:>10} {:>10} {:>10}", "", "without", "with", "ratio", "rate ratio");
     for (clients, statements) in [(1, 1), (1, 10), (8, 1), (8, 10)] {
-        let mut heats = [Vec::new(), Vec::new()];
-        for heat in 0..HEATS {
+        let mut runs = [Vec::new(), Vec::new()];
+        for run in 0..RUNS {
             for index in 0..2 {
-                let with = (index + heat) % 2 == 1;
+                let with = (index + run) % 2 == 1;
                 let state = if with { "ENABLE" } else { "DISABLE" };
                 conn.batch_execute(&format!(
                     "TRUNCATE proxy_calls; ALTER TABLE proxy_calls {state} TRIGGER USER; CHECKPOINT"
                 ))?;
-                heats[usize::from(with)].push(insert(url, clients, statements)?);
+                runs[usize::from(with)].push(insert(url, clients, statements)?);
             }
         }
-        let middle = |heats: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| {
-            let mut all: Vec<f64> = heats.iter().map(of).collect();
+        let middle = |runs: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| {
+            let mut all: Vec<f64> = runs.iter().map(of).collect();
             all.sort_by(f64::total_cmp);
             all[all.len() / 2]
         };
-        let (without, with) = (middle(&heats[0], |heat| heat.0), middle(&heats[1], |heat| heat.0));
-        let (rate, rate_with) = (middle(&heats[0], |heat| heat.1), middle(&heats[1], |heat| heat.1));
+        let (without, with) = (middle(&runs[0], |run| run.0), middle(&runs[1], |run| run.0));
+        let (rate, rate_with) = (middle(&runs[0], |run| run.1), middle(&runs[1], |run| run.1));
         println!(
             "{:32} {without:>7.1} us {with:>7.1} us {:>10.3} {:>10.3}",
             format!("{clients} client(s), {statements} a transaction"),
@@ -272,7 +272,7 @@ fn writers(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Microseconds of the server's processor for an insert, and inserts a second.
+/// The server's processor time of an insert in microseconds, and the inserts per second.
 fn insert(url: &str, clients: u32, statements: u32) -> Result<(f64, f64), Error> {
     let each = INSERTS / clients;
     let start = Barrier::new(clients as usize);
@@ -326,7 +326,7 @@ fn insertion(id: &str) -> String {
     )
 }
 
-/// Seconds that a process of this machine has used, to a hundred thousandth: the scheduler's own count.
+/// The processor time of a process on this machine in seconds, from the scheduler.
 fn processor_time(pid: i32) -> Result<f64, Error> {
     let schedule = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
     let nanoseconds: u64 = schedule.split(' ').next().unwrap_or_default().parse()?;

@@ -23,8 +23,8 @@ use crate::{
 /// use diesel::PgConnection;
 /// use std::time::Duration;
 ///
-/// fn follow(conn: &mut PgConnection, mut tell: impl FnMut(&DeniedKeys) -> bool) -> Result<()> { // Listens before it
-/// reads, so that it misses no change.
+/// fn follow(conn: &mut PgConnection, mut tell: impl FnMut(&DeniedKeys) -> bool) -> Result<()> {
+///     // Listens before it reads, so that it misses no change.
 ///     let mut listener = KeyEventListener::new(conn)?;
 ///     let mut denied = DeniedKeys::seed(listener.connection())?;
 ///     loop {

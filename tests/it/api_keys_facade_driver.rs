@@ -5,7 +5,8 @@ use diesel::prelude::*;
 
 use crate::support::{KeyRow, OTHER, assert_fields, at, key, migrated, other, plans_of, tenant};
 
-/// An active, a revoked and an expired key of the tenant, oldest last, among synthetic and foreign ones.
+/// An active, a revoked and two expired keys of the tenant, newest first, among synthetic keys and keys of other
+/// tenants.
 fn insert_keys(conn: &mut PgConnection) {
     let keys = [
         KeyRow { id: "active", created_at: at("2026-01-05T00:00:00Z"), is_frozen: true, ..KeyRow::default() },

@@ -1,4 +1,4 @@
-//! Inserting calls: what is stored and what is refused, and that no call is metered twice.
+//! Inserting calls: what is stored and what is refused, and that no call is stored twice.
 
 use api_keys_driver::{BigDecimal, Error, KeyUsageSnapshot, KeysDriver, NewCall};
 use chrono::{DateTime, TimeDelta, Utc};

@@ -31,7 +31,7 @@ struct Object {
     flaw: String,
 }
 
-/// Everything in the schema that the migrations made, as `check` reads it.
+/// Every object in the schema that the migrations created, as `check` reads it.
 fn objects(conn: &mut PgConnection) -> Vec<Object> {
     let relations = lines(
         conn,
@@ -99,7 +99,7 @@ fn the_list_of_what_the_migrations_create_is_up_to_date() {
 /// Everything that `check` reported so far.
 static SAID: Mutex<String> = Mutex::new(String::new());
 
-/// The names of what is found, with `!` before what blocks.
+/// The names of the obstacles and pending steps, with `!` for each level at which they block.
 fn found(conn: &mut PgConnection) -> Vec<String> {
     let report = check(conn).unwrap();
     writeln!(SAID.lock().unwrap(), "{report}").unwrap();
@@ -160,7 +160,7 @@ fn assert_old_transactions_are_named(server: &PrivateServer, mut old: PgConnecti
     assert!(!found(&mut conn).iter().any(|line| line.contains("transaction ")));
 }
 
-/// The faults of a server instead of a database.
+/// Breaks the server instead of the database.
 fn break_the_server(server: &mut PrivateServer, database: &Database) {
     let mut conn = database.connect().unwrap();
     if conn.batch_execute("SET lc_messages = 'de_DE.utf8'").is_ok() {
@@ -189,7 +189,7 @@ fn break_the_server(server: &mut PrivateServer, database: &Database) {
     assert_eq!(found(&mut database.connect().unwrap()), [""; 0]);
 }
 
-/// The faults of partitioned calls.
+/// Breaks partitioned calls.
 fn break_partitions() {
     let Some((_database, mut conn)) = partitioned_service() else { return };
     migrate(&mut conn).unwrap();
@@ -237,7 +237,7 @@ fn texts_of_the_judges() -> Vec<String> {
     for source in sources {
         let code: Vec<_> =
             source.lines().map(str::trim_start).filter(|line| !line.starts_with("//")).collect();
-        // A line that ends in a backslash goes on in the next.
+        // A line that ends in a backslash continues in the next one.
         let code = code.join("\n").replace("\\\n", "").replace("\\\"", "\u{1}");
         for text in code.split('"').skip(1).step_by(2) {
             let fixed = text.split(['{', '}']).step_by(2).max_by_key(|fixed| fixed.len()).unwrap_or_default();
@@ -271,7 +271,7 @@ fn each_obstacle_is_reported_alone_and_each_text_is_tested() {
     assert!(never.is_empty(), "no test provokes these: {never:#?}");
 }
 
-/// A private server: no other test sees its roles and settings.
+/// A private server, whose roles and settings no other test sees.
 fn apart() -> (PrivateServer, Database, PgConnection) {
     let server = PrivateServer::start_new().unwrap();
     let database = server.create_database().unwrap();
@@ -279,7 +279,7 @@ fn apart() -> (PrivateServer, Database, PgConnection) {
     (server, database, conn)
 }
 
-/// Takes a name that a migration needs: it is found before anything is changed.
+/// Creates an object with a name that a migration needs. The migrator reports it before it changes anything.
 fn take_each_name() {
     for (sql, obstacle) in [
         ("ALTER TABLE api_keys ADD COLUMN revision integer", "!! column api_keys.revision"),

@@ -30,7 +30,7 @@ struct Sharded {
 }
 
 impl Sharded {
-    /// `None` where there is no cluster.
+    /// Returns `None` if there is no cluster.
     fn create(way: Way) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let Ok(url) = env::var("TEST_CITUS_URL") else {
@@ -63,7 +63,7 @@ impl Sharded {
         PgConnection::establish(&self.url_with("")).unwrap()
     }
 
-    /// The URL with the schema as its path. Of two values for a parameter, libpq takes the last.
+    /// The URL with the schema as its search path. If a parameter has two values, libpq uses the last one.
     fn url_with(&self, parameters: &str) -> String {
         let separator = if self.url.contains('?') { '&' } else { '?' };
         format!("{}{separator}options=-csearch_path%3D{}{parameters}", self.url, self.schema)
@@ -80,7 +80,7 @@ impl Sharded {
         PgConnection::establish(&self.url_with(&format!("&host={host}&port={port}"))).unwrap()
     }
 
-    /// Makes the views of a worker's shards anew.
+    /// Creates the views of a worker's shards again.
     fn make_views(&self, worker: &Worker) {
         run(&mut self.connect_to(worker), &self.documented("## Followers and maintenance\n", 0));
     }
@@ -110,7 +110,7 @@ fn statements(sql: &str) -> Vec<String> {
     sql.split_inclusive(";\n").fold(vec![String::new()], |mut statements, part| {
         let last = statements.last_mut().unwrap();
         *last += part;
-        // A body in `$$` has such ends of its own.
+        // A body in `$$` contains such ends too.
         if last.matches("$$").count() % 2 == 0 {
             statements.push(String::new());
         }
@@ -159,7 +159,7 @@ fn a_distributed_schema_is_checked_and_migrated_again() {
         names
     };
     assert_eq!(obstacles(&mut conn), [""; 0]);
-    // As a new version would: a step that finds its table on a shard.
+    // A new version would also have a step whose table is on a shard.
     conn.batch_execute("SET citus.enable_unsafe_triggers = on").unwrap();
     conn.batch_execute("DROP TRIGGER proxy_calls_tell_usage ON proxy_calls").unwrap();
     assert_eq!(obstacles(&mut conn), ["trigger proxy_calls_tell_usage on proxy_calls"]);

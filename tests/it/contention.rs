@@ -54,7 +54,7 @@ fn try_and_freeze(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Lets the workers run their cycles, and `bystander` over and over until they have.
+/// Lets the workers run their cycles, and repeats `bystander` until they have finished.
 fn contend(
     database: &Database,
     cycle: fn(&mut PgConnection) -> Result<()>,
@@ -96,7 +96,7 @@ fn no_cycle_of_concurrent_workers_is_lost_and_readers_never_wait() {
         KeyRow { is_frozen: true, frozen_at: Some(start()), ..KeyRow::default() }.insert(&mut conn);
         let mut last = start();
         let reads = contend(&database, cycle, |conn| {
-            // A wait for a lock, however short, would fail this.
+            // Any wait for a lock would make this fail.
             conn.batch_execute("SET lock_timeout = '1ms'").unwrap();
             let seen = stored(conn).frozen_at.unwrap();
             assert!(seen >= last, "what was committed is not taken back");

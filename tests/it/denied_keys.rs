@@ -1,4 +1,4 @@
-//! The cache of keys that may not be used equals the table, whatever is written, and hears of it in time.
+//! The cache of keys that may not be used equals the table after any writes, and is notified in time.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ fn ids() -> Vec<(TenantId, KeyId)> {
     (0..KEYS).map(|n| (TenantId::from([TENANT, OTHER][n % 2]), KeyId::from(format!("key {n}")))).collect()
 }
 
-/// What the table says: the keys of [`ids`] that are there, and which of them may not be used.
+/// The keys of [`ids`] that exist in the table, and those that may not be used.
 fn stored(conn: &mut PgConnection) -> (BTreeSet<String>, BTreeSet<String>) {
     let rows: Vec<(String, String, bool)> =
         api_keys::table.select((api_keys::id, api_keys::status, api_keys::is_frozen)).load(conn).unwrap();
@@ -36,7 +36,7 @@ fn stored(conn: &mut PgConnection) -> (BTreeSet<String>, BTreeSet<String>) {
     (all, denied.map(|(id, ..)| id).collect())
 }
 
-/// Catches up until nothing is open, and compares: a key that is there is denied if the table says so.
+/// Catches up until no transaction is open, and compares: an existing key is denied if the table says so.
 fn assert_equal(cache: &mut DeniedKeys, conn: &mut PgConnection) {
     let horizon = api_key_events::table.count().get_result::<i64>(conn).unwrap();
     eventually("the cache equals the table", || {
@@ -50,7 +50,7 @@ fn assert_equal(cache: &mut DeniedKeys, conn: &mut PgConnection) {
     assert_eq!(api_key_events::table.count().get_result::<i64>(conn), Ok(horizon), "somebody still writes");
 }
 
-/// One statement on one of the keys, as somebody beside the crate might send it.
+/// One statement on one of the keys, as another program might send it.
 fn statement(what: u8, n: usize) -> String {
     let (tenant_id, id) = ids().remove(n % KEYS);
     let of = format!("WHERE id = '{id}'");
@@ -99,7 +99,7 @@ fn the_cache_equals_the_table_whenever_it_was_started() {
         .unwrap();
 }
 
-/// Compacts all that may be, in small batches.
+/// Compacts as many events as possible, in small batches.
 fn compact(conn: &mut PgConnection, passed: Option<EventPosition>) -> i64 {
     let passed = passed.unwrap_or_else(|| KeysDriver::new(conn).fetch_key_events_head().unwrap());
     let (mut deleted, mut after) = (0, None);
@@ -130,7 +130,7 @@ fn caches_equal_the_table_among_concurrent_writers_and_a_compactor() {
                     for round in 0..ROUNDS {
                         let seed = (writer * ROUNDS + round).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 7;
                         let sql = statement(u8::try_from(seed % 251).unwrap(), seed / 251);
-                        // A transaction that began early changes a key late; a third of them is undone.
+                        // Transactions that began early change a key late; a third of them is rolled back.
                         let end = if seed % 3 == 0 { "ROLLBACK" } else { "COMMIT" };
                         conn.batch_execute("BEGIN; SELECT pg_current_xact_id()").unwrap();
                         thread::yield_now();
@@ -145,7 +145,7 @@ fn caches_equal_the_table_among_concurrent_writers_and_a_compactor() {
                 scope.spawn(move || {
                     let mut caches = Vec::new();
                     while writing.load(Ordering::Relaxed) {
-                        // Restarts again and again; keeps some to be compared in the end.
+                        // Starts caches repeatedly, and keeps some of them to compare at the end.
                         let mut cache = DeniedKeys::seed(&mut conn).unwrap();
                         for _ in 0..20 {
                             cache.catch_up(&mut conn).unwrap();
@@ -283,8 +283,8 @@ fn missing_triggers_stop_followers_and_new_ones_restart_the_cache() {
     }
 }
 
-/// The server fires no trigger of a table for the rows of a table that inherits from it, and a copy of each for each
-/// partition, which can be disabled by itself.
+/// PostgreSQL fires no trigger of a table for rows of a table that inherits from it. For each partition it fires a copy
+/// of the trigger, which can be disabled separately.
 #[test]
 fn tables_that_inherit_from_the_keys_and_partitions_stop_followers() {
     let (_database, mut conn) = migrated_apart();
@@ -405,7 +405,7 @@ fn after_an_asynchronous_failover_followers_fail_and_the_cache_restarts() {
     assert!(cache.contains(&tenant(), &key("kept")), "a standby answers too");
     drop(standby);
 
-    // What the standby never gets.
+    // A change that the standby never receives.
     pair.standby.stop().unwrap();
     KeyRow { id: "lost", is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     let mut position = cache.followed_to();
@@ -446,7 +446,7 @@ fn a_frozen_key_is_denied_within_50_milliseconds_and_waiting_sends_nothing() {
                 Instant::now()
             });
             while cache.contains(&tenant(), &key("key")) != denied {
-                // Ten seconds: a poll would be seen.
+                // Ten seconds, so that a poll would be noticed.
                 listener.wait(Duration::from_secs(10)).unwrap();
                 cache.catch_up(listener.connection()).unwrap();
             }
@@ -456,7 +456,7 @@ fn a_frozen_key_is_denied_within_50_milliseconds_and_waiting_sends_nothing() {
         delays.push(delay);
     }
     delays.sort();
-    // The median: the machine may be busy.
+    // The median is compared, because the machine may be busy.
     assert!(delays[ROUNDS / 2] < Duration::from_millis(50), "{delays:?}");
 
     let waited = Instant::now();
@@ -508,11 +508,11 @@ fn compaction_keeps_events_that_are_recent_or_not_passed() {
     let one = keys.compact_key_events(None, &head, DateTime::<Utc>::MAX_UTC, 1).unwrap();
     assert_eq!(one.deleted, 1);
     let rest = keys.compact_key_events(one.next.as_ref(), &head, DateTime::<Utc>::MAX_UTC, 100).unwrap();
-    // The fourth one is the newest, and behind the head.
+    // The fourth event is the newest, and is after the head.
     assert_eq!((rest.deleted, count(&mut conn)), (2, 1));
 }
 
-/// What `pg_dump` writes of a database, as statements.
+/// The dump of a database by `pg_dump`, as statements.
 fn dump(database: &throwaway_postgres::Database, options: &[&str]) -> Option<String> {
     let program = throwaway_postgres::programs().unwrap().join("pg_dump");
     if !program.exists() {

@@ -8,7 +8,7 @@ use throwaway_postgres::PrivateServer;
 use crate::every_method::{Input, METHODS};
 use crate::support::{CallRow, KeyRow, at, key, migrated, tenant};
 
-/// A connection to a migrated database of an encoding, on a server that lasts as long as the first value.
+/// A connection to a migrated database with an encoding. The server runs until the first value is dropped.
 fn database_with(encoding: &str) -> (PrivateServer, PgConnection) {
     let server = PrivateServer::start_new().unwrap();
     let folder = server.socket_folder().display().to_string();
@@ -26,7 +26,8 @@ fn database_with(encoding: &str) -> (PrivateServer, PgConnection) {
     (server, conn)
 }
 
-/// Reads by a text that the database cannot hold find nothing, and writes of it are a named error.
+/// Checks that reads by a text that the database cannot hold find nothing, and that writes of it return their own
+/// error.
 fn assert_not_there(conn: &mut PgConnection, text: &str) {
     let (tenant_id, key_id) = (tenant(), key(text));
     let mut keys = KeysDriver::new(conn);

@@ -13,7 +13,7 @@ use throwaway_postgres::PrivateServer;
 
 use crate::support::{KeyRow, at, key, migrated, tenant, wait_until_one_waits};
 
-/// Checks the kind and the advice, and that the text neither repeats its source nor shows more than it should.
+/// Checks the kind and the advice, and that the message does not repeat its source.
 macro_rules! assert_error {
     ($result:expr, $kind:pat, $advice:expr) => {{
         let error = $result.expect_err("a failure");
@@ -167,7 +167,7 @@ fn a_transaction_that_is_idle_for_too_long_loses_its_connection_and_its_lock() {
     conn.batch_execute("SET idle_in_transaction_session_timeout = '50ms'").unwrap();
     let failed = conn.transaction(|conn| {
         lock(conn, "key")?;
-        // Waits for the lock until the server has ended the session that holds it.
+        // Waits for the lock until the server ends the session that holds it.
         database.connect().unwrap().transaction(|second| lock(second, "key"))?;
         count(conn)
     });
@@ -215,7 +215,8 @@ fn a_unique_violation_names_its_constraint_and_shows_no_hash() {
     }
 }
 
-/// What a Citus coordinator says is the message of the shard's server and its code, and none of its fields.
+/// Raises an error like a Citus coordinator: with the message and the code of the shard's server, but without its
+/// fields.
 fn raise(conn: &mut PgConnection, message: &str, code: &str, detail: &str) -> Result<()> {
     let raise = format!(
         "DO $$ BEGIN RAISE EXCEPTION '{message}' USING ERRCODE = '{code}', DETAIL = '{detail}'; END $$"
@@ -304,7 +305,7 @@ fn a_missing_column_or_table_is_a_schema_mismatch() {
         let mut keys = KeysDriver::new(&mut conn);
         let failed = keys.fetch_key_by_id(&tenant(), &key("key"));
         assert_error!(failed, Error::SchemaMismatch(_), Advice::Fail);
-        // Nor is it taken for a busy row.
+        // It is also not reported as a busy row.
         let tried = conn.transaction(|conn| {
             KeysDriver::new(conn).try_fetch_key_for_update(&tenant(), &key("key")).map(|tried| {
                 assert!(!matches!(tried, TryLock::Busy), "{change}");
@@ -399,7 +400,7 @@ fn a_cancelled_statement_is_not_taken_for_a_timeout() {
     assert_error!(failed, Error::Query(_), Advice::Fail);
 }
 
-/// Everything that an error and its sources hold: their texts, and each field of what the server said.
+/// Everything that an error and its sources contain: their texts, and each field of the server's message.
 fn all_fields(error: &(dyn std::error::Error + 'static)) -> String {
     let mut all = String::new();
     for error in std::iter::successors(Some(error), |error| error.source()) {

@@ -1,4 +1,4 @@
-//! What is recorded of a change, and that whoever follows the events sees each exactly once.
+//! What is recorded of a change, and that a follower gets each event exactly once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
     kinds.iter().map(|(revision, kind)| (*revision, (*kind).into())).collect()
 }
 
-/// Takes every event there is after a position, and returns the keys in the order that they came in.
+/// Follows to the last event after a position, and returns the keys in the order of the events.
 fn follow(conn: &mut PgConnection, position: &mut Option<EventPosition>) -> Vec<String> {
     let mut ids = Vec::new();
     loop {
@@ -43,10 +43,10 @@ fn follow(conn: &mut PgConnection, position: &mut Option<EventPosition>) -> Vec<
     }
 }
 
-/// The transactions of other tests of events hold a follower up.
+/// Followers wait for the transactions of other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Follows until as many events came.
+/// Follows until there were `count` events.
 fn follow_until(conn: &mut PgConnection, position: &mut Option<EventPosition>, count: usize) -> Vec<String> {
     let deadline = Instant::now() + PATIENCE;
     let mut ids = Vec::new();
@@ -215,7 +215,7 @@ fn a_history_is_paged_and_belongs_to_one_key_of_one_tenant() {
 fn a_history_is_paged_with_a_cursor_that_is_stored_as_text() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
-    // An update with two events of one revision.
+    // An update that has two events with the same revision.
     conn.batch_execute("UPDATE api_keys SET name = 'x', is_frozen = true; UPDATE api_keys SET name = 'y'")
         .unwrap();
     let whole = history(&mut conn, "key");
@@ -265,7 +265,7 @@ fn followers_wait_for_open_transactions_and_ignore_failed_ones() {
     let mut position = None;
     KeyRow { id: "before", ..KeyRow::default() }.insert(&mut conn);
 
-    // It has an id as soon as it has written anything; no event is needed.
+    // A transaction has an id as soon as it has written anything, also without an event.
     open.batch_execute("BEGIN; CREATE TEMP TABLE anything ()").unwrap();
     for id in ["b", "c"] {
         KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
@@ -296,7 +296,7 @@ fn events_of_interleaved_transactions_are_in_the_order_of_their_start() {
     KeyRow::default().insert(&mut first);
     follow_until(&mut follower, &mut position, 1);
 
-    // The first begins first and changes the key last.
+    // The first transaction begins first and changes the key last.
     first.batch_execute("BEGIN; SELECT pg_current_xact_id()").unwrap();
     second.batch_execute("BEGIN; UPDATE api_keys SET is_frozen = true; COMMIT").unwrap();
     first.batch_execute("UPDATE api_keys SET is_frozen = false; COMMIT").unwrap();
@@ -388,7 +388,7 @@ fn after_a_restore_on_a_server_with_lower_ids_followers_start_over() {
     assert_eq!(follow_until(&mut conn, &mut None, 3), ["a", "b", "c"]);
 }
 
-/// What the documentation's cache knows, and by which revision.
+/// The keys of a simple cache as the documentation describes it, with their revisions.
 #[derive(Default)]
 struct FrozenKeys {
     followed_to: Option<EventPosition>,
@@ -472,7 +472,7 @@ fn a_follower_gets_each_event_of_concurrent_writers_once() {
     assert_eq!(cache.seen, stored);
 }
 
-/// Freezes or unfreezes a key in a transaction that began before the key's lock was asked for.
+/// Freezes or unfreezes a key in a transaction that began before it locked the key.
 fn write(conn: &mut PgConnection, id: &str, writer: usize, round: usize) {
     let now: DateTime<Utc> = at("2026-06-01T12:00:00Z");
     let done: Result<()> = conn.transaction(|conn| {

@@ -1,4 +1,4 @@
-//! Neighbours who want the triggers to run their code, to write elsewhere, or not to notice a change.
+//! Other roles try to make the triggers run their code, write to another table, or miss a change.
 
 use api_keys_driver::{KeysDriver, Page, migrate};
 use diesel::connection::SimpleConnection;
@@ -24,7 +24,7 @@ fn kinds(conn: &mut PgConnection, id: &str) -> Vec<String> {
     events.into_iter().map(|event| event.kind.into()).collect()
 }
 
-/// A role that owns the schema `trap` and may write keys; a role of each server and database of its own.
+/// Creates a role that owns the schema `trap` and may write keys. Each server and database has its own role.
 fn with_planter() -> (Database, PgConnection, String) {
     let (database, mut conn) = migrated_apart();
     let role = lines(&mut conn, "SELECT 'planter_of_' || current_database() AS line").remove(0);
@@ -41,7 +41,7 @@ fn with_planter() -> (Database, PgConnection, String) {
     (database, conn, role)
 }
 
-/// Operators and functions that report who runs them, with the names and the types that a body could mean.
+/// Operators and functions that report who runs them, with names and types that a function body could refer to.
 fn traps(schema: &str) -> String {
     let types = ["varchar", "text", "bigint", "integer", "boolean", "name", "record", "timestamptz", "oid"];
     let mut traps = Vec::new();
@@ -90,7 +90,7 @@ fn trap(signature: &str, returns: &str) -> String {
     )
 }
 
-/// Everything that makes a trigger run, without an operator or a function of the statement's own.
+/// Statements that fire every trigger, and contain no operator or function themselves.
 const EVERY_CHANGE: &str = "
     INSERT INTO public.api_keys (id, tenant_id, name, key_prefix, key_hash, created_at)
         VALUES ('key', '11111111-1111-1111-1111-111111111111', 'a', 'sk', 'hash', '2026-01-01Z');
@@ -187,7 +187,7 @@ fn only_the_owner_can_attach_the_functions_to_a_table() {
         let error = conn.batch_execute(&sql).unwrap_err();
         assert_eq!(error.to_string(), format!("permission denied for function public.{function}"));
     }
-    // Not even where the owner did it for them: rows of strangers' tables would fire strangers' triggers.
+    // Even if the owner attached a function for them, rows of other roles' tables would fire other roles' triggers.
     conn.batch_execute(
         "RESET ROLE;
          CREATE TRIGGER t AFTER INSERT ON trap.api_keys FOR EACH ROW EXECUTE FUNCTION public.api_keys_tell();
@@ -210,7 +210,7 @@ fn an_events_table_of_an_unrelated_role_is_not_used() {
          RESET ROLE",
     )
     .unwrap();
-    // A superuser may act as any role, so the check sees it with the eyes of one who may not.
+    // A superuser may act as any role, so another role runs the check.
     let role = lines(&mut conn, "SELECT 'migrator_of_' || current_database() AS line").remove(0);
     conn.batch_execute(&format!(
         "CREATE ROLE {role}; GRANT CREATE ON SCHEMA public TO {role};
@@ -228,7 +228,7 @@ fn an_events_table_of_an_unrelated_role_is_not_used() {
 fn a_writer_needs_no_right_on_the_events_and_cannot_redirect_them() {
     let (_database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
-    // A role that every server has, and that may do nothing with tables.
+    // A role that exists on every server, and that has no privileges on tables.
     conn.batch_execute(
         "GRANT SELECT, UPDATE ON api_keys TO pg_signal_backend;
          SET ROLE pg_signal_backend;
@@ -242,7 +242,7 @@ fn a_writer_needs_no_right_on_the_events_and_cannot_redirect_them() {
     assert_eq!(kinds(&mut conn, "key"), ["inserted", "frozen"]);
 }
 
-/// What of a body is code: string literals that hold SQL too, names in quotes and comments not.
+/// The code of a function body: with string literals, which may contain SQL, and without quoted names and comments.
 fn code_of(body: &str) -> String {
     let body: String =
         body.lines().map(|line| line.split("--").next().unwrap_or_default().to_owned() + " ").collect();
@@ -256,7 +256,7 @@ fn code_of(body: &str) -> String {
         .collect()
 }
 
-/// What a body leaves to `search_path`: operators, functions and types without a schema.
+/// The unqualified operators, functions and types in a function body.
 fn unqualified(body: &str) -> Vec<String> {
     const WORDS: &[&str] = &[
         "all",
@@ -354,7 +354,7 @@ fn unqualified(body: &str) -> Vec<String> {
             index += 1;
         }
     }
-    // Constructs that look an operator up by its name, with no way to say whose.
+    // Constructs that look up an operator by its name and cannot be qualified.
     for hidden in ["IS DISTINCT FROM", "IS NOT DISTINCT", "BETWEEN", "NULLIF", " LIKE ", " IN ("] {
         if code.to_uppercase().contains(hidden) {
             found.push(hidden.into());
@@ -376,7 +376,7 @@ fn every_function_sets_search_path_and_qualifies_every_name() {
         assert!(settings.starts_with("search_path=pg_catalog, pg_temp"), "{name}: {settings}");
         let body = lines(&mut conn, &format!("SELECT prosrc AS line {of}")).remove(0);
         let mut found = unqualified(&body);
-        // With the path pinned, before it is set to the tables' own.
+        // The part of the body that runs before `search_path` is set to the schema of the tables.
         found.retain(|found| !(name == "proxy_calls_tell_usage" && found == "IS NOT DISTINCT"));
         assert_eq!(found, [""; 0], "{name}");
         let public = lines(&mut conn, &format!("SELECT coalesce(proacl::text, 'everybody') AS line {of}"));

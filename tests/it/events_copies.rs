@@ -1,4 +1,5 @@
-//! Events on a logical replica that takes over, behind forced row-level security, and after the erasure of a person.
+//! Events after a switch-over to a logical replica, with forced row-level security, and after a person's data are
+//! erased.
 
 use std::fs;
 
@@ -26,7 +27,7 @@ fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
     diesel::dsl::sql::<Text>(sql).load(conn).unwrap()
 }
 
-/// The keys and the events, and what compaction left of the keys that are gone.
+/// The keys, the events, and the revision that compaction keeps of deleted keys.
 fn copied(conn: &mut PgConnection) -> Vec<String> {
     lines(
         conn,
@@ -130,7 +131,7 @@ fn a_subscriber_stops_until_it_is_migrated_and_can_be_switched_to() {
              DROP SUBSCRIPTION keys",
         )
         .unwrap();
-    // Twice: this server's events are replicated to the next one, which takes over in its turn.
+    // Twice, because the events of this server are then replicated to the next one, which is switched to.
     for again in [false, true] {
         subscriber.batch_execute(documented("### Events of another server\n", 0)).unwrap();
         let mut seeded = DeniedKeys::seed(&mut subscriber).unwrap();
@@ -181,7 +182,7 @@ fn policies_that_hide_keys_or_events_from_the_migrator_are_an_error() {
         KeyRow { id, is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
     }
     conn.batch_execute("UPDATE api_keys SET name = 'x'").unwrap();
-    // Events stay, and a second start begins above them.
+    // The events stay, and revisions continue after them.
     Migrator::new().revert(&mut connect()).unwrap();
     for table in TABLES {
         let id = if table == "api_keys" { "id" } else { "key_id" };
@@ -202,7 +203,7 @@ fn policies_that_hide_keys_or_events_from_the_migrator_are_an_error() {
         let shown = format!("{refused} {refused:?}");
         assert!(shown.contains("row-level security") && shown.contains(table), "{table}: {shown}");
         if table == "api_key_events" {
-            // Not this crate's `migrate`, which sets row_security for all steps.
+            // This does not use the crate's `migrate`, which sets row_security for all steps.
             let refused = connect().run_pending_migrations(MIGRATIONS).map(drop).unwrap_err().to_string();
             assert!(refused.contains("row-level security") && refused.contains(table), "{refused}");
         }
@@ -220,7 +221,7 @@ fn policies_that_hide_keys_or_events_from_the_migrator_are_an_error() {
     assert_eq!(denied, [("hidden".to_owned(), 3), ("seen".to_owned(), 3)], "above the hidden events");
 }
 
-/// The actor and the reason are what is erased.
+/// The events without the actor and the reason, which are erased.
 fn without_person(events: Vec<KeyEventSnapshot>) -> Vec<KeyEventSnapshot> {
     let erased = |mut event: KeyEventSnapshot| {
         (event.actor, event.reason) = (None, None);
@@ -287,7 +288,7 @@ fn erasing_a_person_changes_only_the_actor_and_the_reason_of_events() {
     }
 }
 
-/// What a follower of all tenants gets that begins anew.
+/// The events that a new follower of all tenants gets.
 fn followed(conn: &mut PgConnection) -> Vec<KeyEventSnapshot> {
     KeysDriver::new(conn).fetch_key_events_after(None, 1000).unwrap()
 }

@@ -1,4 +1,4 @@
-//! The events follow their keys' table, whatever becomes of its schema.
+//! Events are in the schema of their keys' table, also after the schema is renamed.
 
 use api_keys_driver::{MIGRATIONS, migrate};
 use diesel::connection::SimpleConnection;
@@ -23,7 +23,7 @@ fn kinds(conn: &mut PgConnection, schema: &str) -> String {
         .join(" ")
 }
 
-/// The life of a key, as the service writes it there.
+/// Writes, changes and deletes a key, as the service does.
 fn live(conn: &mut PgConnection, schema: &str) {
     conn.batch_execute(&format!(
         "INSERT INTO {schema}.api_keys (id, tenant_id, name, key_prefix, key_hash)

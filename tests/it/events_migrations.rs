@@ -1,4 +1,4 @@
-//! Revisions and events where the service's tables, rows and writers were there before this crate.
+//! Revisions and events in a database whose tables, rows and writers existed before this crate.
 
 use api_keys_driver::schema::{api_key_events, api_keys};
 use api_keys_driver::{KeyEventSnapshot, KeysDriver, MIGRATIONS, Page, migrate};
@@ -9,16 +9,16 @@ use throwaway_postgres::Database;
 
 use crate::support::{TENANT, at, existing_service, key, tenant};
 
-/// Both worlds before this crate's migrations of the life of a key, each with two keys.
-fn worlds() -> Vec<(&'static str, Database, PgConnection)> {
+/// An empty database and the existing service's database before the migrations of events, each with two keys.
+fn databases() -> Vec<(&'static str, Database, PgConnection)> {
     let empty = throwaway_postgres::empty().unwrap();
     let mut conn = empty.connect().unwrap();
     migrate_to_before_events(&mut conn);
-    let mut worlds = vec![("empty", empty, conn)];
+    let mut databases = vec![("empty", empty, conn)];
     if let Some((service, conn)) = existing_service() {
-        worlds.push(("service", service, conn));
+        databases.push(("service", service, conn));
     }
-    for (_, _, conn) in &mut worlds {
+    for (_, _, conn) in &mut databases {
         conn.batch_execute(&format!(
             "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, is_frozen, frozen_at, frozen_by)
              VALUES ('old', '{TENANT}', 'Old', 'sk', 'old', false, NULL, NULL),
@@ -26,7 +26,7 @@ fn worlds() -> Vec<(&'static str, Database, PgConnection)> {
         ))
         .unwrap();
     }
-    worlds
+    databases
 }
 
 pub(crate) fn migrate_to_before_events(conn: &mut PgConnection) {
@@ -56,19 +56,19 @@ fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
 
 #[test]
 fn existing_keys_start_without_events_whether_frozen_or_not() {
-    for (world, _database, mut conn) in worlds() {
+    for (name, _database, mut conn) in databases() {
         migrate(&mut conn).unwrap();
-        assert_eq!(api_key_events::table.count().get_result(&mut conn), Ok(0), "{world}");
+        assert_eq!(api_key_events::table.count().get_result(&mut conn), Ok(0), "{name}");
         conn.batch_execute("UPDATE api_keys SET is_frozen = false").unwrap();
-        assert_eq!(kinds(&mut conn, "ice"), named(&[(1, "unfrozen")]), "{world}");
+        assert_eq!(kinds(&mut conn, "ice"), named(&[(1, "unfrozen")]), "{name}");
     }
 }
 
 #[test]
 fn writes_of_the_service_continue_and_are_recorded() {
-    for (world, _database, mut conn) in worlds() {
+    for (name, _database, mut conn) in databases() {
         migrate(&mut conn).unwrap();
-        // As the service writes: the columns that it knows, by name.
+        // As the service writes: by name, only the columns that it knows.
         conn.batch_execute(&format!(
             "INSERT INTO api_keys (id, tenant_id, user_id, name, key_prefix, key_hash, permissions_json,
                  allowed_workers_json, rate_limit_rpm, max_concurrent_runs, status, expires_at, revoked_at,
@@ -96,17 +96,17 @@ fn writes_of_the_service_continue_and_are_recorded() {
             ("revoked", None, Some("rotated")),
             ("changed", None, None),
         ];
-        assert_eq!(told, expected, "{world}");
+        assert_eq!(told, expected, "{name}");
         let times: Vec<_> = events.iter().take(3).map(|event| event.at).collect();
         let given = ["2026-02-01T00:00:00Z", "2026-02-02T00:00:00Z", "2026-02-03T00:00:00Z"];
-        assert_eq!(times, given.map(at), "{world}");
-        assert_eq!(events.iter().map(|event| event.revision).collect::<Vec<_>>(), [1, 2, 3, 4], "{world}");
+        assert_eq!(times, given.map(at), "{name}");
+        assert_eq!(events.iter().map(|event| event.revision).collect::<Vec<_>>(), [1, 2, 3, 4], "{name}");
     }
 }
 
 #[test]
 fn the_service_can_alter_its_table_and_changes_of_new_columns_are_recorded() {
-    for (world, _database, mut conn) in worlds() {
+    for (name, _database, mut conn) in databases() {
         migrate(&mut conn).unwrap();
         conn.batch_execute(
             "ALTER TABLE api_keys ALTER COLUMN name TYPE varchar(200), ALTER COLUMN status TYPE text,
@@ -118,7 +118,7 @@ fn the_service_can_alter_its_table_and_changes_of_new_columns_are_recorded() {
              UPDATE api_keys SET name = 'x' WHERE id = 'old'",
         )
         .unwrap();
-        assert_eq!(kinds(&mut conn, "old"), named(&[(1, "changed"), (2, "changed")]), "{world}");
+        assert_eq!(kinds(&mut conn, "old"), named(&[(1, "changed"), (2, "changed")]), "{name}");
     }
 }
 
@@ -139,7 +139,7 @@ fn keys_that_are_deleted_by_a_cascade_are_recorded() {
 
 #[test]
 fn a_revert_keeps_keys_and_events_and_later_revisions_are_higher() {
-    for (world, _database, mut conn) in worlds() {
+    for (name, _database, mut conn) in databases() {
         migrate(&mut conn).unwrap();
         conn.batch_execute(
             "UPDATE api_keys SET name = 'x' WHERE id = 'old'; UPDATE api_keys SET name = 'y' WHERE id = 'old'",
@@ -148,13 +148,13 @@ fn a_revert_keeps_keys_and_events_and_later_revisions_are_higher() {
 
         revert_all(&mut conn);
         conn.batch_execute("UPDATE api_keys SET is_frozen = id = 'old'").unwrap();
-        assert_eq!(api_keys::table.count().get_result(&mut conn), Ok(2), "{world}");
+        assert_eq!(api_keys::table.count().get_result(&mut conn), Ok(2), "{name}");
 
         migrate(&mut conn).unwrap();
         let revisions: Vec<i64> = api_keys::table.select(api_keys::revision).load(&mut conn).unwrap();
-        assert_eq!(revisions, [3, 3], "{world}");
+        assert_eq!(revisions, [3, 3], "{name}");
         conn.batch_execute("UPDATE api_keys SET name = 'z'").unwrap();
-        assert_eq!(kinds(&mut conn, "ice").pop(), Some((4, "changed".into())), "{world}");
+        assert_eq!(kinds(&mut conn, "ice").pop(), Some((4, "changed".into())), "{name}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the triggers take for a change, whoever makes it, and which number they give it.
+//! Which writes the triggers record as a change, and which revision they set.
 
 use api_keys_driver::schema::api_keys;
 use api_keys_driver::{KeyEventSnapshot, KeyId, KeysDriver, Page, TenantId};
@@ -127,7 +127,7 @@ fn truncating_the_table_appends_a_deletion_for_every_key() {
     assert!(refused.to_string().contains("READ COMMITTED only"), "{refused}");
 }
 
-/// Uses in the ways that they are recorded: by the driver, and by the service with its own statement.
+/// Records uses with the driver, and with the service's own statement.
 fn use_key(conn: &mut PgConnection) {
     let once = api_keys_driver::KeyUse {
         tenant_id: tenant(),

@@ -1,4 +1,4 @@
-//! Every public method of both drivers, for the tests that hold for all of them.
+//! Every public method of both drivers, for tests that apply to all of them.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +13,7 @@ use diesel::prelude::*;
 use crate::hostile::FOREIGN;
 use crate::support::{at, key, tenant};
 
-/// What a method is called with; each takes what it has a use for.
+/// The arguments of a call. Each method takes those that it needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Input {
     pub(crate) tenant_id: TenantId,
@@ -40,18 +40,18 @@ impl Default for Input {
 }
 
 impl Input {
-    /// The text, or what is known to be there where no text was chosen.
+    /// The text of the input. Without one, `known`, which exists.
     fn text_or<'a>(&'a self, known: &'a str) -> &'a str {
         if self.text == Self::default().text { known } else { &self.text }
     }
 }
 
-/// A method, to be called inside a transaction. It answers with the `Debug` text of what came back.
+/// A method, to be called inside a transaction. It returns the `Debug` text of the answer.
 pub(crate) struct Method {
-    /// The method's name, and behind a point which of its statements is sent, where it has several.
+    /// The method's name. If the method has several statements, a dot and the name of the statement follow.
     pub(crate) name: &'static str,
     pub(crate) call: fn(&mut PgConnection, &Input) -> Result<String>,
-    /// Whether the call locks the key first, which is a statement of its own.
+    /// Whether the call first locks the key, with a separate statement.
     pub(crate) locks_first: bool,
 }
 
@@ -324,7 +324,7 @@ pub(crate) const METHODS: &[Method] = &[
 pub(crate) const MAINTENANCE: &[&str] =
     &["roll_up_usage", "recount_usage", "fetch_usage_drift", "delete_calls_before", "retire_calls_before"];
 
-/// The look-up that finds the tenant, those that follow all tenants, and the maintenance of all tenants' usage.
+/// The lookup that finds the tenant, the methods that follow all tenants, and the maintenance of all tenants' usage.
 pub(crate) const WITHOUT_TENANT: &[&str] = &[
     "fetch_key_by_hash",
     "fetch_key_events_after",
@@ -344,7 +344,7 @@ fn later(time: DateTime<Utc>, by: TimeDelta) -> DateTime<Utc> {
     time.checked_add_signed(by).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
-/// How a method's statements say which tenant they are for.
+/// The condition on the tenant in a method's statements.
 pub(crate) fn confinement(method: &str) -> &'static str {
     match method {
         "record_key_uses.two_tenants" | "try_record_key_uses.two_tenants" => {
@@ -370,7 +370,7 @@ fn debug<T: Debug>(answer: Result<T>) -> Result<String> {
     answer.map(|answer| format!("{answer:?}"))
 }
 
-/// An answer without what differs from call to call: the place of a lock in memory, and ids that were made up.
+/// An answer without the parts that differ from call to call: the address of a lock in memory, and random ids.
 pub(crate) fn comparable(answer: &str) -> String {
     let mut answer = answer.to_owned();
     for made_up in ["holder: ", "unused "] {
@@ -400,7 +400,7 @@ fn on_locked<T: Debug>(
     }
 }
 
-/// The methods of the drivers that take the connection's part or make the driver, and send nothing.
+/// The methods that send nothing, such as constructors.
 const SILENT: &[&str] = &["new", "connection", "into_snapshot", "anywhere"];
 
 #[test]

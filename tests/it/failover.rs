@@ -1,5 +1,5 @@
-//! Two servers: what a standby answers, and what a worker sees when the primary is killed, stopped, cut off from
-//! its standby, or demoted.
+//! Two servers: what a standby returns, and what a worker gets when the primary is killed, stopped, separated from its
+//! standby, or demoted.
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -76,7 +76,7 @@ fn a_standby_answers_every_read_as_the_primary_does_and_refuses_every_change() {
             let on_primary = primary.transaction(|conn| (method.call)(conn, &with));
             assert_eq!(on_standby.unwrap(), on_primary.unwrap(), "{}", method.name);
         } else if method.name == "lock_tenant" {
-            // An advisory lock writes nothing. What is done behind it does.
+            // An advisory lock writes nothing, so a standby grants it.
             on_standby.unwrap();
         } else {
             assert!(matches!(on_standby, Err(Error::ReadOnly(_))), "{}: {on_standby:?}", method.name);
@@ -102,7 +102,7 @@ fn a_follower_on_a_standby_skips_no_event() {
             let id = format!("{writer}-{n}");
             conn.transaction(|conn| {
                 KeyRow { id: &id, ..KeyRow::default() }.insert(conn);
-                // So that transactions end in another order than they began.
+                // Transactions end in another order than they began.
                 sql_query(format!("SELECT pg_sleep(0.00{writer})")).execute(conn)
             })
             .unwrap();
@@ -156,7 +156,7 @@ fn a_read_that_conflicts_with_replay_is_repeated() {
     let count = Transaction::attempts(2).run(&mut standby, |conn| {
         runs += 1;
         if runs == 2 {
-            // The next conflict would come between two statements, and end the session.
+            // The next conflict would occur between two statements, and end the session.
             deleted.recv_timeout(PATIENCE).unwrap();
             pair.wait_for_standby().unwrap();
         }
@@ -183,7 +183,7 @@ fn an_idle_transaction_that_conflicts_with_replay_loses_its_connection() {
     assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
 }
 
-/// A session on a standby that does not wait for reads.
+/// A session on a standby whose replay does not wait for reads.
 fn impatient_standby(pair: &Pair) -> PgConnection {
     let mut standby = connect(&pair.standby);
     standby.batch_execute("ALTER SYSTEM SET max_standby_streaming_delay = 0").unwrap();
@@ -206,19 +206,19 @@ fn a_commit_waits_for_a_lost_synchronous_standby_whatever_the_timeouts_are() {
     let worker = pool.clone();
     let answered = in_background(move || {
         let mut conn = worker.get().unwrap();
-        // PostgreSQL 17 and newer have it.
+        // The setting exists in PostgreSQL 17 and newer.
         let _ = conn.batch_execute("SET transaction_timeout = 1000");
         revoke(&mut conn)
     });
     wait_for_sync_rep(&mut watcher);
     answered.recv_timeout(Duration::from_secs(3)).expect_err("none of the timeouts ends it");
 
-    // It holds its lock, and nobody sees the change.
+    // The commit holds its lock, and no other session sees the change.
     let waits = revoke(&mut pool.get().unwrap()).unwrap_err();
     assert!(matches!(waits, Error::LockTimeout(_)), "{waits:?}");
     assert_eq!(status(&mut pool.get().unwrap()), KeyStatus::Active);
 
-    // What the docs advise: end the session instead of cancelling its wait.
+    // As the documentation says: end the session, and do not cancel its wait.
     sql_query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
         .execute(&mut watcher)
         .unwrap();
@@ -263,7 +263,7 @@ fn removing_a_standby_from_the_list_ends_the_wait_of_commits() {
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs what may hang. A test that fails meanwhile does not wait for it.
+/// Runs work that may not return, so that a failing test does not wait for it.
 fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
     let (answer, answered) = mpsc::channel();
     thread::spawn(move || answer.send(work()));
@@ -286,7 +286,7 @@ fn a_call_to_a_stopped_server_waits_until_the_server_is_killed() {
         let answered = in_background(move || KeysDriver::new(&mut conn).count_keys(&tenant()));
         answered.recv_timeout(Duration::from_secs(3)).expect_err("nothing on the client's side ends it");
 
-        // What supervises the servers kills the one that does not answer, and promotes the other.
+        // The supervisor of the servers kills the one that does not answer, and promotes the other.
         pair.primary.kill().unwrap();
         let lost = answered.recv_timeout(PATIENCE).unwrap().unwrap_err();
         assert_eq!(lost.advice(), Advice::Reconnect, "{lost:?}");
@@ -300,7 +300,7 @@ fn a_pool_of_two_hosts_leaves_a_primary_that_became_read_only() {
     let mut pair = pair(Replication::Synchronous);
     let pool = PoolConfig::new(pair.url()).size(4).build().unwrap();
     drop(std::array::from_fn::<_, 4, _>(|_| pool.get().unwrap()));
-    // The sessions on the old primary live on.
+    // The sessions on the old primary stay connected.
     let mut old_primary = connect(&pair.primary);
     old_primary.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
     old_primary.batch_execute("SELECT pg_reload_conf()").unwrap();
@@ -351,7 +351,7 @@ fn after_an_address_moved_an_old_connection_fails_once_and_is_dropped() {
     assert_eq!(keys.unwrap(), 26 - failed);
 }
 
-/// A TCP address that leads to one server and later to another. What is connected already stays where it is.
+/// A TCP address that leads to one server and later to another. Existing connections are not moved.
 struct MovingAddress {
     port: u16,
     target: Arc<AtomicU16>,

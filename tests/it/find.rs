@@ -11,7 +11,7 @@ use crate::every_method::{Method, read};
 use crate::support::plans::Plans;
 use crate::support::{KeyRow, OTHER, TENANT, at, ids, migrated, plans_of, statements_of, tenant};
 
-/// Keys of two tenants, a minute apart, the last one newest: id, tenant, name, user, prefix.
+/// Keys of two tenants, one minute apart, newest last: id, tenant, name, user, prefix.
 const ROWS: [(&str, &str, &str, Option<&str>, &str); 9] = [
     ("a", TENANT, "Production", Some("ann"), "sk-live-ab12"),
     ("b", TENANT, "production", Some("ann"), "sk-live-ab13"),
@@ -24,7 +24,7 @@ const ROWS: [(&str, &str, &str, Option<&str>, &str); 9] = [
     ("i", TENANT, "Production", Some("ann"), "sk-live-ab12"),
 ];
 
-fn found_world() -> (throwaway_postgres::Database, PgConnection) {
+fn with_keys_to_find() -> (throwaway_postgres::Database, PgConnection) {
     let (database, mut conn) = migrated();
     for (minutes, (id, tenant_id, name, user_id, key_prefix)) in (0..).zip(ROWS) {
         let created_at = at("2026-01-01T00:00:00Z") + TimeDelta::minutes(minutes);
@@ -34,7 +34,7 @@ fn found_world() -> (throwaway_postgres::Database, PgConnection) {
     (database, conn)
 }
 
-/// All pages of two, behind one another.
+/// Reads all pages of two keys.
 fn walk(mut page: impl FnMut(Option<&KeyCursor>, u32) -> Result<Vec<KeySnapshot>>) -> Vec<String> {
     let (mut all, mut cursor) = (Vec::new(), None);
     loop {
@@ -51,7 +51,7 @@ fn walk(mut page: impl FnMut(Option<&KeyCursor>, u32) -> Result<Vec<KeySnapshot>
 
 #[test]
 fn keys_by_name_have_exactly_this_name_newest_first() {
-    let (_database, mut conn) = found_world();
+    let (_database, mut conn) = with_keys_to_find();
     let mut named = |name: &str| {
         walk(|cursor, limit| KeysDriver::new(&mut conn).fetch_keys_by_name(&tenant(), name, cursor, limit))
     };
@@ -67,7 +67,7 @@ fn keys_by_name_have_exactly_this_name_newest_first() {
 
 #[test]
 fn keys_by_user_belong_to_the_tenant_newest_first() {
-    let (_database, mut conn) = found_world();
+    let (_database, mut conn) = with_keys_to_find();
     let mut of = |user: &str| {
         walk(|cursor, limit| KeysDriver::new(&mut conn).fetch_keys_by_user(&tenant(), user, cursor, limit))
     };
@@ -79,7 +79,7 @@ fn keys_by_user_belong_to_the_tenant_newest_first() {
 
 #[test]
 fn keys_by_prefix_have_a_stored_prefix_that_starts_with_it() {
-    let (_database, mut conn) = found_world();
+    let (_database, mut conn) = with_keys_to_find();
     let mut with = |prefix: &str| {
         walk(|cursor, limit| {
             KeysDriver::new(&mut conn).fetch_keys_by_prefix(&tenant(), prefix, cursor, limit)
@@ -99,7 +99,7 @@ fn keys_by_prefix_have_a_stored_prefix_that_starts_with_it() {
 
 #[test]
 fn keys_of_any_tenant_are_found_by_a_prefix_each_with_its_tenant() {
-    let (_database, mut conn) = found_world();
+    let (_database, mut conn) = with_keys_to_find();
     let mut keys = KeysDriver::new(&mut conn);
     let found = walk(|cursor, limit| keys.fetch_keys_of_any_tenant_by_prefix("sk-live-ab12", cursor, limit));
     assert_eq!(found, ["i", "d", "a"]);
@@ -114,7 +114,7 @@ fn keys_of_any_tenant_are_found_by_a_prefix_each_with_its_tenant() {
 
 #[test]
 fn a_prefix_of_more_than_12_characters_is_refused_before_it_is_sent() {
-    let (_database, mut conn) = found_world();
+    let (_database, mut conn) = with_keys_to_find();
     let secret = "sk-live-ab12c";
     let (refused, sent) = statements_of(&mut conn, |conn| {
         let mut keys = KeysDriver::new(conn);
@@ -200,7 +200,7 @@ fn any_prefix_finds_the_keys_that_start_with_it_in_any_collation() {
 
 #[test]
 fn keys_by_name_and_by_user_are_read_in_the_order_of_their_indexes() {
-    /// All keys have this name: a page of it is a page of the tenant.
+    /// All keys have this name, so a page by name is a page of the tenant.
     const COMMON: Method = read("fetch_keys_by_name of a common name", |conn, with| {
         let (cursor, limit) = (Some(&with.cursor), with.page.limit);
         let keys = KeysDriver::new(conn).fetch_keys_by_name(&with.tenant_id, "Production", cursor, limit);
@@ -208,7 +208,7 @@ fn keys_by_name_and_by_user_are_read_in_the_order_of_their_indexes() {
     });
     let by_name = "Index Scan using ix_api_keys_tenant_name_newest_first";
     plans_of("fetch_keys_by_name").read(&[by_name]);
-    // Where all keys of a tenant have the name, both indexes cost the same.
+    // If all keys of a tenant have the name, both indexes cost the same.
     Plans::of(&COMMON).or_read(&[by_name, "Index Scan using ix_api_keys_tenant_newest_first"]).read(&[]);
     plans_of("fetch_keys_by_user").read(&["Index Scan using ix_api_keys_tenant_user_newest_first"]);
 }
@@ -219,7 +219,7 @@ fn keys_by_prefix_are_chosen_in_an_index_and_then_fetched() {
         let keys = KeysDriver::new(conn).fetch_keys_by_prefix(&with.tenant_id, "rare", None, with.page.limit);
         keys.map(|keys| keys.len().to_string())
     });
-    // A prefix that every key has is read in any way; a rare one is what an index is for.
+    // For a prefix that every key has, any scan is good; a rare prefix must be read from an index.
     const RARE_OF_ANY: Method = read("fetch_keys_of_any_tenant_by_prefix", |conn, with| {
         let keys = KeysDriver::new(conn).fetch_keys_of_any_tenant_by_prefix("rare", None, with.page.limit);
         keys.map(|keys| keys.len().to_string())
@@ -229,7 +229,7 @@ fn keys_by_prefix_are_chosen_in_an_index_and_then_fetched() {
     let scans = ["Index Only Scan using ix_api_keys_tenant_prefix", "Index Scan using api_keys_pkey"];
     plans_of("fetch_keys_by_prefix").sort_by(&sorts).read(&scans);
     plans_of("fetch_keys_by_prefix.cursor").read_in_vain().sort_by(&sorts).read(&scans);
-    // Where the server sees that no tenant has such a key, either index will do.
+    // If the statistics show that no tenant has such a key, either index is good.
     Plans::of(&RARE)
         .or_read(&["using ix_api_keys_tenant_prefix", "using ix_api_keys_prefix"])
         .sort_by(&sorts)

@@ -12,17 +12,17 @@ use crate::support::{
     CallRow, KeyRow, OTHER, TENANT, at, decimal, eventually, migrated_apart, statements_of,
 };
 
-/// Stands in every row of the other tenant, and nowhere else.
+/// A text that is in every row of the other tenant, and nowhere else.
 pub(crate) const FOREIGN: &str = "belongs to another";
 
-/// A database in which another tenant has all that can be had.
-fn foreign_world() -> (Database, PgConnection) {
+/// A database in which another tenant has rows in every table.
+fn foreign_database() -> (Database, PgConnection) {
     let (database, mut conn) = migrated_apart();
     foreign_rows(&mut conn);
     (database, conn)
 }
 
-/// Gives another tenant all that can be had.
+/// Inserts rows of another tenant into every table.
 pub(crate) fn foreign_rows(conn: &mut PgConnection) {
     for id in ["key", "other key", "", "'; DROP TABLE api_keys; --"] {
         KeyRow {
@@ -48,14 +48,14 @@ pub(crate) fn foreign_rows(conn: &mut PgConnection) {
     }
 }
 
-/// Calls every method with the input, which names no row that there is.
+/// Calls every method with an input that matches no row.
 fn call_every_method(conn: &mut PgConnection, with: &Input) {
     for method in METHODS {
         call_with_nothing_there(conn, method, with);
     }
 }
 
-/// Calls a method with the input, which names no row that there is.
+/// Calls a method with an input that matches no row.
 pub(crate) fn call_with_nothing_there(conn: &mut PgConnection, method: &Method, with: &Input) {
     let (answer, sent) = statements_of(conn, |conn| call(conn, method, with));
     match &answer {
@@ -69,14 +69,15 @@ pub(crate) fn call_with_nothing_there(conn: &mut PgConnection, method: &Method, 
     for statement in sent {
         let sql = statement.split(" -- binds:").next().unwrap_or_default();
         let is_transaction = matches!(sql, "BEGIN" | "COMMIT" | "ROLLBACK");
-        // A tenant that no row can have is left out of a batch, which then is of one tenant.
+        // A tenant that no row can have is left out of a batch, which then has one tenant.
         let of_one_tenant = sql.contains("\"tenant_id\" = $");
         let is_confined = is_transaction || of_one_tenant || sql.contains(confinement(method.name));
         assert!(is_confined || WITHOUT_TENANT.contains(&method.name), "{}: {sql}", method.name);
     }
 }
 
-/// In a transaction of its own, which is committed unless it inserts what the next call would find, or deletes calls.
+/// Calls the method in its own transaction. It is rolled back if it inserts rows that the next call would find, or
+/// deletes calls.
 fn call(conn: &mut PgConnection, method: &Method, with: &Input) -> Result<String> {
     let mut answer = None;
     let ended = conn.transaction(|conn| match answer.insert((method.call)(conn, with)) {
@@ -93,7 +94,7 @@ pub(crate) fn is_nothing(answer: &str) -> bool {
     ["[]", "{}", "0", "None", "NotFound"].contains(&answer) || is_no_usage
 }
 
-/// What does not fit is refused, by the crate or by the server; nothing else may fail.
+/// Whether the crate or the server refused a value. No other error may occur.
 fn is_refusal(error: &Error) -> bool {
     let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     let refused = ["value too long"];
@@ -116,7 +117,7 @@ pub(crate) fn checksum(conn: &mut PgConnection) -> Vec<String> {
 
 #[test]
 fn no_hostile_text_reaches_a_foreign_row() {
-    let (_database, mut conn) = foreign_world();
+    let (_database, mut conn) = foreign_database();
     let before = checksum(&mut conn);
     let megabyte = "x".repeat(1 << 20);
     let hostile = [
@@ -145,7 +146,7 @@ fn no_hostile_text_reaches_a_foreign_row() {
     ];
     let ordinary = Input::default();
     for text in hostile {
-        // Ids that the other tenant has are among these, and ids that only look like the other tenant's.
+        // These include ids of the other tenant, and ids that only look like them.
         for with in [
             Input { tenant_id: text.into(), ..ordinary.clone() },
             Input { key_id: text.into(), ..ordinary.clone() },
@@ -167,7 +168,7 @@ fn no_hostile_text_reaches_a_foreign_row() {
 
 #[test]
 fn ids_of_another_tenant_find_nothing() {
-    let (_database, mut conn) = foreign_world();
+    let (_database, mut conn) = foreign_database();
     let before = checksum(&mut conn);
     for key_id in ["key", "other key", "", "'; DROP TABLE api_keys; --"] {
         call_every_method(&mut conn, &Input { key_id: key_id.into(), ..Input::default() });
@@ -177,7 +178,7 @@ fn ids_of_another_tenant_find_nothing() {
 
 #[test]
 fn no_random_input_reaches_a_foreign_row_or_panics() {
-    let (_database, mut conn) = foreign_world();
+    let (_database, mut conn) = foreign_database();
     let before = checksum(&mut conn);
     let texts = || prop_oneof![Just("key".to_owned()), Just(TENANT.to_owned()), any::<String>()];
     let times = (i64::MIN..i64::MAX).prop_map(DateTime::from_timestamp_micros);
@@ -210,15 +211,15 @@ fn no_random_input_reaches_a_foreign_row_or_panics() {
 
 #[test]
 fn the_same_input_finds_rows_of_the_own_tenant() {
-    let (_database, mut conn) = foreign_world();
+    let (_database, mut conn) = foreign_database();
     let with = Input { tenant_id: OTHER.into(), ..Input::default() };
-    // The lock of a tenant shows nothing, whoever's it is, and neither does a use that is recorded without waiting.
+    // Neither the lock of a tenant nor a use that is recorded without waiting returns a row.
     let show_nothing = ["lock_tenant", "try_record_key_uses", "try_record_key_uses.two_tenants"];
     let telling = METHODS
         .iter()
         .filter(|method| !show_nothing.contains(&method.name) && !MAINTENANCE.contains(&method.name));
     for method in telling {
-        // At once, but for a follower, who waits for the transactions of other tests of events.
+        // A follower may have to wait for the transactions of other tests.
         eventually(method.name, || !is_nothing(&conn.test_transaction(|conn| (method.call)(conn, &with))));
     }
 }

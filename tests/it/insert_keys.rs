@@ -94,7 +94,7 @@ fn a_key_that_already_exists_is_named_and_no_key_is_stored() {
         let name = colliding.id.clone();
         let batch: Vec<_> = fresh().chain([colliding]).collect();
         let error = KeysDriver::new(&mut conn).insert_keys(&batch).unwrap_err();
-        // Of two in one batch, either is the one that collides.
+        // Of two equal values in one batch, either is named.
         let is_twin = name == key("twin") && is_named(&error, "fresh 7");
         assert!(is_named(&error, name.as_str()) || is_twin, "{name}: {error:?}");
         assert!(!format!("{error:?} {error}").contains("5ec2e7"), "{error:?}");
@@ -123,7 +123,7 @@ fn a_key_that_another_transaction_inserts_first_is_named_after_the_wait() {
 
 type Set = fn(&mut NewKey, String);
 
-/// Each column that takes a text, and how a new key gets one.
+/// Each text column, and how a new key sets it.
 const TEXTS: [(&str, Set); 10] = [
     ("tenant_id", |key, text| key.tenant_id = text.into()),
     ("id", |key, text| key.id = text.into()),

@@ -77,7 +77,7 @@ fn a_page_is_read_in_the_order_of_its_index() {
 
 #[test]
 fn a_deep_page_reads_the_table_only_for_its_own_rows() {
-    // 90,000 rows would be at least 1,000 blocks of the table, as many again where they lie scattered.
+    // 90,000 rows would be at least 1,000 blocks of the table.
     plans_of("fetch_keys").at_offset(90_000).read(&[
         "Index Only Scan using ix_api_keys_tenant_newest_first",
         "Index Scan using ix_api_keys_tenant_newest_first",

@@ -25,7 +25,7 @@ fn insert_within_limit(conn: &mut PgConnection, key: &NewKey, most: u32) -> Resu
     })
 }
 
-/// Lets eight threads insert keys of two tenants at once, and counts what is there.
+/// Lets eight threads insert keys of two tenants at once, and counts the keys.
 fn insert_from_eight_threads(
     database: &Database,
     insert: impl Fn(&mut PgConnection, &NewKey) -> Result<Option<KeySnapshot>> + Sync,

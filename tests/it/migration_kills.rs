@@ -12,14 +12,14 @@ use crate::migrations::{dump, lines};
 use crate::migrator::{BUILDS, migrate_in_a_process};
 use crate::support::{TENANT, existing_service, partitioned_service};
 
-/// The number of kills in each of the two worlds.
+/// The number of kills for each of the two databases.
 const KILLS: u32 = 26;
 
-type World = fn() -> Option<(Database, PgConnection)>;
+type Create = fn() -> Option<(Database, PgConnection)>;
 
-/// The world with enough rows for index builds that take some time.
-fn filled(world: World) -> Option<(Database, PgConnection)> {
-    let (database, mut conn) = world()?;
+/// The database with enough rows for index builds that take some time.
+fn filled(create: Create) -> Option<(Database, PgConnection)> {
+    let (database, mut conn) = create()?;
     conn.batch_execute(&format!(
         "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, status, created_at)
          SELECT n, '{TENANT}', 'Key', 'sk', n, 'active', '2026-01-01Z'::timestamptz + n * interval '1 minute'
@@ -42,9 +42,9 @@ impl Random {
     }
 }
 
-/// Kills until the number is reached; returns how many of the kills met a build.
-fn kill_again_and_again(world: World, seed: u64) -> Option<u32> {
-    let (_reference, mut conn) = filled(world)?;
+/// Kills until the number is reached, and returns the number of kills during an index build.
+fn kill_again_and_again(create: Create, seed: u64) -> Option<u32> {
+    let (_reference, mut conn) = filled(create)?;
     let started = Instant::now();
     migrate(&mut conn).unwrap();
     let longest = u64::try_from(started.elapsed().as_micros()).unwrap() * 2;
@@ -52,11 +52,11 @@ fn kill_again_and_again(world: World, seed: u64) -> Option<u32> {
 
     let (mut random, mut kills, mut in_builds) = (Random(seed), 0, 0);
     while kills < KILLS {
-        let (database, mut conn) = filled(world)?;
+        let (database, mut conn) = filled(create)?;
         let mut finished = false;
         while !finished && kills < KILLS {
             let mut child = migrate_in_a_process(database.url());
-            // Every third kill waits for a build, the others for any moment.
+            // Every third kill waits for an index build, and the others for a random time.
             let after = Duration::from_micros(random.below(longest));
             let started = Instant::now();
             let wants_a_build = kills % 3 == 0;
@@ -87,10 +87,10 @@ fn kill_again_and_again(world: World, seed: u64) -> Option<u32> {
 
 #[test]
 fn a_migration_that_is_killed_at_random_moments_ends_in_the_same_schema() {
-    let worlds: [World; 2] = [existing_service, partitioned_service];
+    let databases: [Create; 2] = [existing_service, partitioned_service];
     let in_builds = thread::scope(|scope| {
         let runs =
-            [11, 12].map(|seed| scope.spawn(move || kill_again_and_again(worlds[seed % 2], seed as u64)));
+            [11, 12].map(|seed| scope.spawn(move || kill_again_and_again(databases[seed % 2], seed as u64)));
         runs.map(|run| run.join().unwrap())
     });
     let [Some(plain), Some(partitioned)] = in_builds else { return };

@@ -1,4 +1,4 @@
-//! The migrations in both worlds: an empty database, and the existing service's with its rows and writers.
+//! The migrations in an empty database, and in the existing service's database with its rows and writers.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +34,7 @@ pub(crate) fn names() -> Vec<String> {
     names
 }
 
-/// The cause of an error, as the server put it.
+/// The cause of an error, in the server's words.
 pub(crate) fn cause(error: &Error) -> String {
     assert!(matches!(error, Error::Migration(_) | Error::NotReady(_)), "{error:?}");
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
@@ -123,7 +123,7 @@ pub(crate) fn assert_shape(conn: &mut PgConnection) {
     }
 }
 
-/// Writes as the existing service does: by column name, knowing nothing of this crate.
+/// Writes as the existing service does: by column name, and only the columns that it knows.
 pub(crate) fn write_like_the_service(conn: &mut PgConnection, id: &str) {
     conn.batch_execute(&format!(
         "INSERT INTO api_keys (id, tenant_id, user_id, name, key_prefix, key_hash, permissions_json, status,
@@ -415,7 +415,7 @@ fn reverting_restores_the_existing_schema_and_keeps_every_row() {
     write_like_the_service(&mut conn, "one");
     conn.revert_all_migrations(MIGRATIONS).unwrap();
 
-    // Only this stays: see the down.sql of the migration.
+    // Only this change stays: see the down.sql of the migration.
     before.remove("api_keys.key_prefix character varying(10) not null: t");
     before.insert("api_keys.key_prefix character varying(12) not null: t".into());
     assert_eq!(catalog(&mut conn).into_iter().collect::<BTreeSet<_>>(), before);

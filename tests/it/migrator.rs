@@ -1,4 +1,4 @@
-//! The migrator under difficulties: killed, blocked, in a transaction, in another schema, without rights.
+//! The migrator when it is killed or blocked, in a transaction, in another schema, or without rights.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -38,7 +38,8 @@ pub(crate) fn migrate_in_a_process(url: &str) -> Child {
 pub(crate) const BUILDS: &str = "SELECT FROM pg_stat_activity WHERE datname = current_database()
      AND query LIKE 'CREATE%INDEX CONCURRENTLY%' AND state = 'active'";
 
-/// Opens a transaction with a snapshot that an index build waits for. It is young when the build begins.
+/// Opens a transaction with a snapshot that an index build waits for. It is less than a second old when the build
+/// begins.
 fn hold_up_a_build(holder: &mut PgConnection, observer: &mut PgConnection) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -160,9 +161,9 @@ fn another_index_created_during_the_migration_is_named_and_kept() {
             "ix_proxy_calls_key_usage",
         ),
     ];
-    for world in [existing_service, partitioned_service] {
+    for create in [existing_service, partitioned_service] {
         for (step, sql, name) in cases {
-            let Some((database, mut conn)) = world() else { return };
+            let Some((database, mut conn)) = create() else { return };
             let error = migrate_with(&mut conn, &database, step, sql).unwrap_err();
             let cause = cause(&error);
             assert!(
@@ -203,7 +204,7 @@ fn the_same_index_created_during_the_migration_is_used() {
     assert_shape(&mut conn);
 }
 
-/// The identity of every object, which another one of the same definition does not have.
+/// The identity of every object. A new object with the same definition has another one.
 const IDENTITIES: &str = "SELECT 'class ' || oid || ' ' || relname AS line FROM pg_class
          WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '\\_\\_diesel%'
      UNION ALL SELECT 'trigger ' || oid || ' ' || tgname FROM pg_trigger
@@ -216,8 +217,8 @@ const IDENTITIES: &str = "SELECT 'class ' || oid || ' ' || relname AS line FROM 
 
 #[test]
 fn objects_with_the_same_definition_are_kept() {
-    for world in [existing_service, partitioned_service] {
-        let Some((_database, mut conn)) = world() else { return };
+    for create in [existing_service, partitioned_service] {
+        let Some((_database, mut conn)) = create() else { return };
         migrate(&mut conn).unwrap();
         conn.batch_execute("TRUNCATE __diesel_schema_migrations").unwrap();
         let before = lines(&mut conn, IDENTITIES);
@@ -456,7 +457,7 @@ fn partitions_without_usage_index(conn: &mut PgConnection) -> Vec<String> {
 #[test]
 fn partitioned_calls_get_the_index_on_current_and_later_partitions() {
     let Some((_database, mut conn)) = partitioned_service() else { return };
-    // One partition has the index already, made by hand; one has what an interrupted build left.
+    // One partition already has the index, created by hand. Another has the invalid index of an interrupted build.
     conn.batch_execute(
         "CREATE INDEX by_hand ON calls_2025 (tenant_id, api_key_id, created_at) INCLUDE (cost_cents);
          CREATE INDEX ix_proxy_calls_key_usage_calls_later ON calls_later (tenant_id, api_key_id, created_at)

@@ -1,4 +1,4 @@
-//! Whose rights the triggers have: those of the owner of the tables, whoever migrates and whatever was planted before.
+//! The triggers have the rights of the owner of the tables, whoever migrates, and whatever objects existed before.
 
 use std::fmt::Write;
 
@@ -21,7 +21,7 @@ fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
     lines.into_iter().map(|row| row.line).collect()
 }
 
-/// A database whose tables belong to a role that is no superuser, migrated by one. Returns the role.
+/// A database whose tables belong to a role without superuser rights, migrated by a superuser. Returns the role.
 fn migrated_by_a_superuser() -> (Database, PgConnection, String) {
     let (database, mut conn) = empty_apart();
     let role = lines(&mut conn, "SELECT 'service_of_' || current_database() AS line").remove(0);
@@ -126,7 +126,7 @@ fn objects_that_an_unrelated_role_owns_are_reported_and_refused() {
         conn.batch_execute("BEGIN").unwrap();
         let alter = object.replace("sequence", "table");
         conn.batch_execute(&format!("ALTER {alter} OWNER TO {neighbour}; COMMIT")).unwrap();
-        // As if it had been there before the step that makes it.
+        // As if it had existed before the step that creates it.
         conn.batch_execute(
             "CREATE TABLE recorded AS SELECT * FROM __diesel_schema_migrations;
              DELETE FROM __diesel_schema_migrations WHERE version > '0000apikeysdriver2'",

@@ -12,7 +12,7 @@ use diesel::prelude::*;
 
 use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, other, plans_of, tenant};
 
-/// The ids of a tenant's keys, walked with a cursor `limit` at a time.
+/// The ids of a tenant's keys, read with a cursor in pages of `limit`.
 fn walk(conn: &mut PgConnection, limit: u32) -> Vec<KeyId> {
     let mut ids = Vec::new();
     let mut cursor: Option<KeyCursor> = None;
@@ -25,7 +25,7 @@ fn walk(conn: &mut PgConnection, limit: u32) -> Vec<KeyId> {
     }
 }
 
-/// Inserts keys of one tenant, as many a microsecond as asked for, with ids that do not follow their time.
+/// Inserts keys of one tenant, with `a_moment` keys per microsecond, and with ids in another order than their times.
 fn insert_many(conn: &mut PgConnection, keys: u32, a_moment: u32) {
     conn.batch_execute(&format!(
         "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, is_synthetic, status, created_at)
@@ -112,13 +112,13 @@ fn a_limit_of_zero_is_an_empty_page() {
     assert!(keys.fetch_keys_after(&other(), None, u32::MAX).unwrap().is_empty());
 }
 
-/// Walks 100,000 keys, while another session deletes some of them and inserts others all over the list.
+/// Reads 100,000 keys in pages, while another session deletes some of them and inserts others everywhere in the list.
 #[test]
 fn paging_by_cursor_returns_unchanged_keys_once_while_others_change() {
     const KEYS: u32 = 100_000;
     let (database, mut conn) = migrated();
     insert_many(&mut conn, KEYS, 3);
-    // Every fourth key is there for the taking; the others stand.
+    // Every fourth key may be deleted; the others stay.
     conn.batch_execute("UPDATE api_keys SET name = 'standing' WHERE key_hash::int % 4 <> 0").unwrap();
 
     let walked = AtomicBool::new(false);
@@ -126,7 +126,7 @@ fn paging_by_cursor_returns_unchanged_keys_once_while_others_change() {
         let restless = scope.spawn(|| {
             let mut conn = database.connect().unwrap();
             let mut changes = 0;
-            // The second condition ends the test when a walk fails.
+            // The second condition ends the test if the reader fails.
             while !walked.load(Ordering::Relaxed) && changes < 10_000 {
                 changes += 1;
                 conn.batch_execute(&format!(
@@ -253,7 +253,7 @@ fn paging_by_cursor_returns_keys_with_times_out_of_range_once() {
     ];
     for (time, index) in times.iter().zip(0..) {
         for tie in ["a", "z"] {
-            // Of the moments that look alike, the later one has the smaller id.
+            // Of the times that Rust cannot tell apart, the later one has the smaller id.
             let id = format!("{index}{tie}");
             KeyRow { id: &id, ..KeyRow::default() }.insert(&mut conn);
             conn.batch_execute(&format!("UPDATE api_keys SET created_at = '{time}' WHERE id = '{id}'"))
@@ -278,7 +278,7 @@ fn a_cursor_before_every_time_is_the_end_of_the_list() {
 #[test]
 fn a_page_after_a_cursor_is_read_in_the_order_of_its_index() {
     plans_of("fetch_keys_after").read(&["Index Scan using ix_api_keys_tenant_newest_first"]);
-    // The look at the cursor's own key takes whichever index holds a small tenant's.
+    // The cursor's own key is read from any index that has the keys of a small tenant.
     plans_of("fetch_keys_after.unknown_time")
         .or_read(&[
             "Index Scan using api_keys_pkey",

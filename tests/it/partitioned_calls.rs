@@ -1,5 +1,5 @@
-//! Every method where the calls are partitioned: it answers as on a plain table, and reads the partitions that its
-//! range of time touches.
+//! Every method with partitioned calls: it returns the same as with a plain table, and reads only the partitions of its
+//! time range.
 
 use std::sync::OnceLock;
 
@@ -15,7 +15,7 @@ use crate::support::{
     CallRow, KeyRow, OTHER, TENANT, at, decimal, eventually, existing_service_apart, key, partitioned_service,
 };
 
-/// Answers that hold a moment of the clock or the number of a transaction.
+/// Answers that contain the current time or a transaction id.
 fn differs_from_call_to_call(method: &str) -> bool {
     ["_events", "_history", "denied", "insert_key"].iter().any(|part| method.contains(part))
 }
@@ -23,8 +23,8 @@ fn differs_from_call_to_call(method: &str) -> bool {
 #[test]
 fn every_method_returns_the_same_with_partitioned_calls() {
     let mut answers: Vec<Vec<Result<String>>> = Vec::new();
-    for world in [existing_service_apart, partitioned_service] {
-        let Some((_database, mut conn)) = world() else { return };
+    for create in [existing_service_apart, partitioned_service] {
+        let Some((_database, mut conn)) = create() else { return };
         migrate(&mut conn).unwrap();
         KeyRow::default().insert(&mut conn);
         KeyRow { id: "foreign", tenant_id: OTHER, ..KeyRow::default() }.insert(&mut conn);

@@ -11,7 +11,7 @@ use diesel::prelude::*;
 use crate::migrations::{count, lines};
 use crate::support::{KeyRow, TENANT, at, eventually, existing_service, key, tenant};
 
-/// The SQL of the document, with moments in the future.
+/// The SQL of the document, with times in the future.
 fn blocks(conn: &mut PgConnection) -> Vec<String> {
     let ahead = |months: u32, conn: &mut PgConnection| {
         let sql = format!(
@@ -98,7 +98,7 @@ fn calls_are_partitioned_while_the_service_writes_and_no_call_is_lost() {
     }
 }
 
-/// An empty partitioned table that `pg_partman` looks after; `None` where it is not installed.
+/// An empty partitioned table that `pg_partman` maintains. `None` if it is not installed.
 fn by_partman(conn: &mut PgConnection) -> Option<()> {
     let available = "SELECT default_version AS line FROM pg_available_extensions WHERE name = 'pg_partman'";
     let Some(version) = lines(conn, available).pop() else {
@@ -142,7 +142,7 @@ fn partitions_created_by_pg_partman_have_the_index_and_the_triggers() {
                  VALUES ('{months}', '{TENANT}', 'one', '/', 'm', 'h', '{{}}', 0.5, now() + {months} * interval '1 month')"
             )
         };
-        // Partitions are made ahead of the newest row.
+        // `pg_partman` creates partitions ahead of the newest row.
         conn.batch_execute(&call(0)).unwrap();
         conn.batch_execute(
             "UPDATE partman.part_config SET premake = 5; SELECT partman.run_maintenance('public.proxy_calls')",

@@ -30,15 +30,15 @@ const SESSIONS: usize = 2;
 const QUESTIONS: usize = 7;
 const ROUNDS: usize = 40;
 
-/// A PgBouncer that ends with this value, and with this process.
+/// A PgBouncer that is stopped when this value is dropped, or when this process ends.
 struct Bouncer {
-    /// A shell that waits for its input to end, and then ends the bouncer.
+    /// A shell that stops the bouncer when its input ends.
     shell: Child,
     folder: PathBuf,
 }
 
 impl Bouncer {
-    /// Starts it in front of a server; `None` where no PgBouncer is installed, except in CI.
+    /// Starts PgBouncer in front of a server. Returns `None` if it is not installed, except in CI.
     fn start(server: &PrivateServer) -> Option<Self> {
         Self::start_with("", server)
     }
@@ -88,11 +88,11 @@ impl Bouncer {
     }
 
     fn url(&self, database: &Database) -> String {
-        // Of two values, libpq takes the last.
+        // If a parameter has two values, libpq uses the last one.
         format!("{}&host={}&port=6432", database.url(), self.folder.display())
     }
 
-    /// A pool as it has to be behind the bouncer.
+    /// A pool with the settings that the bouncer requires.
     fn pool(&self, database: &Database) -> Pool {
         let size = u32::try_from(WORKERS).unwrap();
         let config = PoolConfig::new(self.url(database)).size(size);
@@ -113,7 +113,7 @@ fn program() -> Option<PathBuf> {
     env::split_paths(&folders).chain(usual).map(|folder| folder.join("pgbouncer")).find(|path| path.is_file())
 }
 
-/// The first version whose transaction mode can know prepared statements.
+/// Whether the version can track prepared statements in transaction mode.
 fn knows_prepared_statements(program: &Path) -> io::Result<bool> {
     let output = Command::new(program).arg("--version").output()?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -146,7 +146,7 @@ impl Answers {
     }
 }
 
-/// A tenant of its own for each worker, with as many keys and calls as its number.
+/// Inserts a tenant for each worker, with as many keys and calls as the number of the worker.
 fn insert_tenants(conn: &mut PgConnection) {
     for worker in 1..=WORKERS {
         for n in 0..worker {
@@ -167,9 +167,9 @@ fn insert_tenants(conn: &mut PgConnection) {
 
 type Question<'a> = &'a dyn Fn(&mut PgConnection) -> Result<bool>;
 
-/// Asks for everything that the worker's tenant has and compares it with what is known to be there.
+/// Reads all rows of the worker's tenant and compares them with the known ones.
 ///
-/// Each worker begins with another question, so that a statement's name means another statement to each.
+/// Each worker begins with another query, so that the same statement name stands for different statements.
 fn work(worker: usize, mut ask: impl FnMut(Question<'_>) -> Result<bool>) -> Answers {
     let tenant_id = TenantId::from(worker.to_string());
     let key_id = KeyId::from(format!("{worker}-0"));
@@ -222,7 +222,7 @@ fn work(worker: usize, mut ask: impl FnMut(Question<'_>) -> Result<bool>) -> Ans
     answers
 }
 
-/// Lets all workers ask at once. `work_as` is one of them.
+/// Lets all workers run at once. `work_as` is one worker.
 fn work_all(work_as: impl Fn(usize) -> Answers + Sync) -> Answers {
     let mut all = Answers::default();
     thread::scope(|scope| {
@@ -264,7 +264,7 @@ fn with_the_statement_cache_on_answers_are_wrong_or_fail() {
     let database = server.create_database().unwrap().prepare(migrate).unwrap();
     insert_tenants(&mut database.connect().unwrap());
 
-    // Not from a pool: the pool's own test of a connection fails, so that it would hand out none.
+    // Without a pool, because the pool's own test of a connection fails, so it would return none.
     let answers = work_all(|worker| {
         let mut conn = PgConnection::establish(&bouncer.url(&database)).unwrap();
         work(worker, |question| question(&mut conn))
@@ -275,7 +275,7 @@ fn with_the_statement_cache_on_answers_are_wrong_or_fail() {
     }
 }
 
-/// What each worker's tenant used, asked in every way; whatever is counted, recounted or deleted meanwhile.
+/// Reads the usage of the worker's tenant with every method, while usage is counted, recounted and deleted.
 fn ask_for_usage(worker: usize, conn: &mut PgConnection) -> Result<bool> {
     let (tenant_id, key_id) = (TenantId::from(worker.to_string()), KeyId::from(format!("{worker}-0")));
     let (since, middle, never) =
@@ -373,7 +373,7 @@ fn a_server_lost_behind_the_bouncer_is_a_lost_connection() {
         count(conn)
     });
     assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
-    // The bouncer lets clients in, and says only then that it has no server.
+    // The bouncer accepts clients, and reports only then that it has no server.
     let lost = count(&mut idle);
     assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
     drop((within, idle));
@@ -438,7 +438,7 @@ fn a_listener_behind_the_bouncer_says_that_its_session_no_longer_listens() {
     };
     let (mut conn, mut other) = (connect(), connect());
     let mut listener = KeyEventListener::new(&mut conn).unwrap();
-    // It takes the only session that the bouncer has so far, which is the one that listens.
+    // This uses the only session that the bouncer has so far, which is the one that listens.
     other.batch_execute("BEGIN; SELECT").unwrap();
     assert_eq!(listener.wait(Duration::from_millis(5)).unwrap(), Wake::NotListening);
     other.batch_execute("COMMIT").unwrap();

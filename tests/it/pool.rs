@@ -89,7 +89,7 @@ fn a_new_connection_of_an_old_pool_is_kept() {
     let lifetime = Duration::from_millis(500);
     let pool = PoolConfig::new(database.url()).size(1).max_lifetime(lifetime).build().unwrap();
     std::thread::sleep(lifetime);
-    // A busy machine may need longer than a lifetime between the two.
+    // A busy machine may take longer than the lifetime between the two.
     let handed_out = || backend(&mut pool.get().unwrap());
     assert!((0..20).any(|_| handed_out() == handed_out()));
 }
@@ -224,7 +224,7 @@ fn backend(conn: &mut PgConnection) -> i32 {
     diesel::select(pg_backend_pid()).get_result(conn).unwrap()
 }
 
-/// Everything that a log could hold of a value.
+/// Every text of a value that a log could contain.
 fn texts(value: &(impl Debug + ?Sized)) -> String {
     format!("{value:?} {value:#?}")
 }
@@ -454,7 +454,7 @@ fn as_value(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-/// A text as a part of a URL: what must be is percent-encoded, and what `raw` allows stands as it is.
+/// A text as a part of a URL. Characters are percent-encoded, except those in `raw`.
 fn in_url(text: &str, raw: &str) -> String {
     let mut encoded = String::new();
     for character in text.chars() {

@@ -11,7 +11,7 @@ use crate::support::{CallRow, KeyRow, TENANT, existing_service, key, migrated_ap
 
 const DOCUMENT: &str = include_str!("../../docs/privileges.md");
 
-/// Whether a role is for a method.
+/// Whether a role must be able to call a method.
 type IsFor = fn(&str) -> bool;
 
 const ROLES: [(&str, IsFor); 5] = [
@@ -36,7 +36,7 @@ fn is_of_the_facade(name: &str) -> bool {
     name.contains("_api_key")
 }
 
-/// A migrated database with a key, a call and the roles of the document, under names of its own.
+/// A migrated database with a key, a call, and the roles of the document under unique names.
 fn with_roles() -> (Database, PgConnection, impl Fn(&str) -> String) {
     let (database, mut conn) = migrated_apart();
     KeyRow::default().insert(&mut conn);
@@ -66,7 +66,7 @@ fn as_role(database: &Database, role: &str) -> PgConnection {
     PgConnection::establish(&database.url().replace("user=postgres", &format!("user={role}"))).unwrap()
 }
 
-/// Calls a method, and undoes it; `false` if the server denies it.
+/// Calls a method, and rolls back. Returns `false` if the server denies it.
 fn may(conn: &mut PgConnection, method: &Method) -> bool {
     let mut may = None;
     conn.test_transaction(|conn| {
@@ -99,7 +99,7 @@ fn each_role_may_call_the_methods_that_it_is_for_and_no_other() {
                 assert_eq!(may, expected, "{role} and {}: see docs/privileges.md", method.name);
             }
         }
-        // These show no row: numbers, a lock, and a position of the server.
+        // These return no row: numbers, a lock, and a position of the server.
         let shows_no_row = |name: &&str| {
             name.starts_with("count_") || ["lock_tenant", "fetch_key_events_head"].contains(name)
         };
@@ -172,7 +172,7 @@ fn check_names_each_privilege_that_a_role_lacks() {
     }
 }
 
-/// `SELECT (a, b), INSERT` on a table as the privileges that it is made of.
+/// Splits `SELECT (a, b), INSERT` into single privileges.
 fn single_privileges(grant: &str) -> Vec<(String, String)> {
     let grant = grant.strip_prefix("GRANT ").unwrap();
     let (privileges, rest) = grant.split_once(" ON ").unwrap();

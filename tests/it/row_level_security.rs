@@ -54,7 +54,7 @@ fn every_statement(conn: &mut PgConnection) -> Vec<(&'static str, Prepared)> {
     all
 }
 
-/// The statement without its tenant: each condition on `tenant_id` is one that always holds.
+/// The statement without its tenant: each condition on `tenant_id` is replaced by one that is always true.
 fn without_tenant(sql: &str) -> String {
     let mut parts = sql.split("\"tenant_id\" = ");
     let mut rewritten = parts.next().unwrap().to_owned();
@@ -78,7 +78,8 @@ struct Row {
     row: String,
 }
 
-/// What the statement answers without its tenant: its rows, or how many it changed. The change is committed, or not.
+/// The answer of the statement without its tenant: its rows, or the number of changed rows. `commit` says whether the
+/// change is committed.
 fn answer(conn: &mut PgConnection, sent: &Prepared, commit: bool) -> String {
     let mut answer = String::new();
     let ended = Transaction::attempts(1).run_for(conn, &tenant(), |conn| {
@@ -115,7 +116,7 @@ fn no_statement_without_its_tenant_reaches_a_foreign_row() {
         assert_eq!(answer(&mut worker, sent, true), nothing, "{method}: {}", sent.sql);
         assert_eq!(checksum(&mut owner), before, "{method}");
     }
-    // The same statements do reach the rows where the wall is not.
+    // The same statements reach the rows without row-level security.
     let show_no_row = ["lock_tenant", "try_record_key_uses", "try_record_key_uses.two_tenants"];
     for (method, sent) in statements.iter().filter(|(method, _)| !show_no_row.contains(method)) {
         assert_ne!(
@@ -197,7 +198,7 @@ fn a_statement_outside_its_transaction_sees_no_row() {
     assert_eq!(count(&mut worker), 0);
     let seen = Transaction::attempts(1).run_for(&mut worker, &tenant(), |conn| Ok::<_, Error>(count(conn)));
     assert_eq!(seen.unwrap(), 1);
-    // The setting is an empty text from now on, and a tenant has that id.
+    // From now on the setting is an empty text, and a tenant has this id.
     assert_eq!(count(&mut worker), 0);
     let seen = Transaction::attempts(1).run(&mut worker, |conn| Ok::<_, Error>(count(conn)));
     assert_eq!(seen.unwrap(), 0);
@@ -260,7 +261,7 @@ fn any_text_is_set_as_the_tenant_and_never_run_as_sql() {
     assert!(matches!(refused, Err(Error::Query(_))), "{refused:?}");
 }
 
-/// Half of the calls take longer, in microseconds.
+/// The median, in microseconds.
 fn median(mut times: Vec<Duration>) -> u128 {
     times.sort_unstable();
     times[times.len() / 2].as_micros()

@@ -1,4 +1,4 @@
-//! The statements that the drivers send, each whole in a file of `tests/it/sql`: to be read, and to be given to psql, which
+//! Each statement that the drivers send is in a file of `tests/it/sql`, to be read, and to be run with psql, which
 //! explains it. `REGENERATE_SQL=1 cargo test --test it sql::` writes the files.
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ fn folder() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests/it/sql"].iter().collect()
 }
 
-/// The statement as it was sent but for white space, and how to explain it.
+/// The statement as it was sent, except for white space, and the command that explains it.
 fn script(name: &str, prepared: &Prepared) -> String {
     let options = FormatOptions {
         dialect: Dialect::PostgreSql,
@@ -29,7 +29,7 @@ fn script(name: &str, prepared: &Prepared) -> String {
     let name = name.replace('.', "_");
     let Prepared { sql, types, arguments, .. } = prepared;
     let sql = sqlformat::format(sql, &QueryParams::None, &options);
-    // The number behind an id that no row holds yet is another in each run.
+    // The number in an unused id differs in each run.
     let parts =
         arguments.split("unused ").map(|part| part.trim_start_matches(|digit: char| digit.is_ascii_digit()));
     let arguments = parts.collect::<Vec<_>>().join("unused");

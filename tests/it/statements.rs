@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use crate::every_method::{Input, METHODS, WITHOUT_TENANT, confinement};
 use crate::support::{CallRow, KeyRow, TENANT, migrated, statements_of};
 
-/// The methods whose statements name the column of the hash. None shows its value in a log.
+/// The methods whose statements contain the column of the hash. None of them shows its value in a log.
 const NAMING_THE_HASH: &[&str] = &["insert_key", "insert_keys", "insert_key_successor", "fetch_key_by_hash"];
 
 #[test]

@@ -22,7 +22,7 @@ fn the_documented_rotation_is_the_one_that_is_tested() {
     let source = include_str!("../../src/keys_driver/successor.rs");
     let documented = source.lines().filter_map(|line| line.trim_start().strip_prefix("/// "));
     let (_, tested) = include_str!("../../examples/lifecycle/rotate.rs").split_once("fn rotate(").unwrap();
-    // Their lines are broken in different places.
+    // Their line breaks are in different places.
     let squeezed = |text: &str| text.replace(|c: char| c.is_whitespace() || c == ',', "");
     assert!(squeezed(&documented.collect::<String>()).contains(&squeezed(tested)));
 }
@@ -47,7 +47,7 @@ fn insert_successor(conn: &mut PgConnection, new: &KeySuccessor) -> Result<KeySn
     })
 }
 
-/// A key with something in every column, and other keys beside it.
+/// A key with a value in every column, among other keys.
 fn with_every_column() -> (throwaway_postgres::Database, PgConnection) {
     let (database, mut conn) = migrated();
     KeyRow { id: "beside", ..KeyRow::default() }.insert(&mut conn);
@@ -62,7 +62,7 @@ fn with_every_column() -> (throwaway_postgres::Database, PgConnection) {
     (database, conn)
 }
 
-/// A row as text, without what each key has of its own.
+/// A row as text, without the columns that differ for each key.
 fn copied(conn: &mut PgConnection, id: &str) -> String {
     #[derive(QueryableByName)]
     struct Row {
@@ -250,7 +250,7 @@ fn of_two_concurrent_rotations_one_inserts_a_key() {
         let seen = fetch(&mut conn, "key");
         let mut watcher = database.connect().unwrap();
         let second = conn.transaction::<_, Error, _>(|conn| {
-            // The first one holds the lock, has done its work, and has not committed.
+            // The first rotation holds the lock and has done its work, but has not committed.
             assert!(rotate(conn, &seen, &successor("first"), at(GRACE_ENDS))?.is_some());
             let mut second = database.connect().unwrap();
             let seen = seen.clone();

@@ -1,5 +1,5 @@
-//! What the tests share: a database, the statements that were sent, and patience. Rows, keys and snapshots have files
-//! of their own.
+//! What the tests share: databases, the statements that were sent, and waits. Rows, keys and snapshots have their own
+//! files.
 
 mod keys;
 pub(crate) mod plans;
@@ -23,7 +23,7 @@ pub(crate) use self::plans::plans_of;
 pub(crate) use self::rows::{CallRow, KeyRow};
 pub(crate) use self::snapshots::{assert_fields, usage_of, with};
 
-/// A tenant's id. The existing service takes no other form, and fixtures are used in both worlds.
+/// A tenant's id, in the form that the existing service requires.
 pub(crate) const TENANT: &str = "11111111-1111-1111-1111-111111111111";
 /// Another tenant's id.
 pub(crate) const OTHER: &str = "22222222-2222-2222-2222-222222222222";
@@ -36,7 +36,7 @@ pub(crate) fn migrated() -> (Database, PgConnection) {
     (database, conn)
 }
 
-/// How many characters a column of a table holds, if that is limited.
+/// The maximum number of characters of a column, if it is limited.
 pub(crate) fn longest(conn: &mut PgConnection, table: &str, column: &str) -> Option<usize> {
     #[derive(QueryableByName)]
     struct Length {
@@ -55,8 +55,8 @@ pub(crate) fn longest(conn: &mut PgConnection, table: &str, column: &str) -> Opt
     length.map(|length| usize::try_from(length).expect("a length"))
 }
 
-/// A migrated database on a server of this process alone. Who follows events there waits for no
-/// transaction of another process.
+/// A migrated database on a server that only this process uses. Followers there do not wait for transactions of other
+/// processes.
 pub(crate) fn migrated_apart() -> (Database, PgConnection) {
     let (database, mut conn) = empty_apart();
     migrate(&mut conn).expect("a migrated database");
@@ -73,7 +73,7 @@ pub(crate) fn empty_apart() -> (Database, PgConnection) {
     (database, conn)
 }
 
-/// A server of its own with these settings.
+/// A private server with these settings.
 pub(crate) fn server_with(settings: &str) -> PrivateServer {
     let mut server = PrivateServer::start_new().expect("a private server");
     let mut conn = PgConnection::establish(&server.url()).expect("a connection");
@@ -84,8 +84,8 @@ pub(crate) fn server_with(settings: &str) -> PrivateServer {
     server
 }
 
-/// The database of the existing service before this crate's migrations, with its tenants; `None`
-/// where the service's schema is not beside the crate.
+/// The database of the existing service before this crate's migrations, with its tenants. `None` if the service's
+/// schema is not next to the crate.
 pub(crate) fn existing_service() -> Option<(Database, PgConnection)> {
     existing_service_in(|| {
         let database = throwaway_postgres::empty().expect("an empty database");
@@ -94,7 +94,7 @@ pub(crate) fn existing_service() -> Option<(Database, PgConnection)> {
     })
 }
 
-/// The same on the server of [`migrated_apart`]. What counts calls there waits for no transaction of another process.
+/// The same on the server of [`migrated_apart`]. Counting there does not wait for transactions of other processes.
 pub(crate) fn existing_service_apart() -> Option<(Database, PgConnection)> {
     existing_service_in(empty_apart)
 }
@@ -114,7 +114,7 @@ fn existing_service_in(empty: fn() -> (Database, PgConnection)) -> Option<(Datab
     Some((database, conn))
 }
 
-/// The database of the existing service, whose calls are partitioned by the month; one month by the half.
+/// The database of the existing service, with calls that are partitioned by month. One month has two partitions.
 pub(crate) fn partitioned_service() -> Option<(Database, PgConnection)> {
     let (database, mut conn) = existing_service_apart()?;
     conn.batch_execute(
@@ -145,7 +145,7 @@ pub(crate) fn key(id: &str) -> KeyId {
     KeyId::from(id)
 }
 
-/// A moment, written as RFC 3339.
+/// A time, written as RFC 3339.
 pub(crate) fn at(time: &str) -> DateTime<Utc> {
     time.parse().expect("a time in RFC 3339")
 }
@@ -155,7 +155,7 @@ pub(crate) fn decimal(text: &str) -> BigDecimal {
     text.parse().expect("a decimal")
 }
 
-/// The statements that `work` sent, each as SQL with its bind values behind `-- binds:`.
+/// The statements that `work` sent, each as SQL with its bind values after `-- binds:`.
 pub(crate) fn statements_of<T>(
     conn: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> T,
@@ -173,7 +173,7 @@ pub(crate) fn statements_of<T>(
     (answer, sent)
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
@@ -182,7 +182,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until every transaction of the server that began before now has ended, other tests' too: until then
+/// Waits until every transaction of the server that began before now has ended, also those of other tests, because
 /// followers wait for them.
 pub(crate) fn wait_for_open_transactions(conn: &mut PgConnection) {
     let now: i64 =

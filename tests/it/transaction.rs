@@ -161,7 +161,7 @@ fn a_deferred_constraint_that_fails_at_commit_is_an_error_and_rolls_back() {
     Transaction::attempts(1).run(&mut conn, |conn| KeysDriver::new(conn).count_keys(&tenant())).unwrap();
 }
 
-/// A serialization failure at every run, until `until`.
+/// Fails with a serialization failure in each run before `until`.
 fn fail_to_serialize<E, Kind>(
     conn: &mut PgConnection,
     attempts: u32,
@@ -329,7 +329,7 @@ fn each_retry_is_reported_with_its_reason_beforehand() {
     assert_eq!(seen, [0, 1, 2]);
 }
 
-/// The transaction events that `work` made, as `Debug` shows them.
+/// The transaction events of `work`, as `Debug` shows them.
 fn events_of<T: Debug>(conn: &mut PgConnection, work: impl FnOnce(&mut PgConnection) -> T) -> Vec<String> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&seen);

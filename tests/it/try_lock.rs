@@ -20,7 +20,7 @@ enum Answer {
 }
 
 fn try_lock(conn: &mut PgConnection) -> Result<Answer> {
-    // What waits after all fails instead of hanging.
+    // A lock that waits after all fails with a timeout.
     conn.batch_execute("SET lock_timeout = '10s'")?;
     conn.transaction(|conn| {
         Ok(match KeysDriver::new(conn).try_fetch_key_for_update(&tenant(), &key("key"))? {
@@ -106,7 +106,7 @@ fn a_busy_key_leaves_the_transaction_usable() {
     .unwrap();
 }
 
-/// What another session answers before and after a change by a first one that is committed or not.
+/// The answers of another session before and after the end of a change, which is committed or rolled back.
 fn before_and_after(change: &str, commit: bool) -> (Answer, Answer) {
     let (database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
@@ -162,8 +162,8 @@ fn an_insert_that_refers_to_the_key_neither_makes_it_busy_nor_waits() {
     .unwrap();
 }
 
-/// Holds a statement up between its snapshot and its lock, through a row policy that waits, does what
-/// `meanwhile` says in a session of its own, and lets it go on.
+/// Delays a statement between its snapshot and its lock with a row policy that waits, runs `meanwhile` in another
+/// session, and lets the statement continue.
 fn in_between(database: &Database, conn: &mut PgConnection, meanwhile: &str) -> Answer {
     conn.batch_execute(
         "CREATE FUNCTION gate() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
@@ -188,7 +188,7 @@ fn in_between(database: &Database, conn: &mut PgConnection, meanwhile: &str) -> 
 
 #[test]
 fn a_row_that_changes_between_snapshot_and_lock_is_busy_or_read_again() {
-    // Of its own, because a role is the whole server's.
+    // A private server, because a role belongs to the whole server.
     let server = PrivateServer::start_new().unwrap();
     let migrated = || {
         let database = server.create_database().unwrap().prepare(migrate).unwrap();
@@ -201,7 +201,7 @@ fn a_row_that_changes_between_snapshot_and_lock_is_busy_or_read_again() {
     for gone in ["DELETE FROM api_keys", &hand_over] {
         let (database, mut conn) = migrated();
         KeyRow::default().insert(&mut conn);
-        // It was there, and the one who took it away held it.
+        // The key existed, and the session that removed it held its lock.
         assert_eq!(in_between(&database, &mut conn, gone), Answer::Busy, "{gone}");
         assert_eq!(try_lock(&mut conn).unwrap(), Answer::NotFound, "{gone}");
     }
@@ -243,7 +243,7 @@ fn of_many_concurrent_attempts_one_locks_the_key_and_none_waits() {
 
 #[test]
 fn a_lock_that_does_not_wait_finds_its_row_by_the_primary_key() {
-    // Whether a key is there can be seen in any index that holds its id.
+    // Whether a key exists can be read from any index that contains its id.
     plans_of("try_fetch_key_for_update")
         .or_read(&["Index Only Scan using "])
         .read(&["Index Scan using api_keys_pkey", "CTE Scan on locked"]);

@@ -94,7 +94,7 @@ fn a_page_with_usage_has_the_keys_of_the_page_and_the_usage_of_each() {
     ))
     .unwrap();
 
-    // A call was made at this very moment.
+    // A call was made at exactly this time.
     let since = at("2026-01-01T03:06:00Z");
     let mut keys = KeysDriver::new(&mut conn);
     let pages = [(50, 0), (7, 0), (7, 20), (0, 0), (5, 40), (u32::MAX, 3)];

@@ -1,4 +1,4 @@
-//! Usage where the calls are partitioned: every way to write a call, and to retire a table of calls.
+//! Usage with partitioned calls: every way to write a call, and to retire a partition.
 
 use api_keys_driver::{Error, KeysDriver, Transaction, migrate};
 use chrono::{DateTime, Utc};

@@ -1,4 +1,4 @@
-//! By which indexes usage is answered, and that it is planned once, on skewed data of which a half is counted.
+//! The indexes that usage is read from, and that it is planned once, on skewed data of which half is counted.
 
 use api_keys_driver::{KeysDriver, Page};
 use diesel::connection::SimpleConnection;
@@ -13,7 +13,7 @@ const SMALL: &str = "00000007-0000-0000-0000-000000000000";
 const CALLS: &str = "using ix_proxy_calls_key_usage on proxy_calls";
 const BUCKETS: &str = "Index Only Scan using usage_key_buckets_pkey";
 
-/// The plans of a statement have all of these lines, and read no table that grows but by an index.
+/// Checks that the plans of a statement have all of these lines, and read growing tables only with an index.
 fn assert_reads(name: &str, scans: &[&str]) {
     let method = METHODS.iter().find(|method| method.name == name).expect(name);
     let mut conn = skewed();
@@ -77,7 +77,7 @@ fn usage_of_a_tenant_is_read_only_from_indexes() {
 #[test]
 fn usage_of_a_tenant_that_has_all_calls_reads_no_index_of_its_keys() {
     let (_database, mut conn) = migrated_apart();
-    // Without the indexes that no statement here reads, and that take most of the time of filling.
+    // Without the indexes that no statement here reads, because they take most of the time of the inserts.
     conn.batch_execute(&format!(
         "DROP INDEX ix_proxy_calls_api_key_id, ix_proxy_calls_request_hash, ix_proxy_calls_user_id,
              ix_proxy_calls_tenant_user, ix_proxy_calls_replay;

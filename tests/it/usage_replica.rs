@@ -1,4 +1,4 @@
-//! Usage on a logical replica that takes over, with two servers and the SQL of `docs/usage.md`.
+//! Usage after a switch-over to a logical replica, with two servers and the SQL of `docs/usage.md`.
 
 use api_keys_driver::{KeyUsageSnapshot, KeysDriver, migrate};
 use diesel::connection::SimpleConnection;
@@ -8,7 +8,7 @@ use diesel::sql_types::Text;
 use crate::support::usage::{assert_exact, call, changes, fill, roll_up};
 use crate::support::{at, eventually, server_with, tenant};
 
-/// The nth block of SQL under a heading of the document.
+/// One block of SQL under a heading of the document, counted from 0.
 pub(crate) fn documented(heading: &str, nth: usize) -> &'static str {
     let (_, section) = include_str!("../../docs/usage.md").split_once(heading).expect(heading);
     section.split("```sql\n").nth(nth + 1).unwrap().split("```").next().unwrap()
@@ -32,7 +32,7 @@ fn spend_ids(conn: &mut PgConnection) {
     .unwrap();
 }
 
-/// The usage of the tenant of all time, also that of deleted calls.
+/// The usage of the tenant since the earliest time, also of deleted calls.
 fn of_all_time(conn: &mut PgConnection) -> KeyUsageSnapshot {
     KeysDriver::new(conn).fetch_tenant_usage(&tenant(), at("2000-01-01T00:00:00Z")).unwrap()
 }
@@ -61,7 +61,7 @@ fn take_over(is_younger: bool) {
 
     call(&mut publisher, "late", "2026-03-02T05:00:00Z", "1");
     roll_up(&mut publisher, "2026-03-02T12:20:00Z");
-    // A step that announces a frontier, and is not counted yet.
+    // This step announces a frontier, and does not count yet.
     KeysDriver::new(&mut publisher).roll_up_usage(at("2026-03-02T18:00:00Z"), 100).unwrap().unwrap();
     publisher
         .batch_execute("UPDATE proxy_calls SET cost_cents = 7 WHERE id = 'late'; DELETE FROM proxy_calls WHERE id = 'c800'")
@@ -80,7 +80,7 @@ fn take_over(is_younger: bool) {
              DROP SUBSCRIPTION keys",
         )
         .unwrap();
-    // What the SQL is for.
+    // The conditions that the SQL is for.
     subscriber.batch_execute("BEGIN").unwrap();
     call(&mut subscriber, "missing", "2026-03-02T12:16:00Z", "1");
     assert_eq!(

@@ -13,7 +13,7 @@ use crate::support::usage::{assert_exact, call, changes, fill, plain, roll_up};
 use crate::support::{at, eventually, tenant};
 use crate::usage_replica::documented;
 
-/// Copies a database with `pg_dump` and `pg_restore`; `false` where they are not beside the server's programs.
+/// Copies a database with `pg_dump` and `pg_restore`. Returns `false` if they are not next to the server's programs.
 fn restore(from: &Database, to: &Database, dump_options: &[&str], options: &[&str]) -> bool {
     let programs = throwaway_postgres::programs().unwrap();
     let (dump, restore) = (programs.join("pg_dump"), programs.join("pg_restore"));
@@ -52,13 +52,13 @@ fn id(conn: &mut PgConnection, sql: &str) -> i64 {
 
 const NEXT: &str = "SELECT pg_current_xact_id()::text::bigint AS id";
 
-/// The usage of the tenant of all time, also that of deleted calls.
+/// The usage of the tenant since the earliest time, also of deleted calls.
 fn of_all_time(conn: &mut PgConnection) -> KeyUsageSnapshot {
     KeysDriver::new(conn).fetch_tenant_usage(&tenant(), at("2000-01-01T00:00:00Z")).unwrap()
 }
 
-/// A database of a server that has been busy: a part is counted, a change waits, some calls are deleted, and their usage
-/// is kept. Each step of the three of a roll-up is one that a dump may find.
+/// A database of a server with high transaction ids: some calls are counted, a change waits, and some calls are deleted
+/// while their usage is kept. A dump may be made after any of the three steps of a roll-up.
 fn busy(steps: usize) -> (PrivateServer, Database, PgConnection) {
     let server = PrivateServer::start_new().unwrap();
     let database = server.create_database().unwrap().prepare(migrate).unwrap();

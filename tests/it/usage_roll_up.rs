@@ -1,4 +1,4 @@
-//! Usage through the buckets: counting, merging, repairing and forgetting calls changes no answer.
+//! Usage from buckets: counting and merging calls changes no answer.
 
 use api_keys_driver::{Bucket, Error, KeyUsageSnapshot, KeysDriver, Page, migrate};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -19,7 +19,7 @@ fn counting_up_to_any_time_changes_no_answer() {
         roll_up(&mut conn, until);
         assert_exact(&mut conn);
     }
-    // A frontier never goes back, and a grace that changes is not an error.
+    // A frontier never goes back, and a different grace is not an error.
     assert_eq!(step(&mut conn, "2026-03-01T00:00:00Z").counted_to, at("2026-03-02T12:30:00Z"));
 }
 
@@ -106,7 +106,7 @@ fn counting_waits_for_a_writer_that_began_before_the_announcement() {
 fn counting_does_not_wait_for_a_writer_that_began_after_the_announcement() {
     let (database, mut conn) = migrated_apart();
     let mut writer = database.connect().unwrap();
-    // Announced, and the barrier taken.
+    // Now the frontier is announced and the barrier is taken.
     for _ in 0..2 {
         KeysDriver::new(&mut conn).roll_up_usage(at("2026-03-02T12:00:00Z"), 10).unwrap().unwrap();
     }
@@ -152,7 +152,7 @@ fn a_call_that_is_counted_before_its_change_is_merged_counts_once() {
     let database = server.create_database().and_then(|empty| empty.prepare(migrate)).unwrap();
     let mut conn = database.connect().unwrap();
     roll_up(&mut conn, "2026-03-02T12:00:00Z");
-    // Announced, and the barrier taken.
+    // Now the frontier is announced and the barrier is taken.
     for _ in 0..2 {
         KeysDriver::new(&mut conn).roll_up_usage(at("2026-03-02T13:00:00Z"), 2).unwrap().unwrap();
     }

@@ -1,4 +1,4 @@
-//! Usage under fire, shortly: `cargo run --release --example usage_soak` is the long one.
+//! A short run of the soak of usage. The long one is `cargo run --release --example usage_soak`.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;

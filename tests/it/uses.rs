@@ -1,4 +1,4 @@
-//! Batches of uses: exact, in one lock order, and cheap.
+//! Batches of uses: they are exact, lock in one order, and are cheap.
 
 use std::thread;
 
@@ -104,7 +104,7 @@ fn a_use_that_waited_adds_to_the_committed_count() {
     assert_eq!((key.total_requests, key.last_used_at), (42, Some(at("2027-01-01T00:00:00Z"))));
 }
 
-/// A permutation of `0..len` that is another for each seed.
+/// A permutation of `0..len` that differs for each seed.
 fn shuffled(len: usize, seed: usize) -> Vec<usize> {
     let mut order: Vec<_> = (0..len).collect();
     let mut state = seed as u64;
@@ -194,7 +194,7 @@ fn uses_of_a_busy_key_are_returned_at_once_and_the_others_are_recorded() {
         conn.batch_execute("SET lock_timeout = '1ms'").unwrap();
         let busy = conn.transaction::<_, api_keys_driver::Error, _>(|conn| {
             let busy = try_record(conn, &batch);
-            // The transaction goes on, and its own rows are not busy to it.
+            // The transaction continues, and its own rows are not busy.
             assert_eq!(try_record(conn, &batch[1..2]), []);
             Ok(busy)
         });
@@ -261,7 +261,7 @@ fn concurrent_flushes_lose_no_use_and_count_none_twice() {
                             break;
                         }
                         let id = &ids[shuffled(KEYS, seed + 7 * round)[0]];
-                        // Holds the row while it does something else, and changes its counter too.
+                        // Holds the row for some time, and changes its counter too.
                         conn.batch_execute(&format!(
                             "BEGIN; UPDATE api_keys SET total_requests = total_requests + 1000000000 WHERE id = '{id}';
                              SELECT pg_sleep(0.002); ROLLBACK"

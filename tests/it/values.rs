@@ -37,7 +37,7 @@ fn columns(conn: &mut PgConnection, table: &str) -> Vec<Column> {
     .unwrap()
 }
 
-/// The ends, the exceptions and the oddities of a column's type, as SQL.
+/// The limits and the special values of a column's type, as SQL.
 fn values(column: &Column) -> Vec<String> {
     let mut values: Vec<String> = match column.kind.as_str() {
         "character varying" | "text" => {
@@ -80,7 +80,7 @@ fn values(column: &Column) -> Vec<String> {
     values
 }
 
-/// The statement that gives the tenant's row the value, and the ids under which it is found then.
+/// The statement that sets the value in the tenant's row.
 fn with_value(table: &str, column: &str, value: &str) -> String {
     let id = if table == "api_keys" { "key" } else { "call" };
     format!("UPDATE {table} SET {column} = {value} WHERE id = '{id}' RETURNING id, tenant_id")
@@ -118,7 +118,7 @@ fn no_value_of_any_column_makes_a_method_fail() {
             for value in values(&column) {
                 let ended = conn.transaction(|conn| -> Result<(), DieselError> {
                     let stored = diesel::sql_query(with_value(table, &column.name, &value));
-                    // What the server refuses, it cannot hold.
+                    // A value that the server refuses cannot be in a row.
                     let Ids { id, tenant_id } = stored.get_result(conn)?;
                     let key_id = if table == "api_keys" { KeyId::from(id) } else { key("key") };
                     let with = Input { tenant_id: tenant_id.into(), key_id, ..Input::default() };

@@ -34,7 +34,7 @@ pub(crate) fn add(count: &AtomicU64) {
 }
 
 impl Counts {
-    /// Whether every promise was kept, and put to the test.
+    /// Whether every promise was kept, and every fault occurred.
     pub(crate) fn is_good(&self) -> bool {
         let broken =
             [&self.lost, &self.doubled, &self.unacknowledged, &self.skipped, &self.leaked, &self.unexpected];

@@ -11,8 +11,8 @@ use super::{Soak, add};
 const WORK: Duration = Duration::from_millis(1500);
 
 impl Soak {
-    /// The primary is killed, or stops answering and is killed then; the standby is promoted; the old primary
-    /// comes back as its standby, by `pg_rewind`.
+    /// Kills the primary, sometimes after it has stopped answering, promotes the standby, and brings the old primary
+    /// back as the standby with `pg_rewind`.
     pub(crate) fn fail_over(&self, pair: &mut Pair, failovers: u32) {
         for failover in 0..failovers {
             thread::sleep(WORK);

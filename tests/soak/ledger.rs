@@ -12,7 +12,7 @@ use diesel::prelude::*;
 use super::{COUNTED, KEYS, POOL, Soak, TENANT, add};
 
 diesel::table! {
-    /// What the changers committed, written in the same transactions as the changes.
+    /// The committed changes, written in the same transactions as the changes.
     ledger (seq) {
         /// In the order of the locks.
         seq -> BigInt,
@@ -20,7 +20,7 @@ diesel::table! {
         change -> BigInt,
         /// The key that it changed.
         key_id -> Text,
-        /// What it left there.
+        /// The key's `frozen_at` after the change.
         frozen_at -> Nullable<Timestamptz>,
     }
 }
@@ -41,7 +41,7 @@ pub(crate) fn set_up(conn: &mut PgConnection) {
 }
 
 impl Soak {
-    /// Compares the database with what the workers were told.
+    /// Compares the database with the answers that the workers got.
     pub(crate) fn check(&self, conn: &mut PgConnection) {
         self.check_changes(conn);
         self.check_uses(conn);
@@ -62,7 +62,7 @@ impl Soak {
             .load(conn)
             .expect("the keys");
 
-        // Of each key, the changes alternate, the last one is what the key shows, and each is a use.
+        // The changes of a key alternate, the last one is the state of the key, and each is counted as a use.
         for (id, frozen_at, uses) in keys {
             let own: Vec<_> = entries.iter().filter(|entry| entry.1 == id).map(|entry| entry.2).collect();
             let out_of_turn = own.iter().enumerate().filter(|(n, frozen)| frozen.is_some() == (n % 2 == 1));

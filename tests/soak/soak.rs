@@ -30,7 +30,7 @@ use self::counts::{Counts, add};
 
 const TENANT: &str = "11111111-1111-1111-1111-111111111111";
 const KEYS: u64 = 6;
-/// A key, and a tenant of its own, whose uses are recorded without a transaction.
+/// A key and its tenant. Its uses are recorded without a transaction.
 const COUNTED: &str = "counted";
 const CHANGERS: u64 = 4;
 const METERS: u64 = 2;
@@ -41,9 +41,9 @@ struct Soak {
     tenant_id: TenantId,
     over: AtomicBool,
     next: AtomicU64,
-    /// Whether each change was acknowledged: what is `false` here must not be in the ledger.
+    /// Whether each change was acknowledged. A change that is `false` here must not be in the ledger.
     acknowledged: Mutex<HashMap<i64, bool>>,
-    /// Of the last event that was followed.
+    /// The position of the last event that was followed.
     position: Mutex<Option<EventPosition>>,
     counts: Counts,
 }

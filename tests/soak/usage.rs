@@ -1,5 +1,6 @@
-//! Usage under fire: writers of every kind, workers that count, merge, recount and delete, sessions that are ended and a
-//! server that crashes; and checkers that compare every method with the plain sum over the calls, in one snapshot.
+//! The soak of usage: writers of every kind, workers that count, merge, recount and delete, sessions that are
+//! terminated, and a server that crashes. Checkers compare every method with the plain sum over the calls, in one
+//! snapshot.
 //!
 //! `cargo run --release --example usage_soak -- --seconds 600` prints what was done, and fails on the first difference that
 //! it counted.
@@ -31,11 +32,11 @@ const TENANTS: [&str; 2] = ["a", "b"];
 const KEYS: u64 = 6;
 const WRITERS: u64 = 6;
 const CHECKERS: u64 = 3;
-/// It goes on for a while until so many sums are compared.
+/// The soak continues until this number of sums was compared.
 const ENOUGH: u64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Comparisons are of sums: a page or a series is several.
+/// The counts of comparisons are counts of sums: a page or a series has several.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) compared: AtomicU64,
@@ -200,7 +201,7 @@ impl Fire {
         }
         let isolation = random.of(&["READ COMMITTED", "READ COMMITTED", "REPEATABLE READ"]);
         conn.batch_execute(&format!("BEGIN ISOLATION LEVEL {isolation}"))?;
-        // In one transaction, as nobody should: right all the same.
+        // Several steps in one transaction, which is not recommended, but must be correct.
         for _ in 0..random.of(&[1, 1, 1, 3]) {
             let graces = [0, 200, 1_000, 2_000, 2_000, 3_000, 5_000, 5_000, 60_000];
             let grace = if random.below(60) == 0 { -5_000 } else { random.of(&graces) };
@@ -260,7 +261,7 @@ impl Fire {
         }
     }
 
-    /// Counts all that is there, and compares again.
+    /// Counts all calls, and compares again.
     fn finish(&self) {
         let mut conn = PgConnection::establish(&self.url).expect("a connection");
         let until = Utc::now() + TimeDelta::days(9);

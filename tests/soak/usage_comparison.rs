@@ -10,7 +10,7 @@ use diesel::sql_types::{BigInt, Nullable, Numeric, Text, Timestamptz};
 use super::random::Random;
 use super::{Counts, KEYS, add};
 
-/// What the calls of a snapshot add up to.
+/// The plain sums over the calls of a snapshot.
 #[derive(Debug, Default, QueryableByName)]
 struct Plain {
     #[diesel(sql_type = Nullable<Text>)]

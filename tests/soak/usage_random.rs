@@ -4,7 +4,7 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
 use super::TENANTS;
 
-/// A small generator: what matters is that it differs by thread.
+/// A small random number generator that differs for each thread.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {

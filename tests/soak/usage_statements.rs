@@ -5,7 +5,7 @@ use chrono::Utc;
 use super::KEYS;
 use super::random::Random;
 
-/// A statement of some writer.
+/// A random statement of a writer.
 pub(super) fn statement(random: &mut Random) -> String {
     let columns =
         "(id, tenant_id, api_key_id, endpoint, model, request_hash, request_json, cost_cents, created_at)";
@@ -55,7 +55,7 @@ pub(super) fn statement(random: &mut Random) -> String {
             row(random, "gen_random_uuid()::text"),
             row(random, "gen_random_uuid()::text")
         ),
-        // From a program, because a batch of statements carries no rows.
+        // From a program, because `batch_execute` cannot send rows.
         _ => format!(
             "COPY proxy_calls {columns} FROM PROGRAM 'for i in 1 2 3 4 5; do echo \"copied-{}-$i,{tenant},{tenant}{},e,m,h,j,{},{}\"; done' (FORMAT csv)",
             random.below(u64::MAX),

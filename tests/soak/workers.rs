@@ -1,4 +1,4 @@
-//! What the workers do, whatever becomes of their connections.
+//! The work of the workers, whatever happens to their connections.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -23,12 +23,12 @@ impl Soak {
         }
     }
 
-    /// The pools are as many ways to say where the servers are.
+    /// Each pool names the servers in another form of connection string.
     fn pool(&self, n: u64) -> &Pool {
         &self.pools[usize::try_from(n).expect("a small number") % self.pools.len()]
     }
 
-    /// Asks until there is an answer, on one connection after another.
+    /// Repeats the work on new connections until it succeeds.
     fn retry<T>(&self, n: u64, mut ask: impl FnMut(&mut PgConnection) -> Result<T>) -> Option<T> {
         while !self.over.load(Relaxed) {
             let error = match self.pool(n).get().map_err(Error::from).and_then(|mut conn| ask(&mut conn)) {
@@ -76,7 +76,7 @@ impl Soak {
                 let waited = u64::try_from(begun.elapsed().as_millis()).expect("a short time");
                 self.counts.longest_pause.fetch_max(waited, Relaxed);
             }
-            // Looked for and not there, or out of time: it must not turn up later.
+            // The change is known not to be committed, or the time is over. It must not appear later.
             Some(false) | None => add(&self.counts.given_up),
         }
     }
@@ -88,7 +88,7 @@ impl Soak {
         })
     }
 
-    /// Looks until it is known what happened: also after the end, so as to know.
+    /// Repeats the query until it is answered, also after the end of the soak.
     fn ask_until_known<T>(&self, n: u64, look: impl Fn(&mut PgConnection) -> Result<T>) -> Result<T> {
         loop {
             match self.pool(n).get().map_err(Error::from).and_then(|mut conn| look(&mut conn)) {
@@ -98,8 +98,8 @@ impl Soak {
         }
     }
 
-    /// Records a use by a statement that commits by itself. No other worker uses the key, so that its count says
-    /// whether the use happened.
+    /// Records a use with a statement that commits by itself. No other worker uses the key, so its counter tells
+    /// whether the use was recorded.
     pub(crate) fn use_once(&self, n: u64) {
         let (tenant_id, key_id) = (TenantId::from(COUNTED), KeyId::from(COUNTED));
         let used = KeyUse { tenant_id, key_id, count: 1, at: DateTime::UNIX_EPOCH };
@@ -125,7 +125,7 @@ impl Soak {
         }
     }
 
-    /// Records a call under an id of its own, so that to record it again changes nothing.
+    /// Inserts a call with a unique id, so that inserting it again changes nothing.
     pub(crate) fn meter(&self, n: u64) {
         let recorded = self.retry(n, |conn| {
             diesel::insert_into(proxy_calls::table)
@@ -171,7 +171,7 @@ impl Soak {
         while self.follow_once(conn).expect("events") > 0 {}
     }
 
-    /// Counts the events behind the last one that was followed, and how many those are.
+    /// Follows the events after the last position, and counts them.
     fn follow_once(&self, conn: &mut PgConnection) -> Result<usize> {
         let mut position = self.position.lock().expect("no panic");
         let events = match KeysDriver::new(conn).fetch_key_events_after(position.as_ref(), 1000) {
@@ -188,7 +188,7 @@ impl Soak {
     }
 }
 
-/// Freezes a key or unfreezes it, counts a use of it, and says so in the ledger.
+/// Freezes or unfreezes a key, records a use of it, and adds a row to the ledger.
 fn toggle(
     conn: &mut PgConnection,
     tenant_id: &TenantId,

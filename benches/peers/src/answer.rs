@@ -1,5 +1,5 @@
-//! What contenders answer with: this crate in its own structs, its peers in plain ones. Both are compared as plain ones,
-//! which costs time only where nothing is timed.
+//! The answers of the contenders: this crate returns its own structs, and its peers return plain structs. Both are
+//! converted to plain structs and compared outside of the timed calls.
 
 use std::fmt::{self, Debug};
 
@@ -28,7 +28,7 @@ pub struct Key {
     pub revision: i64,
 }
 
-/// Reads a key from a row of `postgres` or of sqlx, whose columns but for its ids begin with the `index`.
+/// Reads a key from a row of `postgres` or of sqlx. The columns except its ids start at `index`.
 macro_rules! read_key {
     ($row:ident, $tenant_id:expr, $index:expr) => {
         $crate::answer::Key {
@@ -50,14 +50,14 @@ macro_rules! read_key {
 }
 pub(crate) use read_key;
 
-/// What calls add up to: every field of a `KeyUsageSnapshot`.
+/// The usage: every field of a `KeyUsageSnapshot`.
 pub struct Usage {
     pub request_count: i64,
     pub spend_cents: BigDecimal,
     pub is_rounded: bool,
 }
 
-/// Without the zeros behind the point, of which one sum has more than another.
+/// Without trailing zeros, whose number differs between sums.
 impl fmt::Debug for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { request_count, spend_cents, is_rounded } = self;
@@ -86,7 +86,7 @@ impl<Ours: Plain> Answer<Ours> {
     }
 }
 
-/// What a struct of this crate is among peers.
+/// Converts a struct of this crate to a plain struct.
 pub trait Plain {
     type Plain: Debug;
 

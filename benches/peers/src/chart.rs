@@ -1,4 +1,4 @@
-//! A chart of cost against size, both axes logarithmic, as an SVG that reads on light and dark pages.
+//! A chart of cost against size with logarithmic axes, as an SVG for light and dark pages.
 
 use std::fmt::Write;
 

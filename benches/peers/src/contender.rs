@@ -1,4 +1,4 @@
-//! What every contender can do.
+//! The operations of every contender.
 
 use api_keys_driver::{KeyId, KeySnapshot, KeyUsageSnapshot, KeyUse, TenantId, UsageBucket};
 use chrono::{DateTime, Utc};
@@ -10,7 +10,7 @@ pub struct Prefix {
     pub tenant_id: TenantId,
     /// What the prefix begins with.
     pub text: &'static str,
-    /// The first text behind all that begin with it.
+    /// The first text after all texts that begin with it.
     pub end: &'static str,
 }
 
@@ -34,7 +34,7 @@ pub trait Contender {
         key_id: &KeyId,
         since: DateTime<Utc>,
     ) -> Answer<KeyUsageSnapshot>;
-    /// By the hour, from the first boundary to the last: the full hours between which the hours lie.
+    /// By the hour, from the first boundary to the last. The boundaries are full hours.
     fn series(
         &mut self,
         tenant_id: &TenantId,

@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::{Connection, PgConnection};
 use postgres::{Client, NoTls};
 
-/// The moment up to which everything was made.
+/// The time up to which all rows were created.
 pub fn now() -> DateTime<Utc> {
     "2026-06-01T00:00:00Z".parse().unwrap()
 }
@@ -20,7 +20,7 @@ pub fn key(tenant_keys: u32, index: u32) -> KeyId {
     format!("{tenant_keys:08x}-0000-4000-8000-{index:012x}").into()
 }
 
-/// The key of the tenant `tenant(10_000)` that was called so often.
+/// The key of the tenant `tenant(10_000)` with this number of calls.
 pub fn called(calls: u32) -> KeyId {
     format!("ca11ed00-0000-4000-8000-{calls:012x}").into()
 }
@@ -34,14 +34,14 @@ pub struct Sizes {
     pub calls: Vec<u32>,
 }
 
-/// Loads the keys and calls with COPY, and leaves the visibility map as a server that has been up for a while has it.
+/// Loads the keys and calls with COPY, and sets the visibility map as on a server that has been running for some time.
 pub fn load(url: &str, sizes: &Sizes) {
     let mut client = Client::connect(url, NoTls).unwrap();
-    // Rows whose commit is not on disk yet would not count as visible to all in the vacuum below.
+    // The vacuum below marks only rows as visible to all whose commit is on disk.
     client
         .batch_execute("SET synchronous_commit = on; ALTER TABLE proxy_calls SET (autovacuum_enabled = off)")
         .unwrap();
-    // Indexes that no statement here reads, and that take most of the time of loading.
+    // These indexes are not read by any statement here, and take most of the time of loading.
     client
         .batch_execute(
             "DROP INDEX ix_proxy_calls_api_key_id, ix_proxy_calls_request_hash, \
@@ -99,7 +99,7 @@ pub fn load(url: &str, sizes: &Sizes) {
     client.batch_execute("VACUUM ANALYZE").unwrap();
 }
 
-/// Rolls usage up, as a worker does on a server that has been up for a while.
+/// Rolls up usage, as a worker does.
 fn count(url: &str, until: DateTime<Utc>) {
     let mut worker = PgConnection::establish(url).unwrap();
     while KeysDriver::new(&mut worker)

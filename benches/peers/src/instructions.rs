@@ -1,4 +1,4 @@
-//! The work of the client alone: instructions a call, counted by callgrind.
+//! The work of the client alone: instructions per call, counted by callgrind.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ pub const OPERATIONS: [&str; 2] = ["one key", "page of 50"];
 const FEW: usize = 100;
 const MANY: usize = 1_100;
 
-/// What the counted process does: the operation, so many times.
+/// Runs an operation a number of times in the counted process.
 pub fn run(url: &str, name: &str, operation: &str, calls: usize) {
     let mut contender = contenders::connect(name, url);
     let (tenant_id, key_id) = (tenant(TENANT_KEYS), key(TENANT_KEYS, 7));
@@ -21,7 +21,8 @@ pub fn run(url: &str, name: &str, operation: &str, calls: usize) {
     }
 }
 
-/// Instructions a call; `None` without valgrind. What connecting takes is in both counts, and cancels out.
+/// The instructions per call; `None` without valgrind. Both counts include those of connecting, so the difference does
+/// not.
 pub fn count(url: &str, name: &str, operation: &str) -> Option<u64> {
     let collected = |calls: usize| {
         let output = Command::new("valgrind")

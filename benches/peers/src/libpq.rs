@@ -111,12 +111,12 @@ impl Rows {
         }
     }
 
-    /// A key whose row has its tenant behind its id.
+    /// A key whose row has its tenant after its id.
     fn key(&self, row: i32) -> Key {
         self.key_of(decode::text(self.get(row, 1).unwrap()), row, 2)
     }
 
-    /// A key whose columns but for its ids begin with the `index`.
+    /// A key. The columns except its ids start at `index`.
     fn key_of(&self, tenant_id: String, row: i32, index: i32) -> Key {
         let text = |column| decode::text(self.get(row, column).unwrap());
         let time = |column| self.get(row, column).map(decode::time);

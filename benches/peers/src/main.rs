@@ -34,16 +34,16 @@ use crate::contender::{Contender, Prefix};
 use crate::data::{Sizes, TENANT_KEYS, called, key, now, tenant};
 use crate::timing::{Spinners, Timing};
 
-/// An operation, and what each contender took for it in each heat.
+/// An operation, and what each contender took for it in each run.
 pub struct Row {
     pub operation: &'static str,
-    pub heats: Vec<Vec<Timing>>,
+    pub runs: Vec<Vec<Timing>>,
 }
 
 impl Row {
-    /// The median over the heats of what a heat says.
+    /// The median over the runs of what a run says.
     pub fn median(&self, said: impl Fn(&[Timing]) -> f64) -> f64 {
-        let mut said: Vec<f64> = self.heats.iter().map(|heat| said(heat)).collect();
+        let mut said: Vec<f64> = self.runs.iter().map(|run| said(run)).collect();
         said.sort_by(f64::total_cmp);
         said[said.len() / 2]
     }
@@ -217,14 +217,14 @@ thread_local! {
     static TURN: Cell<i32> = const { Cell::new(0) };
 }
 
-/// Fresh connections for each heat: which processor a connection's backend lands on is luck.
-const HEATS: u32 = 5;
+/// Fresh connections for each run: which processor a connection's backend lands on is luck.
+const RUNS: u32 = 5;
 
 fn race_peers(url: &str, budget: Duration, words: &str) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let inputs = Inputs::new();
-    for heat in 1..=HEATS {
-        eprintln!("heat {heat} of {HEATS}");
+    for run in 1..=RUNS {
+        eprintln!("run {run} of {RUNS}");
         let mut contenders: Vec<Box<dyn Contender>> =
             contenders::NAMES.iter().map(|name| contenders::connect(name, url)).collect();
         for (operation, call) in operations(&inputs).into_iter().filter(|(name, _)| name.contains(words)) {
@@ -233,10 +233,10 @@ fn race_peers(url: &str, budget: Duration, words: &str) -> Vec<Row> {
                 contenders.iter_mut().map(|contender| call(&mut **contender)).collect();
             assert!(answers.iter().all(|answer| *answer == answers[0]), "{operation}: {answers:#?}");
             COMPARING.set(false);
-            let timings = timing::race(&mut contenders, budget / HEATS, |contender| drop(call(contender)));
+            let timings = timing::race(&mut contenders, budget / RUNS, |contender| drop(call(contender)));
             match rows.iter_mut().find(|row| row.operation == operation) {
-                Some(row) => row.heats.push(timings),
-                None => rows.push(Row { operation, heats: vec![timings] }),
+                Some(row) => row.runs.push(timings),
+                None => rows.push(Row { operation, runs: vec![timings] }),
             }
         }
     }

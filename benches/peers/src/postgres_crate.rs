@@ -1,4 +1,4 @@
-//! The postgres crate, which is tokio-postgres behind a blocking front.
+//! The postgres crate, which is a blocking interface to tokio-postgres.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -91,7 +91,7 @@ fn of_name(name: &str) -> Type {
     }
 }
 
-/// A key whose row has its tenant behind its id.
+/// A key whose row has its tenant after its id.
 fn key(row: &Row) -> Key {
     read_key!(row, row.get(1), 2)
 }

@@ -95,12 +95,12 @@ impl Report<'_> {
 /// The table of ratios, and the one of medians.
 pub fn peers(rows: &[Row]) -> String {
     let mut text = String::new();
-    text.push_str("## Against libpq by hand\n\nRatio of medians, and in brackets of the tenth percentiles, which noise moves least; each the median of five heats on fresh connections. Below 1 is faster than libpq.\n\n");
+    text.push_str("## Against libpq by hand\n\nThe ratio of the medians, and in brackets of the tenth percentiles, which noise changes least. Each is the median of five runs on fresh connections. Below 1 is faster than libpq.\n\n");
     header(&mut text, "operation", contenders::NAMES[1..].iter().map(|name| (*name).to_owned()));
     for row in rows {
         let ratio = |index: usize| {
-            let of_medians = row.median(|heat| heat[index].median / heat[0].median);
-            let of_tenths = row.median(|heat| heat[index].tenth / heat[0].tenth);
+            let of_medians = row.median(|run| run[index].median / run[0].median);
+            let of_tenths = row.median(|run| run[index].tenth / run[0].tenth);
             format!("{of_medians:.2} ({of_tenths:.2})")
         };
         line(&mut text, row.operation, (1..contenders::NAMES.len()).map(ratio));
@@ -108,7 +108,7 @@ pub fn peers(rows: &[Row]) -> String {
     text.push_str("\nThe medians themselves:\n\n");
     header(&mut text, "operation", contenders::NAMES.iter().map(|name| (*name).to_owned()));
     for row in rows {
-        let medians = (0..contenders::NAMES.len()).map(|index| row.median(|heat| heat[index].median));
+        let medians = (0..contenders::NAMES.len()).map(|index| row.median(|run| run[index].median));
         line(&mut text, row.operation, medians.map(time));
     }
     text

@@ -27,7 +27,7 @@ pub fn by_keys(url: &str, sizes: &Sizes, budget: Duration) -> Vec<Line> {
     };
     let page = |limit, offset| Page { limit, offset };
     let since = now() - TimeDelta::days(1);
-    // The cursors are made once: what is timed is the page behind them.
+    // The cursors are created once, because only the page after them is timed.
     let cursors: Vec<(u32, KeyCursor)> = sizes
         .keys
         .iter()

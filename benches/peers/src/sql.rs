@@ -1,5 +1,5 @@
-//! This crate's statements, from the files with which its tests compare what it sends, so that what is compared here is the
-//! client.
+//! This crate's statements, from the files that its tests compare with the sent SQL. All contenders send the same SQL,
+//! so the benchmark compares clients.
 
 use std::sync::LazyLock;
 

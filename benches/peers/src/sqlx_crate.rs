@@ -47,7 +47,7 @@ fn with_arrays<'q>(sql: &'static str, uses: &[KeyUse]) -> Query<'q> {
         .bind(uses.iter().map(|used| used.at).collect::<Vec<_>>())
 }
 
-/// A key whose row has its tenant behind its id.
+/// A key whose row has its tenant after its id.
 fn key(row: &PgRow) -> Key {
     read_key!(row, row.get(1), 2)
 }

@@ -1,13 +1,14 @@
-//! Turns of a few dozen calls, on a machine whose processors stay awake.
+//! Times contenders in turns of a few dozen calls, while the processors stay awake.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Threads of idle priority, one a processor: none of them takes time from work, and none lets a processor doze.
+/// Threads of idle priority, one per processor. They take no time from other work, and keep each processor out of its
+/// sleep states.
 ///
-/// A doze costs 20 to 100 microseconds at the next wake-up, more than many of the calls that are timed.
+/// Waking up from a sleep state takes 20 to 100 microseconds, longer than many of the timed calls.
 pub struct Spinners {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -41,11 +42,11 @@ impl Drop for Spinners {
     }
 }
 
-/// What a call took, in microseconds.
+/// The time of a call, in microseconds.
 #[derive(Clone, Copy)]
 pub struct Timing {
     pub median: f64,
-    /// A tenth of the calls took at most this. Other work on the machine moves it least.
+    /// The tenth percentile. Other work on the machine changes it least.
     pub tenth: f64,
 }
 
@@ -59,7 +60,7 @@ pub fn race<C: ?Sized>(contenders: &mut [Box<C>], budget: Duration, call: impl F
         let start = Instant::now();
         for _ in 0..WARM_UP {
             call(contender);
-            // Beyond the fifth execution a plan is kept; what is slow is not slow for want of that.
+            // After the fifth execution a plan is kept. A slow operation needs no more warm-up.
             if start.elapsed() > 10 * SHORT_TURN {
                 break;
             }
@@ -92,7 +93,7 @@ fn summary(mut times: Vec<Duration>) -> Timing {
     Timing { median: micros(50), tenth: micros(10) }
 }
 
-/// Calls a second of so many threads, each with a worker of its own.
+/// The calls per second of a number of threads, each with its own worker.
 pub fn throughput(threads: usize, time: Duration, worker: impl Fn() -> Box<dyn FnMut()> + Sync) -> f64 {
     let start = std::sync::Barrier::new(threads);
     let calls: usize = thread::scope(|scope| {

@@ -18,7 +18,7 @@ fn existing_ids_and_hashes_deadlocks_and_timeouts_have_their_errors_on_a_shard()
     for way in WAYS {
         let Some(sharded) = Sharded::create(way) else { return };
         let mut conn = sharded.connect();
-        // Of two tenants that are on different servers, where the way has such.
+        // Two keys to lock.
         for id in ["a", "b"] {
             KeyRow { id, ..KeyRow::default() }.insert(&mut conn);
         }

@@ -17,7 +17,7 @@ use diesel::sql_types::Integer;
 use super::{Sharded, Way, Worker, run};
 use crate::support::{TENANT, at, decimal, key, tenant};
 
-/// Inserts keys from four threads, each of a tenant of its own, in transactions that are open for a moment.
+/// Inserts keys from four threads, each for its own tenants, in transactions that are open for a few milliseconds.
 fn write_keys(sharded: &Sharded, round: u32) -> BTreeSet<String> {
     const WRITERS: u32 = 4;
     const KEYS: u32 = 50;
@@ -39,7 +39,7 @@ fn write_keys(sharded: &Sharded, round: u32) -> BTreeSet<String> {
                             hash,
                             at,
                         ))?;
-                        // Others commit meanwhile, whose transactions began later.
+                        // Meanwhile transactions commit that began later.
                         thread::sleep(Duration::from_millis(u64::from((n * 7 + writer * 3) % 5)));
                         Ok::<_, Error>(())
                     });
@@ -51,7 +51,7 @@ fn write_keys(sharded: &Sharded, round: u32) -> BTreeSet<String> {
     (0..WRITERS).flat_map(|writer| (0..KEYS).map(move |n| format!("{round} {writer} {n}"))).collect()
 }
 
-/// Follows from a position until as many events came, and keeps the ids of their keys.
+/// Follows from a position to the last event, and keeps the ids of the keys.
 fn follow(conn: &mut PgConnection, position: &mut Option<EventPosition>, seen: &mut Vec<String>) {
     loop {
         let events = KeysDriver::new(conn).fetch_key_events_after(position.as_ref(), 7).unwrap();
@@ -61,7 +61,7 @@ fn follow(conn: &mut PgConnection, position: &mut Option<EventPosition>, seen: &
     }
 }
 
-/// Follows each of the connections while keys are written.
+/// Follows on each of the connections while keys are written.
 fn follow_writers(sharded: &Sharded, followers: Vec<PgConnection>, round: u32) -> Vec<Vec<String>> {
     let (is_over, expected) = (AtomicBool::new(false), AtomicU32::new(0));
     thread::scope(|scope| {
@@ -71,12 +71,12 @@ fn follow_writers(sharded: &Sharded, followers: Vec<PgConnection>, round: u32) -
                 let is_over = &is_over;
                 scope.spawn(move || {
                     let (mut position, mut seen) = (None, Vec::new());
-                    // Bounded, so that a writer that fails is seen.
+                    // With a deadline, so that a failed writer makes the test fail.
                     let deadline = Instant::now() + Duration::from_secs(60);
                     while !is_over.load(Ordering::Relaxed) && Instant::now() < deadline {
                         follow(&mut conn, &mut position, &mut seen);
                     }
-                    // What is open elsewhere on the server is waited for, for some seconds.
+                    // A follower waits for open transactions of other databases too, so this continues for some time.
                     for _ in 0..100 {
                         follow(&mut conn, &mut position, &mut seen);
                         thread::sleep(Duration::from_millis(10));
@@ -190,7 +190,7 @@ fn a_schema_that_moves_keeps_its_events_and_its_usage() {
         let sql: Vec<_> = sql.iter().map(|statement| statement.replace("'worker-2', 5432", &to)).collect();
         run(&mut conn, &sql);
         assert_eq!(sharded.holder(), there);
-        // Before the maintenance goes on there, some write what belongs into sums that are counted.
+        // Before the maintenance continues there, calls are written that belong to counted sums.
         write_calls(&sharded, round, &AtomicBool::new(true));
         sharded.make_views(&there);
         count_beside_writers(&sharded, &there, round * 14);
@@ -217,7 +217,7 @@ fn a_schema_that_moves_keeps_its_events_and_its_usage() {
 
 const HOUR: TimeDelta = TimeDelta::hours(1);
 
-/// Writes calls of two days, changes some and deletes some, until told that it is over, and once at least.
+/// Writes calls of two days, changes some and deletes some, until `is_over` is set, and at least 20 calls.
 fn write_calls(sharded: &Sharded, round: i32, is_over: &AtomicBool) {
     let mut conn = sharded.connect();
     for n in 0.. {

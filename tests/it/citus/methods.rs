@@ -25,15 +25,15 @@ const THROUGH_VIEWS: [&str; 6] = [
 ];
 
 impl Way {
-    /// Whether Citus's tables have the method. Following and the maintenance go through the views on a worker; locks on
-    /// rows of several shards in one statement are refused.
+    /// Whether the method works on Citus's tables. Followers and the maintenance use the views on a worker, and Citus
+    /// refuses a statement that locks rows of several shards.
     fn has(self, method: &Method) -> bool {
         let is_across = method.name.ends_with(".two_tenants");
         !THROUGH_VIEWS.contains(&method.name) && (self == Self::OneSchemaAShard || !is_across)
     }
 }
 
-/// Makes a statement fail that needs more than one shard.
+/// Makes statements fail that need more than one shard.
 fn allow_one_shard_only(conn: &mut PgConnection, only: bool) {
     let level = if only { "error" } else { "off" };
     conn.batch_execute(&format!("SET citus.multi_task_query_log_level = '{level}'")).unwrap();
@@ -49,7 +49,7 @@ fn each_method_uses_one_shard_and_returns_the_same_as_on_one_server() {
         foreign_rows(&mut conn);
         let with = Input { tenant_id: OTHER.into(), ..Input::default() };
         let mut refused = BTreeSet::new();
-        // More often than a statement is planned anew.
+        // More often than a statement gets a custom plan.
         for method in METHODS.iter().cycle().take(METHODS.len() * 7) {
             let knows_no_tenant = WITHOUT_TENANT.contains(&method.name);
             allow_one_shard_only(&mut conn, way == Way::OneSchemaAShard || !knows_no_tenant);
@@ -66,7 +66,7 @@ fn each_method_uses_one_shard_and_returns_the_same_as_on_one_server() {
         if way == Way::OneSchemaAShard {
             sharded.make_views(&sharded.holder());
             let mut views = sharded.connect_to_views(&sharded.holder());
-            // On a worker's own tables, as on a server of its own: not even planned by Citus.
+            // The views read a worker's own tables, which Citus does not plan.
             for method in METHODS.iter().filter(|method| THROUGH_VIEWS.contains(&method.name)) {
                 let [through_views, single] =
                     [&mut views, &mut server].map(|conn| undone(conn, method, &with).unwrap());
@@ -166,7 +166,7 @@ fn latency_of_each_method_through_each_node() {
     }
 }
 
-/// How long a call takes in an open transaction that is rolled back, in microseconds. `None`: it is refused.
+/// The time of a call in an open transaction that is rolled back, in microseconds. `None` if the call is refused.
 fn timed(conn: &mut PgConnection, method: &Method, with: &Input) -> Option<u128> {
     let mut taken = None;
     conn.test_transaction::<_, diesel::result::Error, _>(|conn| {

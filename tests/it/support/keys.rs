@@ -6,12 +6,12 @@ use diesel::prelude::*;
 
 use super::{at, key, tenant};
 
-/// An active key without anything that may be left out, whose hash is its id.
+/// An active key without optional values. Its hash is its id.
 pub(crate) fn new_key(id: &str) -> NewKey {
     NewKey::new(tenant(), key(id), "Production", "sk-live-abcd", id.into(), at("2026-01-01T00:00:00Z"))
 }
 
-/// The tenant's key, which is there.
+/// Fetches a key of the tenant, which must exist.
 pub(crate) fn fetch(conn: &mut PgConnection, id: &str) -> KeySnapshot {
     KeysDriver::new(conn).fetch_key_by_id(&tenant(), &key(id)).unwrap().unwrap()
 }
@@ -22,7 +22,7 @@ pub(crate) fn revocation_of(conn: &mut PgConnection, id: &str) -> (Option<DateTi
     (key.revoked_at, key.revoked_reason)
 }
 
-/// Runs `work` on the locked key `"key"`, in a transaction of its own.
+/// Runs `work` on the locked key `"key"`, in its own transaction.
 pub(crate) fn with_locked<T>(
     conn: &mut PgConnection,
     work: impl for<'c> FnOnce(&mut KeysDriver<'c>, LockedKey<'c>) -> Result<T>,

@@ -1,11 +1,11 @@
-//! How the server answers a statement: by which index, without waste, and planned once.
+//! How the server runs a statement: with which index, whether it reads unneeded rows, and whether it is planned once.
 //!
-//! A topic says in one line what it expects: `plans_of("fetch_key_by_id").read(&["Index Scan using api_keys_pkey"])`.
-//! The statement is then explained for tenants of four kinds, with custom and generic plans, on the tables that the
+//! A test names the expected lines: `plans_of("fetch_key_by_id").read(&["Index Scan using api_keys_pkey"])`. The
+//! statement is then explained for tenants of four kinds, with custom and generic plans, on the tables that the
 //! migrations make and on those of the existing service.
 //!
-//! The data are skewed, so that an average says nothing: a tenant with 100,000 keys among 5,000 with 20, two whose newest
-//! 100,000 keys are not what the customer asks for, and a key with most of the calls.
+//! The data are skewed, so that averages mislead the planner: a tenant with 100,000 keys among 5,000 tenants with 20,
+//! two tenants whose newest 100,000 keys are not those that the customer asks for, and a key with most of the calls.
 
 use std::sync::OnceLock;
 
@@ -29,7 +29,7 @@ const TENANTS: [(&str, &str); 4] = [(LARGE, "a1"), (HIDDEN, "b1"), (REVOKED, "c1
 const TABLES: [&str; 5] =
     ["api_keys", "api_key_events", "proxy_calls", "usage_key_buckets", "usage_tenant_buckets"];
 
-/// What is expected of the plans of a method's statement.
+/// The expected plans of a method's statement.
 #[must_use = "nothing is checked before `read`"]
 pub(crate) struct Plans<'a> {
     method: &'static Method,
@@ -60,17 +60,17 @@ impl<'a> Plans<'a> {
         }
     }
 
-    /// The statement reads or writes so much of a tenant that only a small one is looked at.
+    /// The statement reads or writes so much of a tenant that only a small tenant is tested.
     pub(crate) fn of_a_small_tenant(self) -> Self {
         Self { tenants: &TENANTS[3..], ..self }
     }
 
-    /// A small tenant's rows are so few that any way to read them is good.
+    /// A small tenant has so few rows that any scan is good.
     pub(crate) fn of_large_tenants(self) -> Self {
         Self { tenants: &TENANTS[..3], ..self }
     }
 
-    /// Each plan sorts, and by nothing else: lines `Sort Key: ..` of a plan.
+    /// Each plan sorts, only by these `Sort Key: ..` lines.
     pub(crate) fn sort_by(self, sorts: &'a [&'a str]) -> Self {
         Self { sorts, ..self }
     }
@@ -80,7 +80,7 @@ impl<'a> Plans<'a> {
         Self { others, ..self }
     }
 
-    /// The page is deep.
+    /// The statement reads a deep page.
     pub(crate) fn at_offset(self, offset: u32) -> Self {
         Self { offset, ..self }
     }
@@ -90,12 +90,12 @@ impl<'a> Plans<'a> {
         Self { reads_in_vain: true, ..self }
     }
 
-    /// The server plans each call anew, because the cost depends on the values.
+    /// The server plans each call, because the cost depends on the values.
     pub(crate) fn planned_for_each_call(self) -> Self {
         Self { is_planned_once: false, ..self }
     }
 
-    /// Checks that each plan has all of these lines, and reads tables by no scan that is not among them.
+    /// Checks that each plan has all of these lines, and no other scans.
     pub(crate) fn read(self, scans: &[&str]) {
         self.read_in(&mut skewed(), scans);
         if let Some(mut conn) = skewed_service() {
@@ -129,7 +129,7 @@ impl<'a> Plans<'a> {
             let mut known = scans.iter().chain(self.others).chain(&computed);
             assert!(!line.contains("Scan ") || known.any(|scan| line.contains(scan)), "{line}: {told}");
             assert!(!line.contains("Sort Key: ") || self.sorts.contains(&line), "{line}: {told}");
-            // Not none: the rows of a block in which another test freezes a key are looked at.
+            // A few are allowed, because rows of a block in which another test freezes a key are fetched.
             let fetches = line.split_once("Heap Fetches: ").map_or(0, |(_, count)| count.parse().unwrap());
             assert!(fetches < 500, "{line}: {told}");
         }
@@ -137,7 +137,7 @@ impl<'a> Plans<'a> {
         assert!(self.reads_in_vain || !has_rows_removed(plan), "rows are read in vain: {told}");
     }
 
-    /// From the sixth call on, the server plans no call anew, whoever the tenant is and however small the page.
+    /// From the sixth call on, the server plans no call, for any tenant and any page size.
     fn assert_planned_once(&self) {
         for (tenant_id, key_id) in self.tenants {
             for limit in [1, 50] {
@@ -153,7 +153,7 @@ impl<'a> Plans<'a> {
     }
 }
 
-/// What a method is called with here: a cursor and a time in the midst of the keys.
+/// The arguments of a method: a cursor and a time in the middle of the keys.
 pub(crate) fn input(tenant_id: &str, key_id: &str) -> Input {
     let noon = at("2026-01-01T12:00:00Z");
     Input {
@@ -171,7 +171,7 @@ struct Line {
     line: String,
 }
 
-/// A method's own statement, and how the server answers it, with what that took. Nothing is kept.
+/// A method's own statement and its plan with `EXPLAIN ANALYZE`. The transaction is rolled back.
 pub(crate) fn explain(
     conn: &mut PgConnection,
     method: &Method,
@@ -188,7 +188,7 @@ pub(crate) fn explain(
     })
 }
 
-/// What the explained call does is not done yet: a key can be inserted, and deleted, only once.
+/// Calls the method and rolls back, because a key can be inserted and deleted only once.
 fn called_and_undone(conn: &mut PgConnection, method: &Method, input: &Input) -> Prepared {
     let mut prepared = Vec::new();
     let undone: QueryResult<()> = conn.transaction(|conn| {
@@ -203,13 +203,13 @@ fn has_rows_removed(plan: &str) -> bool {
     plan.lines().any(|line| line.contains("Rows Removed") && !line.ends_with(": 0"))
 }
 
-/// How many pages of the database were read for an answer.
+/// The number of blocks that a plan read.
 pub(crate) fn blocks(plan: &str) -> u32 {
     let top = plan.lines().find_map(|line| line.trim().strip_prefix("Buffers: shared ")).expect("buffers");
     top.split([' ', '=']).filter_map(|number| number.parse::<u32>().ok()).sum()
 }
 
-/// The skewed database, which the tests only read.
+/// The skewed database. Tests only read it, or roll back.
 pub(crate) fn skewed() -> PgConnection {
     static DATABASE: OnceLock<Database> = OnceLock::new();
     let fill_one = || {
@@ -220,7 +220,7 @@ pub(crate) fn skewed() -> PgConnection {
     DATABASE.get_or_init(fill_one).connect().unwrap()
 }
 
-/// The same, smaller, in the existing service's own tables.
+/// A smaller one in the existing service's own tables.
 fn skewed_service() -> Option<PgConnection> {
     static DATABASE: OnceLock<Option<Database>> = OnceLock::new();
     let fill_one = || {
@@ -239,7 +239,7 @@ fn skewed_service() -> Option<PgConnection> {
     Some(DATABASE.get_or_init(fill_one).as_ref()?.connect().unwrap())
 }
 
-/// Fills a database: `large` keys for each of three tenants, 20 for each of a twentieth as many others.
+/// Fills a database with `large` keys for each of three tenants, and 20 keys for each of `large / 20` other tenants.
 fn fill(conn: &mut PgConnection, large: u32) {
     // The vacuum below marks only those rows as visible to all whose commit is on disk. The server itself collects no
     // statistics later: the tests change rows and undo it, which would change the plans of the tests after them.
@@ -280,7 +280,7 @@ fn fill(conn: &mut PgConnection, large: u32) {
         let step = KeysDriver::new(conn).roll_up_usage(until, 100_000).unwrap();
         step.is_some_and(|step| step.counted_to == until)
     });
-    // Rows count as visible to all once no session, such as the server's own, looks at older ones.
+    // Rows are marked as visible to all only when no session has an older snapshot.
     let tables = TABLES.join(",");
     let hidden = format!(
         "SELECT FROM pg_class WHERE oid = ANY ('{{{tables}}}'::regclass[]) AND relallvisible < relpages"

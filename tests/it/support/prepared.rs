@@ -1,4 +1,4 @@
-//! The prepared statements of a session on the server, and the values that were sent with them.
+//! The prepared statements of a session, and the values that were sent with them.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Text};
@@ -26,7 +26,7 @@ pub(crate) struct Prepared {
     pub(crate) arguments: String,
 }
 
-/// Calls a method, and returns the statements that it sent. Its own is the last; one before it locks the key.
+/// Calls a method, and returns the statements that it sent. The last one is its own; the one before it locks the key.
 pub(crate) fn prepared_by(conn: &mut PgConnection, method: &Method, input: &Input) -> Vec<Prepared> {
     let (called, sent) = statements_of(conn, |conn| (method.call)(conn, input));
     called.unwrap_or_else(|error| panic!("{}: {error:?}", method.name));
@@ -72,7 +72,7 @@ fn text(value: &str, hash: &str) -> Option<String> {
     Some(match value.split('"').nth(1) {
         Some(text) => text.to_owned(),
         None if value == "KeyHash(..)" => hash.to_owned(),
-        // A year of five digits is written with a sign, which PostgreSQL takes for a time zone's.
+        // A year with five digits is written with a sign, which PostgreSQL would read as the sign of a time zone.
         None => value.trim_start_matches('+').to_owned(),
     })
 }
@@ -98,7 +98,7 @@ fn values(list: &str) -> Vec<&str> {
     values
 }
 
-/// The statements that this connection keeps planning for each call, with how often it did either.
+/// The statements that this connection plans for each call, with the numbers of their generic and custom plans.
 pub(crate) fn planned_anew(conn: &mut PgConnection) -> Vec<(String, i64, i64)> {
     prepared::table
         .filter(prepared::statement.not_like("%pg_prepared_statements%"))

@@ -7,7 +7,7 @@ use diesel::prelude::*;
 
 use super::{TENANT, at};
 
-/// A row of `api_keys`. What a test does not name is ordinary.
+/// A row of `api_keys`. Columns that a test does not set have ordinary values.
 #[derive(Clone, Debug, Insertable)]
 #[diesel(table_name = api_keys)]
 pub(crate) struct KeyRow<'a> {
@@ -16,7 +16,7 @@ pub(crate) struct KeyRow<'a> {
     pub(crate) user_id: Option<&'a str>,
     pub(crate) name: &'a str,
     pub(crate) key_prefix: &'a str,
-    /// The id, unless a test names another.
+    /// The hash. `None` stands for the id.
     pub(crate) key_hash: Option<&'a str>,
     pub(crate) permissions_json: Option<&'a str>,
     pub(crate) allowed_workers_json: Option<&'a str>,
@@ -68,7 +68,7 @@ impl KeyRow<'_> {
     }
 }
 
-/// A row of `proxy_calls`. What a test does not name is ordinary.
+/// A row of `proxy_calls`. Columns that a test does not set have ordinary values.
 #[derive(Clone, Debug, Insertable)]
 #[diesel(table_name = proxy_calls)]
 pub(crate) struct CallRow<'a> {

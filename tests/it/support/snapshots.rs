@@ -1,10 +1,10 @@
-//! Snapshots to compare with: a literal of one does not compile outside the crate.
+//! Makes snapshots to compare with, because a struct literal does not compile outside the crate.
 
 use api_keys_driver::KeyUsageSnapshot;
 
 use super::decimal;
 
-/// A snapshot with other fields: a literal of one does not compile outside the crate.
+/// A snapshot with other fields, because a struct literal does not compile outside the crate.
 macro_rules! with {
     ($snapshot:expr, $($field:ident: $value:expr),* $(,)?) => {{
         let mut changed = $snapshot;
@@ -23,7 +23,7 @@ macro_rules! assert_fields {
 }
 pub(crate) use assert_fields;
 
-/// What calls add up to.
+/// The usage with this number and cost.
 pub(crate) fn usage_of(request_count: i64, spend_cents: &str) -> KeyUsageSnapshot {
     with!(KeyUsageSnapshot::default(), request_count: request_count, spend_cents: decimal(spend_cents))
 }

@@ -1,4 +1,4 @@
-//! Usage in tests: calls to count, and a comparison of all that can be asked with the plain sums.
+//! Usage in tests: calls to count, and a comparison of every method with the plain sums.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use diesel::sql_types::{BigInt, Nullable, Numeric};
 
 use super::{CallRow, KeyRow, OTHER, TENANT, at, decimal, eventually, key, tenant};
 
-/// One step that does what it can.
+/// Does one step of the maintenance.
 pub(crate) fn step(conn: &mut PgConnection, until: &str) -> UsageRollUp {
     loop {
         let step = KeysDriver::new(conn).roll_up_usage(at(until), 1_000).unwrap().expect("no other worker");
@@ -20,7 +20,7 @@ pub(crate) fn step(conn: &mut PgConnection, until: &str) -> UsageRollUp {
     }
 }
 
-/// Counts and merges all that is there. Transactions of other tests may be open for a while.
+/// Counts and merges everything. Transactions of other tests may be open for a while.
 pub(crate) fn roll_up(conn: &mut PgConnection, until: &str) {
     eventually("all is counted", || step(conn, until).counted_to >= at(until));
 }
@@ -61,7 +61,7 @@ pub(crate) fn changes(conn: &mut PgConnection) -> usize {
     diesel::sql_query("SELECT FROM usage_changes").execute(conn).unwrap()
 }
 
-/// Compares all that can be asked with the plain sums, for a few moments on and beside the edges.
+/// Compares every method with the plain sums, for times on and next to the edges of quarter hours.
 pub(crate) fn assert_exact(conn: &mut PgConnection) {
     let never = at("2099-01-01T00:00:00Z");
     let quarter = at("2026-03-02T12:15:00Z");
@@ -92,7 +92,7 @@ pub(crate) fn assert_exact(conn: &mut PgConnection) {
     assert!(KeysDriver::new(conn).fetch_usage_drift(DateTime::<Utc>::MIN_UTC..never, 5).unwrap().is_empty());
 }
 
-/// A call each 100 seconds for two days, each third one of another key and each seventh without a key.
+/// Inserts a call every 100 seconds for two days. Every third one has another key, and every seventh has no key.
 pub(crate) fn fill(conn: &mut PgConnection) {
     KeyRow::default().insert(conn);
     conn.batch_execute(&format!(

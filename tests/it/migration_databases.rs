@@ -1,4 +1,4 @@
-//! Databases as they are found: owners, schemas, collations, encodings, languages, timeouts, publications.
+//! Databases with different owners, schemas, collations, encodings, languages, timeouts and publications.
 
 use std::thread;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn connect(database: &Database, parameters: &str) -> PgConnection {
     PgConnection::establish(&format!("host={socket} {parameters}")).unwrap()
 }
 
-/// Does what an engine does, and walks the list by the cursor and by pages.
+/// Uses the drivers as an engine does, and reads the list by cursor and by pages.
 fn use_it(conn: &mut PgConnection) {
     let ids = ["B", "a", "b", "A", "ä", "z", "Z", "10", "9", "-", "_", "é"];
     for id in ids {
@@ -139,7 +139,7 @@ fn a_migration_waits_for_a_lock_also_if_messages_are_german() {
         return;
     }
 
-    // The owner may not set the language. The superuser may, for as long as it migrates.
+    // The owner may not set the language. The superuser may, and sets it during the migration.
     let (gave_up, _) = migrate_against_a_lock(&mut owner, &database, Duration::from_millis(1));
     assert!(matches!(gave_up, Err(Error::MigrationWaits { .. })), "{gave_up:?}");
     let (migrated, waits) = migrate_against_a_lock(&mut owner, &database, Duration::from_secs(60));
@@ -268,7 +268,7 @@ fn each_collation_and_encoding_has_the_same_schema_and_correct_cursors() {
     let server = server();
     let database = server.create_database().unwrap();
     let mut admin = database.connect().unwrap();
-    let mut worlds = vec![
+    let mut databases = vec![
         ("in_c", "LOCALE 'C' ENCODING 'UTF8'"),
         ("in_ascii", "LOCALE 'C' ENCODING 'SQL_ASCII'"),
         ("in_latin1", "LOCALE 'C' ENCODING 'LATIN1'"),
@@ -277,12 +277,12 @@ fn each_collation_and_encoding_has_the_same_schema_and_correct_cursors() {
     let has_icu =
         lines(&mut admin, "SELECT collname::text AS line FROM pg_collation WHERE collprovider = 'i'");
     if version.as_str() >= "150000" && !has_icu.is_empty() {
-        worlds.push(("in_icu", "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE' LOCALE 'C' ENCODING 'UTF8'"));
+        databases.push(("in_icu", "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE' LOCALE 'C' ENCODING 'UTF8'"));
     } else {
         eprintln!("skipped: the server has no ICU");
     }
     let mut schemas = Vec::new();
-    for (name, options) in worlds {
+    for (name, options) in databases {
         admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0 {options}")).unwrap();
         let mut conn = connect(&database, &format!("user=postgres dbname={name}"));
         assert_eq!(migrate(&mut conn).unwrap(), names(), "{name}");
@@ -301,8 +301,8 @@ fn each_collation_and_encoding_has_the_same_schema_and_correct_cursors() {
 
 #[test]
 fn a_publication_of_all_tables_blocks_neither_the_migration_nor_writes() {
-    for world in [existing_service, partitioned_service] {
-        let Some((_database, mut conn)) = world() else { return };
+    for create in [existing_service, partitioned_service] {
+        let Some((_database, mut conn)) = create() else { return };
         conn.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES").unwrap();
         assert_eq!(migrate(&mut conn).unwrap(), names());
         assert!(check(&mut conn).unwrap().is_clean());
@@ -310,7 +310,7 @@ fn a_publication_of_all_tables_blocks_neither_the_migration_nor_writes() {
     }
 }
 
-/// Operators and functions of the names that SQL uses, for the types that have no exact match in `pg_catalog`.
+/// Creates operators and functions with common names, for types that have no exact match in `pg_catalog`.
 fn spoil(conn: &mut PgConnection) {
     conn.batch_execute(
         "CREATE FUNCTION trap() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''trapped''; END';
@@ -348,8 +348,8 @@ fn spoil(conn: &mut PgConnection) {
 
 #[test]
 fn no_foreign_operator_or_function_runs_in_a_migration_or_a_check() {
-    for world in [existing_service, partitioned_service] {
-        let Some((_database, mut conn)) = world() else { return };
+    for create in [existing_service, partitioned_service] {
+        let Some((_database, mut conn)) = create() else { return };
         conn.batch_execute(&format!(
             "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash) VALUES ('1', '{TENANT}', 'K', 'sk', 'h')"
         ))
@@ -383,8 +383,8 @@ fn all_databases_end_with_the_same_objects_of_the_crate() {
     migrate(&mut conn).unwrap();
     let expected = ours(&mut conn);
     assert!(expected.len() > 20);
-    for world in [existing_service, partitioned_service] {
-        let Some((_database, mut conn)) = world() else { return };
+    for create in [existing_service, partitioned_service] {
+        let Some((_database, mut conn)) = create() else { return };
         migrate(&mut conn).unwrap();
         let differs = |line: &&String| !expected.contains(line);
         let found = ours(&mut conn);
