@@ -1,9 +1,11 @@
 //! Reports what keeps the crate from working on a database, and changes nothing. `facts` reads the catalog,
 //! `expected` lists what the migrations create, and `judge` compares them.
 
+mod column;
 mod expected;
 mod facts;
 mod judge;
+mod object;
 
 use std::fmt;
 

@@ -6,30 +6,9 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Text};
 
 use super::Expected;
-use super::judge::prefix_is_narrow;
+use super::object::{Object, prefix_is_narrow};
 use crate::Result;
 use crate::steps::{Found, InitialSession, Records, STEPS, find, schema_of};
-
-/// An object of the schema.
-#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
-pub(crate) struct Object {
-    #[diesel(sql_type = Text)]
-    pub(crate) kind: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) table: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) name: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) definition: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) flaw: String,
-}
-
-impl Object {
-    fn is_partitioned(&self) -> bool {
-        self.kind == "table" && self.definition == "p"
-    }
-}
 
 #[derive(Clone, Debug, QueryableByName)]
 pub(crate) struct Session {

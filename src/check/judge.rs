@@ -1,25 +1,13 @@
 //! Compares the database with what the migrations create, and turns each difference into an obstacle.
 
-mod column;
 mod objects;
 mod rights;
 mod surroundings;
 
-use super::facts::{Facts, Home, Object};
-use super::{Effect, Expected, Obstacle, Report};
+use super::facts::{Facts, Home};
+use super::object::{WIDENING, is_named, is_table};
+use super::{Effect, Expected, Obstacle, Report, column};
 use crate::steps::{STEPS, Step};
-
-/// The step that is skipped if a view, a policy or the like depends on the column.
-const WIDENING: &str = "widen_key_prefix";
-
-/// Whether the column holds less than the step gives it.
-pub(super) fn prefix_is_narrow(expected: &[Expected], objects: &[Object]) -> bool {
-    expected.iter().filter(|expected| expected.defined_by == WIDENING).any(|expected| {
-        objects.iter().filter(|object| is_named(expected, object)).any(|object| {
-            column::difference(expected.definition, &object.definition) == Some(column::Difference::Narrow)
-        })
-    })
-}
 
 /// The result of comparing the facts with the expected objects.
 #[derive(Debug, Default)]
@@ -173,14 +161,4 @@ fn is_there(expected: &Expected, home: &Home) -> bool {
         }
         _ => object.definition == expected.definition,
     })
-}
-
-fn is_table(object: &Object) -> bool {
-    matches!(object.definition.as_str(), "r" | "p")
-}
-
-fn is_named(expected: &Expected, object: &Object) -> bool {
-    object.kind == expected.kind
-        && object.name == expected.name
-        && (object.table == expected.table || expected.kind == "index")
 }

@@ -1,9 +1,9 @@
 //! Tables, columns, indexes, constraints, triggers and functions.
 
-use super::super::facts::Object;
+use super::super::column::{self, Difference};
+use super::super::object::{Object, WIDENING, is_named, prefix_is_narrow};
 use super::super::{Effect, Expected};
-use super::column::{self, Difference};
-use super::{Verdict, View, WIDENING, is_named, prefix_is_narrow};
+use super::{Verdict, View};
 use crate::steps::{Step, quoted};
 
 const MIGRATE: &str = "Call `migrate`, which repeats the step";

@@ -1,6 +1,7 @@
 //! The session, the server, and everything else that affects the tables.
 
 use super::super::Effect;
+use super::super::object::is_named;
 use super::{Verdict, View};
 use crate::steps::{is_english, quoted};
 
@@ -57,7 +58,7 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
             expected.kind == "column"
                 && expected.table == table.name
                 && view.is_pending(expected.created_by)
-                && !view.home.objects.iter().any(|object| super::is_named(expected, object))
+                && !view.home.objects.iter().any(|object| is_named(expected, object))
         });
         if gains_columns && !table.publications.is_empty() {
             verdict.add(
