@@ -1,5 +1,6 @@
 //! The cost of the triggers of events for a writer, compared with the same table without them, and the cost of
-//! notifications. `cargo bench --bench events` prints the tables of `docs/events.md`.
+//! notifications. `cargo bench --bench events` prints the tables of `docs/events.md`. `-- --notifications URL` measures
+//! only notifications and a follower, on the server of that URL, such as one that waits for its disk.
 
 use std::error::Error;
 use std::fs;
@@ -14,7 +15,7 @@ use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Integer;
-use throwaway_postgres::{Database, PrivateServer};
+use throwaway_postgres::{Database, PrivateServer, Server};
 
 const KEYS: usize = 10_000;
 const BATCH: usize = 1000;
@@ -40,10 +41,18 @@ const WORLDS: [(&str, &str); 3] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == "--notifications") {
+        let url = arguments.get(at + 1).ok_or("--notifications needs the URL of a server")?;
+        let database = Server::at(url)?.create_database()?;
+        let mut variant = Variant::new(database, "on the server of the URL", "")?;
+        notifications(&mut variant)?;
+        return following(&mut variant);
+    }
     let server = PrivateServer::start_new()?;
     let mut variants = Vec::new();
     for (name, change) in WORLDS {
-        variants.push(Variant::new(&server, name, change)?);
+        variants.push(Variant::new(server.create_database()?, name, change)?);
     }
     println!("| | {} |", WORLDS.map(|(name, _)| name).join(" | "));
     println!("|---|{}", "---|".repeat(WORLDS.len()));
@@ -100,12 +109,8 @@ fn medians(times: Vec<Vec<Duration>>) -> Vec<Duration> {
 }
 
 impl Variant {
-    fn new(
-        server: &PrivateServer,
-        name: &'static str,
-        change: &str,
-    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let database = server.create_database()?.prepare(migrate)?;
+    fn new(empty: Database, name: &'static str, change: &str) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let database = empty.prepare(migrate)?;
         let mut conn = database.connect()?;
         conn.batch_execute(&format!(
             "ALTER TABLE api_keys SET (fillfactor = 50);
@@ -120,11 +125,9 @@ impl Variant {
         Ok(Self { name, database, conn, backend, turn: 0 })
     }
 
-    /// The processor time of the session's server process, from the scheduler. `None` if the system does not provide
-    /// it.
+    /// The processor time of the session's server process.
     fn cpu_time(&self) -> Duration {
-        let told = fs::read_to_string(format!("/proc/{}/schedstat", self.backend)).unwrap_or_default();
-        Duration::from_nanos(told.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or_default())
+        cpu_time(&self.backend.to_string())
     }
 
     fn next(&mut self) -> usize {
@@ -258,7 +261,23 @@ fn following(variant: &mut Variant) -> Result<(), Box<dyn Error + Send + Sync>> 
     println!("|---|---|---|");
     println!("| a poll that finds nothing | {:?} | {:?} |", polls[250], polls[495]);
     println!("| from the commit to the cache, notified | {:?} | {:?} |", delays[50], delays[99]);
+
+    let (began, spent) = (Instant::now(), cpu_time("thread-self"));
+    while began.elapsed() < Duration::from_secs(20) {
+        listener.wait(Duration::from_secs(5))?;
+    }
+    let spent = cpu_time("thread-self").saturating_sub(spent);
+    println!(
+        "| a second of waiting, processor of the client | {:?} | |",
+        spent.div_f64(began.elapsed().as_secs_f64())
+    );
     Ok(())
+}
+
+/// The processor time of a process or thread, from the scheduler. Zero if the system does not provide it.
+fn cpu_time(of: &str) -> Duration {
+    let told = fs::read_to_string(format!("/proc/{of}/schedstat")).unwrap_or_default();
+    Duration::from_nanos(told.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or_default())
 }
 
 fn tenant() -> TenantId {

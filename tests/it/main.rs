@@ -18,6 +18,7 @@ mod events_copies;
 mod events_homes;
 mod events_migrations;
 mod events_revisions;
+mod events_writers;
 mod every_method;
 mod expiry;
 mod failover;
