@@ -84,36 +84,47 @@ fn load(conn: &mut PgConnection, sizes: &[u64]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Counts all calls while a reader fetches the usage of a key.
+/// Counts all calls, in steps of some sizes, while a reader fetches the usage of a key. For comparison, also beside a
+/// session that only computes and touches no table.
 fn count(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
-    let over = AtomicBool::new(false);
     let mut reader = PgConnection::establish(url)?;
-    let small = key(10_000);
-    let alone = usage(&mut reader, &small, now() - TimeDelta::days(1));
-    thread::scope(|scope| {
-        let reading = scope.spawn(|| {
-            let mut times = Vec::new();
-            while !over.load(Relaxed) {
-                times.push(timed(|| ask(&mut reader, &small, now() - TimeDelta::days(1))));
-                thread::sleep(Duration::from_millis(2));
-            }
-            median(times)
-        });
-        let (start, mut calls) = (Instant::now(), 0);
-        loop {
-            let step = KeysDriver::new(conn).roll_up_usage(now(), 50_000)?.expect("the only worker");
-            calls += step.calls_counted;
-            if !step.is_behind && step.counted_to >= now() {
-                break;
-            }
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        over.store(true, Relaxed);
-        let beside = reading.join().expect("the reader");
-        println!("{:44} {:>8.0}", format!("calls counted a second, of {calls}"), per(calls, seconds));
-        println!("{:44} {alone:>8.0} us, {beside:.0} us meanwhile", "a reader (usage of a day)");
+    println!("{:44} {:>10} {:>8} {:>8}", "a reader (usage of a day)", "a second", "p50 us", "p99 us");
+    let mut report = |name: &str, work: &mut dyn FnMut() -> Result<i64, Error>| {
+        let start = Instant::now();
+        let (done, [p50, p99]) = beside_a_reader(&mut reader, work)?;
+        println!("{name:44} {:>10.0} {p50:>8.0} {p99:>8.0}", per(done, start.elapsed().as_secs_f64()));
         Ok::<_, Error>(())
-    })?;
+    };
+    for round in 0..2 {
+        report("alone", &mut || {
+            thread::sleep(Duration::from_secs(3));
+            Ok(0)
+        })?;
+        report("beside a session that only computes", &mut || {
+            conn.batch_execute("SELECT count(*) FROM generate_series(1, 20000000) AS n WHERE n % 7 = 3")?;
+            Ok(0)
+        })?;
+        for limit in [1_000, 10_000, 50_000, 100_000] {
+            if round > 0 || limit > 1_000 {
+                // Forgets what is counted.
+                conn.batch_execute(
+                    "DELETE FROM usage_key_buckets; DELETE FROM usage_tenant_buckets; DELETE FROM usage_changes;
+                     UPDATE usage_progress SET counted_to = '-infinity'",
+                )?;
+                conn.batch_execute("VACUUM ANALYZE")?;
+            }
+            report(&format!("beside counting, {limit} a step"), &mut || {
+                let mut calls = 0;
+                loop {
+                    let step = KeysDriver::new(conn).roll_up_usage(now(), limit)?.expect("the only worker");
+                    calls += step.calls_counted;
+                    if !step.is_behind && step.counted_to >= now() {
+                        return Ok(calls);
+                    }
+                }
+            })?;
+        }
+    }
     conn.batch_execute("VACUUM ANALYZE")?;
     let changed = conn.batch_execute(&format!(
         "UPDATE proxy_calls SET cost_cents = 1 WHERE api_key_id = '{}'",
@@ -135,6 +146,31 @@ fn count(url: &str, conn: &mut PgConnection) -> Result<(), Error> {
     );
     conn.batch_execute("VACUUM ANALYZE")?;
     Ok(())
+}
+
+/// Works while a reader asks, with pauses, and returns the median and the 99th percentile of the reader's times in
+/// microseconds.
+fn beside_a_reader<T>(
+    reader: &mut PgConnection,
+    work: &mut dyn FnMut() -> Result<T, Error>,
+) -> Result<(T, [f64; 2]), Error> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut times = Vec::new();
+            while !over.load(Relaxed) {
+                times.push(timed(|| ask(reader, &key(10_000), now() - TimeDelta::days(1))));
+                thread::sleep(Duration::from_millis(2));
+            }
+            times
+        });
+        let done = work();
+        over.store(true, Relaxed);
+        let mut times = reading.join().expect("the reader");
+        times.sort_unstable();
+        let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e6;
+        Ok((done?, [at(50), at(99)]))
+    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate")]
