@@ -111,7 +111,8 @@ impl Watch<'_, '_> {
         let deadline = self.deadline();
         let mut waited_for: Option<Holders> = None;
         loop {
-            let mut holders = holders_of_tables(conn, &[table], Hold::Build)?;
+            let mut holders =
+                holders_of_tables(conn, &[table], Hold::Build { longer_than: SHORT_TRANSACTION })?;
             if let Some(before) = &waited_for {
                 holders.0.retain(|now| before.0.iter().any(|then| then.is_same_transaction(now)));
             }
@@ -156,14 +157,24 @@ impl Watch<'_, '_> {
     ) -> Result<()> {
         let max_wait = self.max_wait.as_millis().clamp(1, i32::MAX as u128);
         set_lock_timeout(conn, &format!("{max_wait}ms"))?;
+        let started = Instant::now();
         let done = self.observed(conn, |conn| {
             diesel::sql_query(sql).execute(conn)?;
             Ok(())
         });
+        let timeout = self.max_wait;
+        let may_have_timed_out = !self.is_english && started.elapsed() >= timeout;
         set_lock_timeout(conn, "0")?;
         match done {
             Err(Error::LockTimeout(_)) => {
-                Err(self.timed_out(holders_of_tables(conn, &[table], Hold::Build)?))
+                let holders = Hold::Build { longer_than: SHORT_TRANSACTION };
+                Err(self.timed_out(holders_of_tables(conn, &[table], holders)?))
+            }
+            // A lock timeout is recognized by its English message only. After one, the transaction that the statement
+            // waited for is still open, and older than the timeout.
+            Err(Error::Query(error)) if may_have_timed_out => {
+                let holders = holders_of_tables(conn, &[table], Hold::Build { longer_than: timeout })?;
+                Err(if holders.0.is_empty() { Error::Query(error) } else { self.timed_out(holders) })
             }
             done => done,
         }
@@ -242,19 +253,23 @@ fn observe(observer: &mut PgConnection, pid: i32, step: &str) -> Result<Vec<Prog
 }
 
 /// Which sessions block a migration.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Hold {
     /// Sessions with any lock on the tables.
     Any,
-    /// Sessions that an index build waits for, if their transactions are not short.
-    Build,
+    /// Sessions that an index build waits for, and whose transactions are older.
+    Build { longer_than: Duration },
 }
 
 fn holders_of_tables(conn: &mut PgConnection, tables: &[u32], hold: Hold) -> Result<Holders> {
+    let (of_a_build, age) = match hold {
+        Hold::Any => (false, Duration::ZERO),
+        Hold::Build { longer_than } => (true, longer_than),
+    };
     let holders = diesel::sql_query(include_str!("watch/holders.sql"))
         .bind::<Array<Oid>, _>(tables)
-        .bind::<Bool, _>(hold == Hold::Build)
-        .bind::<BigInt, _>(i64::try_from(SHORT_TRANSACTION.as_millis()).unwrap_or(i64::MAX))
+        .bind::<Bool, _>(of_a_build)
+        .bind::<BigInt, _>(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
         .load(conn)?;
     Ok(Holders(holders))
 }

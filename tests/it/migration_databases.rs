@@ -9,8 +9,10 @@ use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
 
 use crate::migrations::{cause, dump, empty, lines, names};
+use crate::migrator::hold_up_a_build;
 use crate::support::{
-    KeyRow, TENANT, eventually, existing_service, key, partitioned_service, statements_of, tenant,
+    KeyRow, TENANT, eventually, existing_service, existing_service_apart, key, partitioned_service,
+    statements_of, tenant,
 };
 
 /// A private server, for roles and databases that no other test should see.
@@ -111,9 +113,23 @@ fn migrate_against_a_lock(
     (migrated, waits)
 }
 
+/// Migrates while an index build waits for the transaction of the holder, until the build times out.
+fn migrate_against_a_snapshot(
+    conn: &mut PgConnection,
+    holder: &mut PgConnection,
+    observer: &mut PgConnection,
+) -> Error {
+    thread::scope(|scope| {
+        let migrator =
+            scope.spawn(|| Migrator::new().wait_at_most(Duration::from_secs(2)).migrate(conn).unwrap_err());
+        hold_up_a_build(holder, observer);
+        migrator.join().unwrap()
+    })
+}
+
 #[test]
 fn a_migration_waits_for_a_lock_also_if_messages_are_german() {
-    let Some((database, mut conn)) = existing_service() else { return };
+    let Some((database, mut conn)) = existing_service_apart() else { return };
     if conn.batch_execute("SET lc_messages = 'de_DE.utf8'").is_err() {
         eprintln!("skipped: the server has no German locale");
         return;
@@ -145,6 +161,13 @@ fn a_migration_waits_for_a_lock_also_if_messages_are_german() {
     let (migrated, waits) = migrate_against_a_lock(&mut owner, &database, Duration::from_secs(60));
     assert_eq!((migrated.unwrap().len() + 2, waits), (names().len(), 2));
     assert_eq!(lines(&mut owner, language), ["de_DE.utf8"]);
+    Migrator::new().revert(&mut owner).unwrap();
+    // It is known whom the build waited for if the role sees that session's transaction, as it does its own sessions'.
+    let mut holder = connect(&database, &format!("user={role} dbname={name}"));
+    let error = migrate_against_a_snapshot(&mut owner, &mut holder, &mut conn);
+    assert!(matches!(&error, Error::MigrationWaits { holders, .. } if holders.0.len() == 1), "{error:?}");
+    drop(holder);
+    migrate(&mut owner).unwrap();
     Migrator::new().revert(&mut owner).unwrap();
 
     let mut superuser = database.connect().unwrap();

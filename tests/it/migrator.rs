@@ -40,7 +40,7 @@ pub(crate) const BUILDS: &str = "SELECT FROM pg_stat_activity WHERE datname = cu
 
 /// Opens a transaction with a snapshot that an index build waits for. It is less than a second old when the build
 /// begins.
-fn hold_up_a_build(holder: &mut PgConnection, observer: &mut PgConnection) {
+pub(crate) fn hold_up_a_build(holder: &mut PgConnection, observer: &mut PgConnection) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         assert!(Instant::now() < deadline, "nothing was built");
