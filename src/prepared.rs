@@ -43,3 +43,28 @@ impl<Statement, Q: QueryFragment<Pg>> QueryFragment<Pg> for Prepared<Statement, 
         Ok(true)
     }
 }
+
+/// Implements the traits with which Diesel sends a statement and finds it prepared by its type. The SQL must always be
+/// the same.
+macro_rules! prepared {
+    ($Statement:ident => $SqlType:ty) => {
+        prepared!($Statement, $Statement => $SqlType);
+    };
+    ($Statement:ident<'_> => $SqlType:ty) => {
+        prepared!($Statement<'_>, $Statement<'static> => $SqlType);
+    };
+    ($Statement:ty, $Static:ty => $SqlType:ty) => {
+        impl diesel::query_builder::QueryId for $Statement {
+            type QueryId = $Static;
+            const HAS_STATIC_QUERY_ID: bool = true;
+        }
+
+        impl diesel::query_builder::Query for $Statement {
+            type SqlType = $SqlType;
+        }
+
+        impl diesel::RunQueryDsl<diesel::PgConnection> for $Statement {}
+    };
+}
+
+pub(crate) use prepared;

@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{Array, Text, Timestamptz};
 
 use super::sql::{bucket_sums, call_sums, edges, progress, start_of};
 use super::{Bucket, KeyUsageSnapshot, SumTypes, Sums};
 use crate::keys_driver::KeysDriver;
+use crate::prepared::prepared;
 use crate::send::RunStatement;
 use crate::time::{Time, whole_micros};
 use crate::{Error, KeyId, Result, TenantId};
@@ -175,13 +176,4 @@ impl QueryFragment<Pg> for Between<'_> {
     }
 }
 
-impl QueryId for Between<'_> {
-    type QueryId = Between<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl Query for Between<'_> {
-    type SqlType = SumTypes;
-}
-
-impl RunQueryDsl<PgConnection> for Between<'_> {}
+prepared!(Between<'_> => SumTypes);

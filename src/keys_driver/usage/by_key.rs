@@ -6,12 +6,13 @@ use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{BigInt, Bool, Nullable, Numeric, Text, Timestamptz};
 
 use super::sql::{call_sums, edges, progress, start_of};
 use super::{KeyUsageSnapshot, Sums};
 use crate::keys_driver::KeysDriver;
+use crate::prepared::prepared;
 use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
@@ -126,13 +127,4 @@ impl QueryFragment<Pg> for ByKey<'_> {
     }
 }
 
-impl QueryId for ByKey<'_> {
-    type QueryId = ByKey<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl Query for ByKey<'_> {
-    type SqlType = (Text, BigInt, Nullable<Numeric>, Bool);
-}
-
-impl RunQueryDsl<PgConnection> for ByKey<'_> {}
+prepared!(ByKey<'_> => (Text, BigInt, Nullable<Numeric>, Bool));

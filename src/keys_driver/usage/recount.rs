@@ -6,11 +6,12 @@ use bigdecimal::BigDecimal;
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{BigInt, Bool, Nullable, Numeric, Text, Timestamptz};
 
 use super::sql::{lock_progress, start_of};
 use crate::keys_driver::KeysDriver;
+use crate::prepared::prepared;
 use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
@@ -264,24 +265,6 @@ impl QueryFragment<Pg> for Drift {
     }
 }
 
-impl QueryId for Recount {
-    type QueryId = Self;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
+prepared!(Recount => (Timestamptz, BigInt, Bool));
 
-impl Query for Recount {
-    type SqlType = (Timestamptz, BigInt, Bool);
-}
-
-impl RunQueryDsl<PgConnection> for Recount {}
-
-impl QueryId for Drift {
-    type QueryId = Self;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl Query for Drift {
-    type SqlType = (Text, Nullable<Text>, Timestamptz, BigInt, BigInt, Numeric, Numeric);
-}
-
-impl RunQueryDsl<PgConnection> for Drift {}
+prepared!(Drift => (Text, Nullable<Text>, Timestamptz, BigInt, BigInt, Numeric, Numeric));

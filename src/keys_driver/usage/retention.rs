@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{BigInt, Timestamptz};
 
 use super::sql::start_of;
 use crate::Result;
 use crate::keys_driver::KeysDriver;
+use crate::prepared::prepared;
 use crate::send::RunStatement;
 use crate::time::Time;
 
@@ -154,24 +155,6 @@ impl QueryFragment<Pg> for RetireCalls {
     }
 }
 
-impl QueryId for DeleteCalls {
-    type QueryId = Self;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
+prepared!(DeleteCalls => BigInt);
 
-impl Query for DeleteCalls {
-    type SqlType = BigInt;
-}
-
-impl RunQueryDsl<PgConnection> for DeleteCalls {}
-
-impl QueryId for RetireCalls {
-    type QueryId = Self;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl Query for RetireCalls {
-    type SqlType = Timestamptz;
-}
-
-impl RunQueryDsl<PgConnection> for RetireCalls {}
+prepared!(RetireCalls => Timestamptz);

@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{BigInt, Bool, Timestamptz};
 
 use super::sql::{lock_progress, start_of};
 use crate::Result;
 use crate::keys_driver::KeysDriver;
+use crate::prepared::prepared;
 use crate::send::RunStatement;
 use crate::time::Time;
 
@@ -198,13 +199,4 @@ const STEP: &str = concat!(
     FROM "old""#
 );
 
-impl QueryId for RollUp {
-    type QueryId = Self;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl Query for RollUp {
-    type SqlType = (Timestamptz, BigInt, BigInt, Bool);
-}
-
-impl RunQueryDsl<PgConnection> for RollUp {}
+prepared!(RollUp => (Timestamptz, BigInt, BigInt, Bool));

@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{Text, Timestamptz};
 
 use super::sql::{bucket_sums, call_sums, edges, progress, since_columns, since_edge, since_sums, start_of};
 use super::{KeyUsageSnapshot, SumTypes, Sums};
 use crate::keys_driver::KeysDriver;
+use crate::prepared::prepared;
 use crate::send::RunStatement;
 use crate::time::Time;
 use crate::{KeyId, Result, TenantId};
@@ -105,24 +106,6 @@ impl QueryFragment<Pg> for TenantSince<'_> {
     }
 }
 
-impl QueryId for KeySince<'_> {
-    type QueryId = KeySince<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
+prepared!(KeySince<'_> => SumTypes);
 
-impl Query for KeySince<'_> {
-    type SqlType = SumTypes;
-}
-
-impl RunQueryDsl<PgConnection> for KeySince<'_> {}
-
-impl QueryId for TenantSince<'_> {
-    type QueryId = TenantSince<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl Query for TenantSince<'_> {
-    type SqlType = SumTypes;
-}
-
-impl RunQueryDsl<PgConnection> for TenantSince<'_> {}
+prepared!(TenantSince<'_> => SumTypes);
