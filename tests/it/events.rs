@@ -7,29 +7,18 @@ use std::time::{Duration, Instant};
 
 use api_keys_driver::schema::{api_key_events, api_keys};
 use api_keys_driver::{
-    EventPosition, Freeze, KeyEventCursor, KeyEventSnapshot, KeyHash, KeyStatus, KeyUse, KeysDriver, Page,
+    EventPosition, Freeze, KeyEventCursor, KeyHash, KeyStatus, KeyUse, KeysDriver, Page,
     ParseEventPositionError, Result,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
+use crate::support::events::{history, kinds, named};
 use crate::support::{
     KeyRow, OTHER, assert_fields, at, key, migrated_apart, new_key, other, plans_of, tenant, unfreeze, with,
     with_locked,
 };
-
-fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
-    KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap()
-}
-
-fn kinds(conn: &mut PgConnection, id: &str) -> Vec<(i64, String)> {
-    history(conn, id).into_iter().map(|event| (event.revision, event.kind.into())).collect()
-}
-
-fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
-    kinds.iter().map(|(revision, kind)| (*revision, (*kind).into())).collect()
-}
 
 /// Follows to the last event after a position, and returns the keys in the order of the events.
 fn follow(conn: &mut PgConnection, position: &mut Option<EventPosition>) -> Vec<String> {

@@ -3,21 +3,10 @@
 use api_keys_driver::{KeysDriver, Page, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
 use throwaway_postgres::Database;
 
+use crate::migrations::lines;
 use crate::support::{KeyRow, key, migrated_apart, tenant};
-
-#[derive(QueryableByName)]
-struct Line {
-    #[diesel(sql_type = Text)]
-    line: String,
-}
-
-fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
-    let lines: Vec<Line> = diesel::sql_query(sql).load(conn).unwrap();
-    lines.into_iter().map(|row| row.line).collect()
-}
 
 fn kinds(conn: &mut PgConnection, id: &str) -> Vec<String> {
     let events = KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap();

@@ -4,7 +4,7 @@
 use std::fs;
 
 use api_keys_driver::schema::{api_key_events, api_keys};
-use api_keys_driver::{DeniedKeys, KeyEventSnapshot, KeysDriver, MIGRATIONS, Migrator, Page, check, migrate};
+use api_keys_driver::{DeniedKeys, KeyEventSnapshot, KeysDriver, MIGRATIONS, Migrator, check, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -12,6 +12,7 @@ use diesel_migrations::MigrationHarness;
 use throwaway_postgres::{Database, PrivateServer};
 
 use crate::events_migrations::migrate_to_before_events;
+use crate::support::events::history;
 use crate::support::{
     KeyRow, OTHER, TENANT, empty_apart, eventually, key, migrated_apart, other, server_with, tenant,
     wait_for_open_transactions,
@@ -157,10 +158,6 @@ fn a_subscriber_stops_until_it_is_migrated_and_can_be_switched_to() {
     assert_eq!(revisions, [2, 3, 4, 5, 6], "the newest is kept, and the others go on");
     KeyRow { id: "gone", ..KeyRow::default() }.insert(&mut subscriber);
     assert_eq!(lines(&mut subscriber, "SELECT revision::text FROM api_keys WHERE id = 'gone'"), ["4"]);
-}
-
-fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
-    KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap()
 }
 
 #[test]

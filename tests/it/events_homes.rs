@@ -3,20 +3,10 @@
 use api_keys_driver::{MIGRATIONS, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
 use diesel_migrations::MigrationHarness;
 use throwaway_postgres::Database;
 
-#[derive(QueryableByName)]
-struct Line {
-    #[diesel(sql_type = Text)]
-    line: String,
-}
-
-fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
-    let lines: Vec<Line> = diesel::sql_query(sql).load(conn).unwrap();
-    lines.into_iter().map(|row| row.line).collect()
-}
+use crate::migrations::lines;
 
 fn kinds(conn: &mut PgConnection, schema: &str) -> String {
     lines(conn, &format!("SELECT kind AS line FROM {schema}.api_key_events ORDER BY transaction_id, id"))

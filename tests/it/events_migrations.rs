@@ -1,13 +1,14 @@
 //! Revisions and events in a database whose tables, rows and writers existed before this crate.
 
 use api_keys_driver::schema::{api_key_events, api_keys};
-use api_keys_driver::{KeyEventSnapshot, KeysDriver, MIGRATIONS, Page, migrate};
+use api_keys_driver::{KeysDriver, MIGRATIONS, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_migrations::MigrationHarness;
 use throwaway_postgres::Database;
 
-use crate::support::{TENANT, at, existing_service, key, tenant};
+use crate::support::events::{history, kinds, named};
+use crate::support::{TENANT, at, existing_service};
 
 /// An empty database and the existing service's database before the migrations of events, each with two keys.
 fn databases() -> Vec<(&'static str, Database, PgConnection)> {
@@ -40,18 +41,6 @@ pub(crate) fn migrate_to_before_events(conn: &mut PgConnection) {
 
 fn revert_all(conn: &mut PgConnection) {
     conn.revert_all_migrations(MIGRATIONS).unwrap();
-}
-
-fn history(conn: &mut PgConnection, id: &str) -> Vec<KeyEventSnapshot> {
-    KeysDriver::new(conn).fetch_key_events(&tenant(), &key(id), Page::default()).unwrap()
-}
-
-fn kinds(conn: &mut PgConnection, id: &str) -> Vec<(i64, String)> {
-    history(conn, id).into_iter().map(|event| (event.revision, event.kind.into())).collect()
-}
-
-fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
-    kinds.iter().map(|(revision, kind)| (*revision, (*kind).into())).collect()
 }
 
 #[test]

@@ -6,6 +6,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::Database;
 
+use crate::support::events::named;
 use crate::support::{KeyRow, OTHER, key, migrated_apart, other, tenant};
 
 fn history(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> Vec<KeyEventSnapshot> {
@@ -15,10 +16,6 @@ fn history(conn: &mut PgConnection, tenant_id: &TenantId, key_id: &KeyId) -> Vec
 fn told(conn: &mut PgConnection, tenant_id: &TenantId, id: &str) -> Vec<(i64, String)> {
     let events = history(conn, tenant_id, &key(id));
     events.into_iter().map(|event| (event.revision, event.kind.into())).collect()
-}
-
-fn named(kinds: &[(i64, &str)]) -> Vec<(i64, String)> {
-    kinds.iter().map(|(revision, kind)| (*revision, (*kind).into())).collect()
 }
 
 fn revision(conn: &mut PgConnection, id: &str) -> i64 {

@@ -5,21 +5,10 @@ use std::fmt::Write;
 use api_keys_driver::{Error, check, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
 use throwaway_postgres::Database;
 
+use crate::migrations::lines;
 use crate::support::{OTHER, TENANT, empty_apart};
-
-#[derive(QueryableByName)]
-struct Line {
-    #[diesel(sql_type = Text)]
-    line: String,
-}
-
-fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
-    let lines: Vec<Line> = diesel::sql_query(sql).load(conn).unwrap();
-    lines.into_iter().map(|row| row.line).collect()
-}
 
 /// A database whose tables belong to a role without superuser rights, migrated by a superuser. Returns the role.
 fn migrated_by_a_superuser() -> (Database, PgConnection, String) {

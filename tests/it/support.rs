@@ -1,6 +1,7 @@
 //! What the tests share: databases, the statements that were sent, and waits. Rows, keys and snapshots have their own
 //! files.
 
+pub(crate) mod events;
 mod keys;
 pub(crate) mod plans;
 pub(crate) mod prepared;
