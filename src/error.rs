@@ -200,7 +200,7 @@ pub enum Error {
     ///
     /// If the connection was lost during a commit, the error is [`Error::CommitUnknown`] instead. For this, the commit
     /// must be made by a [`Transaction`](crate::Transaction), or by a method of a driver outside a transaction.
-    #[error("the connection was lost: take another connection, and begin again")]
+    #[error("the connection was lost: take another connection, and repeat the work")]
     ConnectionLost(#[source] diesel::result::Error),
 
     /// The connection was lost during a commit, so the change may or may not be committed. On a Citus coordinator, the
@@ -333,7 +333,7 @@ pub enum Advice {
     /// Run the whole transaction again on the same connection. The server rolled it back, and the next attempt may
     /// succeed. [`Transaction`](crate::Transaction) does this.
     RetryTransaction,
-    /// Drop the connection, wait a moment, take another connection, and begin again.
+    /// Drop the connection, wait a moment, take another connection, and repeat the work.
     ///
     /// A pool that was made by [`PoolConfig`](crate::PoolConfig) drops such a connection when it is returned: see
     /// [`PoolManager`](crate::PoolManager).

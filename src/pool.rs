@@ -31,7 +31,7 @@ pub enum StatementCache {
     Off,
 }
 
-/// Configures a [`Pool`] whose connections have timeouts, so that a worker that hangs does not lock a row for ever.
+/// Configures a [`Pool`] whose connections have timeouts, so that a worker that hangs does not lock a row forever.
 ///
 /// | setting | default | meaning |
 /// |---|---|---|

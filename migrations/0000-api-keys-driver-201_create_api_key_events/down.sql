@@ -1,4 +1,4 @@
--- Drops the tables only where no event is left: rows are not ours to drop.
+-- Drops the tables only if there are no events, because a revert drops no rows.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

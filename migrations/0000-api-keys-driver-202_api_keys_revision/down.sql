@@ -1,4 +1,4 @@
--- The numbers are lost; up.sql goes on above the highest one that an event holds.
+-- The revisions are lost. If it is applied again, revisions continue after the highest one in the events.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

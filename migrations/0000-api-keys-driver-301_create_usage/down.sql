@@ -1,4 +1,4 @@
--- Drops the tables, unless they hold the usage of calls that were deleted: nothing could count that again.
+-- Drops the tables, unless they hold the usage of deleted calls, which cannot be counted again.
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM usage_retention WHERE deleted_to OPERATOR(pg_catalog.>) '-infinity') THEN

@@ -1,4 +1,4 @@
--- Writes are no longer recorded. Migrating again drops what was counted, and counts anew.
+-- Writes are no longer recorded. If it is applied again, existing calls are counted again.
 DO $$
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);

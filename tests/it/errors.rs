@@ -57,7 +57,7 @@ fn two_transactions_that_wait_for_each_other_are_a_deadlock() {
         [first, waiting.unwrap().join().unwrap()]
     });
     let (lost, kept): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_err);
-    assert_eq!(kept.len(), 1, "one of them goes on");
+    assert_eq!(kept.len(), 1, "one of them succeeds");
     for lost in lost {
         assert_error!(lost, Error::Deadlock(_), Advice::RetryTransaction);
     }
@@ -105,7 +105,7 @@ fn a_statement_that_takes_too_long_is_a_statement_timeout() {
     conn.batch_execute("SET statement_timeout = '50ms'").unwrap();
     let failed = conn.batch_execute("SELECT pg_sleep(60)").map_err(Error::from);
     assert_error!(failed, Error::StatementTimeout(_), Advice::Fail);
-    count(&mut conn).expect("the connection goes on");
+    count(&mut conn).expect("the connection still works");
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn a_renamed_schema_keeps_its_events_also_if_another_gets_its_name() {
     assert_eq!(kinds(&mut conn, "app"), LIFE);
     let highest =
         "SELECT max(revision)::text AS line FROM \"App 2\".api_key_events WHERE tenant_id = 'tenant'";
-    assert_eq!(lines(&mut conn, highest), ["6"], "the second life goes on above the first");
+    assert_eq!(lines(&mut conn, highest), ["6"], "revisions continue after those of the first key");
     conn.batch_execute("TRUNCATE \"App 2\".api_keys").unwrap();
 }
 

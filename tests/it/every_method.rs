@@ -32,7 +32,7 @@ impl Default for Input {
             key_id: key("key"),
             status: KeyStatus::Active,
             page: Page::default(),
-            cursor: "00065000000000006b6579".parse().expect("a cursor behind everything of today"),
+            cursor: "00065000000000006b6579".parse().expect("a cursor after all rows"),
             time: at("2026-01-01T00:00:00Z"),
             text: "text".into(),
         }

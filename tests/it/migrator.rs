@@ -77,7 +77,7 @@ fn the_build_of_a_killed_process_is_waited_for_and_used() {
     hold_up_a_build(&mut holder, &mut observer);
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(diesel::sql_query(BUILDS).execute(&mut observer).unwrap(), 1, "the server goes on building");
+    assert_eq!(diesel::sql_query(BUILDS).execute(&mut observer).unwrap(), 1, "the server continues to build");
 
     // The error names the session that still builds.
     let error = Migrator::new().wait_at_most(Duration::from_millis(100)).migrate(&mut conn).unwrap_err();

@@ -10,7 +10,7 @@ use throwaway_postgres::Database;
 
 use crate::every_method::{Input, METHODS, comparable};
 use crate::support::plans::explain;
-use crate::support::prepared::planned_anew;
+use crate::support::prepared::replanned;
 use crate::support::{
     CallRow, KeyRow, OTHER, TENANT, at, decimal, eventually, existing_service_apart, key, partitioned_service,
 };
@@ -127,7 +127,7 @@ fn usage_of_partitioned_calls_is_planned_once() {
         for _ in 0..8 {
             conn.test_transaction(|conn| (method.call)(conn, &late()));
         }
-        let planned = planned_anew(&mut conn);
+        let planned = replanned(&mut conn);
         assert!(planned.is_empty(), "{name}: {planned:#?}");
     }
 }

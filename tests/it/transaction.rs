@@ -289,7 +289,11 @@ fn within_another_transaction_a_savepoint_is_used_if_requested() {
         Ok::<_, Error>(())
     });
     assert!(matches!(swallowed, Err(Error::TransactionAborted(_))), "{swallowed:?}");
-    assert_eq!(KeysDriver::new(&mut conn).count_keys(&tenant()).unwrap(), 2, "the outer one goes on");
+    assert_eq!(
+        KeysDriver::new(&mut conn).count_keys(&tenant()).unwrap(),
+        2,
+        "the outer transaction continues"
+    );
     drop(conn);
     assert!(!is_frozen(&mut database.connect().unwrap(), "b"), "nothing was committed");
 }

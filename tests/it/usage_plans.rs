@@ -6,7 +6,7 @@ use diesel::prelude::*;
 
 use crate::every_method::{Input, METHODS};
 use crate::support::plans::{LARGE, blocks, explain, input, skewed};
-use crate::support::prepared::planned_anew;
+use crate::support::prepared::replanned;
 use crate::support::{at, eventually, migrated_apart};
 
 const SMALL: &str = "00000007-0000-0000-0000-000000000000";
@@ -48,7 +48,7 @@ fn assert_planned_once(name: &str) {
             for _ in 0..8 {
                 conn.test_transaction(|conn| (method.call)(conn, &input));
             }
-            let planned = planned_anew(&mut conn);
+            let planned = replanned(&mut conn);
             assert!(planned.is_empty(), "{name} of {tenant_id}, {limit}: {planned:#?}");
         }
     }

@@ -95,7 +95,7 @@ fn take_over(is_younger: bool) {
     assert_eq!(changes(&mut subscriber), waiting + 1);
     let newest = "SELECT FROM usage_changes WHERE created_at = '2026-03-02T12:16:00Z'
          AND id = (SELECT max(id) FROM usage_changes)";
-    assert_eq!(diesel::sql_query(newest).execute(&mut subscriber), Ok(1), "ids start again");
+    assert_eq!(diesel::sql_query(newest).execute(&mut subscriber), Ok(1), "the ids start from the beginning");
     assert_eq!(of_all_time(&mut subscriber).request_count, before.request_count + 1);
     assert_exact(&mut subscriber);
     roll_up(&mut subscriber, "2026-03-03T18:00:00Z");

@@ -55,7 +55,7 @@ impl fmt::Display for Counts {
             ("reads answered", &self.reads),
             ("events followed", &self.events),
             ("transactions run again", &self.retries),
-            ("connections taken anew", &self.reconnects),
+            ("new connections", &self.reconnects),
             ("commits of unknown outcome", &self.unknown_commits),
             ("changes that did not happen", &self.given_up),
             ("faults: all sessions ended", &self.sessions_ended),

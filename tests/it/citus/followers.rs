@@ -196,7 +196,7 @@ fn a_schema_that_moves_keeps_its_events_and_its_usage() {
         count_beside_writers(&sharded, &there, round * 14);
 
         let left = KeysDriver::new(&mut follower).fetch_key_events_after(followed_to.as_ref(), 1);
-        assert!(left.is_err(), "the server that the schema left goes on to answer: {left:?}");
+        assert!(left.is_err(), "the old server still answers: {left:?}");
         let mut follower = sharded.connect_to_views(&there);
         for old in &old_positions {
             let refused = KeysDriver::new(&mut follower).fetch_key_events_after(old.as_ref(), 1);

@@ -14,7 +14,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::Database;
 
-use super::prepared::{Prepared, planned_anew, prepared_by};
+use super::prepared::{Prepared, prepared_by, replanned};
 use super::{at, eventually, existing_service_apart, migrated_apart};
 use crate::every_method::{Input, METHODS, Method};
 
@@ -147,7 +147,7 @@ impl<'a> Plans<'a> {
                 for _ in 0..8 {
                     conn.test_transaction(|conn| (self.method.call)(conn, &input));
                 }
-                let planned = planned_anew(&mut conn);
+                let planned = replanned(&mut conn);
                 assert!(planned.is_empty(), "{tenant_id}, pages of {limit}: {planned:#?}");
             }
         }

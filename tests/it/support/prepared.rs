@@ -99,7 +99,7 @@ fn values(list: &str) -> Vec<&str> {
 }
 
 /// The statements that this connection plans for each call, with the numbers of their generic and custom plans.
-pub(crate) fn planned_anew(conn: &mut PgConnection) -> Vec<(String, i64, i64)> {
+pub(crate) fn replanned(conn: &mut PgConnection) -> Vec<(String, i64, i64)> {
     prepared::table
         .filter(prepared::statement.not_like("%pg_prepared_statements%"))
         .filter(prepared::custom_plans.gt(5))

@@ -169,7 +169,7 @@ impl PrivateServer {
 
 impl Drop for PrivateServer {
     fn drop(&mut self) {
-        // Only this process can wait for its child, so the watchdog would wait for ever. A paused server, or one that
+        // Only this process can wait for its child, so the watchdog would wait forever. A paused server, or one that
         // waits for a standby, would not stop normally.
         let _ = self.resume();
         let _ = self.crash();
