@@ -37,6 +37,7 @@ mod migration_kills;
 mod migrations;
 mod migrations_shadowed;
 mod migrator;
+mod odd_databases;
 mod oracle;
 mod owners;
 mod paging;
