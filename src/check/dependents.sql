@@ -24,6 +24,11 @@ WHERE classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_trigger'::r
             ON generated.attrelid = adrelid AND generated.attnum = adnum
         WHERE pg_attrdef.oid = objid AND attgenerated <> ''
     )
+    -- In PostgreSQL 14 a generated column depends by itself, not by its default.
+    OR classid = 'pg_class'::regclass AND EXISTS (
+        SELECT FROM pg_attribute AS generated
+        WHERE generated.attrelid = objid AND generated.attnum = objsubid AND attgenerated <> ''
+    )
     OR classid = 'pg_class'::regclass AND EXISTS (
         SELECT FROM pg_index WHERE indexrelid = objid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)
     )

@@ -332,7 +332,7 @@ fn a_view_or_policy_on_the_prefix_skips_only_the_step_that_widens_it() {
         ("CREATE INDEX i ON api_keys (lower(key_prefix))", "index public.i"),
         (
             "ALTER TABLE api_keys ADD COLUMN short text GENERATED ALWAYS AS (left(key_prefix, 3)) STORED",
-            "default value for column short of table public.api_keys",
+            "column short of table public.api_keys",
         ),
     ] {
         let Some((_database, mut conn)) = existing_service() else { return };

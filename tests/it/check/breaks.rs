@@ -173,7 +173,8 @@ pub(super) const BREAKS: &[Break] = &[
         "DROP EVENT TRIGGER watches; DROP FUNCTION watch()",
     ),
     (
-        "CREATE ROLE keeper; CREATE ROLE deputy IN ROLE keeper; GRANT CREATE ON SCHEMA public TO deputy;
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+         CREATE ROLE keeper; CREATE ROLE deputy IN ROLE keeper; GRANT CREATE ON SCHEMA public TO deputy;
          DROP TRIGGER \"~api_keys_number\" ON api_keys;
          DO $$ DECLARE name text; BEGIN
              FOR name IN SELECT oid::regclass FROM pg_class
