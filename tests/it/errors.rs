@@ -248,6 +248,26 @@ fn a_violation_known_by_its_message_names_its_constraint_and_shows_no_value() {
 }
 
 #[test]
+fn every_field_of_the_servers_error_but_the_detail_is_passed_on() {
+    let (_database, mut conn) = migrated();
+    let raise = "DO $$ BEGIN RAISE EXCEPTION 'refused' USING DETAIL = 'the row', HINT = 'the hint',
+                     SCHEMA = 's', TABLE = 't', COLUMN = 'c', CONSTRAINT = 'k'; END $$";
+    let refused = Error::from(conn.batch_execute(raise).unwrap_err());
+    let misspelt = Error::from(conn.batch_execute("SELECT nam FROM api_keys").unwrap_err());
+    let said = |error: &Error| {
+        let source = std::error::Error::source(error).unwrap().downcast_ref();
+        let Some(diesel::result::Error::DatabaseError(_, said)) = source else { panic!("{error:?}") };
+        let fields = [said.message(), said.details().unwrap_or("none"), said.hint().unwrap_or("none")];
+        let names = [said.table_name(), said.column_name(), said.constraint_name()];
+        (fields.join(", "), names.map(|name| name.unwrap_or("none")).join(", "), said.statement_position())
+    };
+    assert_eq!(said(&refused), ("refused, none, the hint".into(), "t, c, k".into(), None));
+    let hint = "Perhaps you meant to reference the column \"api_keys.name\".";
+    let message = format!("column \"nam\" does not exist, none, {hint}");
+    assert_eq!(said(&misspelt), (message, "none, none, none".into(), Some(8)));
+}
+
+#[test]
 fn a_taken_id_and_a_taken_hash_are_named_on_a_shard_too() {
     let insert = |conn: &mut PgConnection, id: &str, hash: &str| {
         let new = NewKey::new(tenant(), key(id), "", "", hash.into(), at("2026-01-01T00:00:00Z"));
