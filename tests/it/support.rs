@@ -69,7 +69,11 @@ pub(crate) fn empty_apart() -> (Database, PgConnection) {
     static SERVER: LazyLock<PrivateServer> =
         LazyLock::new(|| PrivateServer::start_new().expect("a private server"));
 
-    let database = SERVER.create_database().expect("an empty database");
+    database_of(&SERVER)
+}
+
+fn database_of(server: &PrivateServer) -> (Database, PgConnection) {
+    let database = server.create_database().expect("an empty database");
     let conn = database.connect().expect("a connection");
     (database, conn)
 }

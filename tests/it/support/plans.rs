@@ -7,15 +7,15 @@
 //! The data are skewed, so that averages mislead the planner: a tenant with 100,000 keys among 5,000 tenants with 20,
 //! two tenants whose newest 100,000 keys are not those that the customer asks for, and a key with most of the calls.
 
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use api_keys_driver::{KeyId, KeysDriver, Page, TenantId, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use throwaway_postgres::Database;
+use throwaway_postgres::{Database, PrivateServer};
 
 use super::prepared::{Prepared, prepared_by, replanned};
-use super::{at, eventually, existing_service_apart, migrated_apart};
+use super::{at, database_of, eventually, existing_service_in};
 use crate::every_method::{Input, METHODS, Method};
 
 pub(crate) const LARGE: &str = "a0000000-0000-0000-0000-000000000000";
@@ -210,11 +210,21 @@ pub(crate) fn blocks(plan: &str) -> u32 {
     top.split([' ', '=']).filter_map(|number| number.parse::<u32>().ok()).sum()
 }
 
+/// An empty database on a server of these tests alone. They write many rows in one transaction, and followers of events
+/// on the same server would wait for its end.
+fn empty_on_own_server() -> (Database, PgConnection) {
+    static SERVER: LazyLock<PrivateServer> =
+        LazyLock::new(|| PrivateServer::start_new().expect("a private server"));
+
+    database_of(&SERVER)
+}
+
 /// The skewed database. Tests only read it, or roll back.
 pub(crate) fn skewed() -> PgConnection {
     static DATABASE: OnceLock<Database> = OnceLock::new();
     let fill_one = || {
-        let (database, mut conn) = migrated_apart();
+        let (database, mut conn) = empty_on_own_server();
+        migrate(&mut conn).unwrap();
         fill(&mut conn, 100_000);
         database
     };
@@ -225,7 +235,7 @@ pub(crate) fn skewed() -> PgConnection {
 fn skewed_service() -> Option<PgConnection> {
     static DATABASE: OnceLock<Option<Database>> = OnceLock::new();
     let fill_one = || {
-        let (database, mut conn) = existing_service_apart()?;
+        let (database, mut conn) = existing_service_in(empty_on_own_server)?;
         migrate(&mut conn).unwrap();
         conn.batch_execute(&format!(
             "INSERT INTO tenants (id, name, slug)
