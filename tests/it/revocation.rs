@@ -103,7 +103,13 @@ fn the_keys_of_a_tenant_are_locked_in_the_order_of_their_ids() {
     plans_of("update_all_keys_revoked")
         .of_a_small_tenant()
         .sort_by(&["Sort Key: api_keys_1.id"])
-        .or_read(&["Bitmap Heap Scan on api_keys", "Index Scan using api_keys_pkey"])
+        .or_read(&[
+            "Bitmap Heap Scan on api_keys",
+            "Index Scan using api_keys_pkey",
+            "ix_api_keys_tenant_",
+            "ix_api_keys_is_frozen",
+        ])
         .planned_for_each_call()
-        .read(&["LockRows", "ix_api_keys_tenant_"]);
+        // PostgreSQL 18 may skip through an index of the existing service whose second column is the tenant.
+        .read(&["LockRows", "((tenant_id)::text = "]);
 }

@@ -40,7 +40,12 @@ fn unused_keys_are_found_among_the_tenants_active_keys() {
             .planned_for_each_call()
             .read_in_vain()
             .sort_by(&["Sort Key: (COALESCE(api_keys.last_used_at, api_keys.created_at)), api_keys.id"])
-            .or_read(&["Bitmap Heap Scan on api_keys"])
-            .read(&["ix_api_keys_tenant_status_expiry"]);
+            // PostgreSQL 18 may skip through an index of the existing service whose second column is the tenant.
+            .or_read(&[
+                "Bitmap Heap Scan on api_keys",
+                "ix_api_keys_tenant_status_expiry",
+                "ix_api_keys_is_frozen",
+            ])
+            .read(&["((tenant_id)::text = "]);
     }
 }
