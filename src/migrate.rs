@@ -166,8 +166,10 @@ impl<'r> Migrator<'r> {
         }
         let rows = run.check_rows(&run.verdict.pending.clone())?;
         run.refuse_obstacles(rows)?;
-        records::set_up(run.session.conn)?;
         let pending = run.verdict.pending.clone();
+        if let Some(first) = pending.first() {
+            records::set_up(run.session.conn).map_err(|error| StepFailed::at(first, error))?;
+        }
         run.each(pending, Run::apply)
     }
 

@@ -52,6 +52,12 @@ pub(crate) struct TableFacts {
     pub(crate) publications: Vec<String>,
     #[diesel(sql_type = Bool)]
     pub(crate) has_no_identity: bool,
+    /// Whether a unique index of the keys' ids refuses a second one at once. True for other tables.
+    #[diesel(sql_type = Bool)]
+    pub(crate) has_unique_ids: bool,
+    /// The rules that rewrite its changes.
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) rules: Vec<String>,
     /// Tables that inherit from it. Partitions are not among them.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) children: Vec<String>,

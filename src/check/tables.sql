@@ -16,6 +16,23 @@ SELECT relname::text AS name,
     relkind <> 'S' AND (relreplident = 'n' OR relreplident = 'd' AND NOT EXISTS (
         SELECT FROM pg_index WHERE indrelid = class.oid AND indisprimary AND indisvalid
     )) AS has_no_identity,
+    relname <> 'api_keys' OR EXISTS (
+        SELECT FROM pg_index
+        WHERE indrelid = class.oid AND indisunique AND indimmediate AND indisvalid
+            AND indpred IS NULL AND indexprs IS NULL
+            -- A server that is sharded by tenant needs the tenant in it.
+            AND (
+                SELECT bool_or(attname = 'id') AND bool_and(attname IN ('id', 'tenant_id'))
+                FROM pg_attribute
+                WHERE attrelid = class.oid AND attnum = ANY ((indkey::int2[])[0:indnkeyatts - 1])
+            )
+    ) AS has_unique_ids,
+    ARRAY(
+        SELECT rulename::text
+        FROM pg_rewrite
+        WHERE ev_class = class.oid AND ev_type IN ('2', '3', '4') AND ev_enabled IN ('O', 'A')
+        ORDER BY 1
+    ) AS rules,
     ARRAY(
         SELECT inhrelid::regclass::text
         FROM pg_inherits

@@ -1,6 +1,6 @@
 //! Names that need quotes, and tables as a service may have changed them.
 
-use api_keys_driver::{Migrator, check, migrate};
+use api_keys_driver::{Error, Migrator, check, migrate};
 use diesel::connection::SimpleConnection;
 
 use crate::migrations::names;
@@ -41,4 +41,22 @@ fn changes_that_a_service_made_to_its_tables_do_not_stop_a_migration() {
         let report = check(&mut conn).unwrap();
         assert!(report.is_clean(), "{sql}: {report}");
     }
+}
+
+#[test]
+fn an_event_trigger_that_refuses_statements_is_named_and_stops_a_step() {
+    let (_database, mut conn) = empty_apart();
+    conn.batch_execute(
+        "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+             'BEGIN RAISE EXCEPTION ''no changes on Fridays''; END';
+         CREATE EVENT TRIGGER frozen ON ddl_command_start EXECUTE FUNCTION refuse()",
+    )
+    .unwrap();
+    assert!(check(&mut conn).unwrap().to_string().contains("event trigger frozen"));
+    let refused = migrate(&mut conn).unwrap_err();
+    assert!(matches!(refused, Error::Migration(_)), "{refused:?}");
+    let sources = std::iter::successors(Some(&refused as &dyn std::error::Error), |error| error.source());
+    assert!(sources.map(ToString::to_string).any(|said| said.contains("no changes on Fridays")));
+    conn.batch_execute("DROP EVENT TRIGGER frozen").unwrap();
+    migrate(&mut conn).unwrap();
 }

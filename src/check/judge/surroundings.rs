@@ -39,6 +39,30 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
                 ),
             );
         }
+        if !table.has_unique_ids {
+            verdict.add(
+                Effect::BlocksMethods,
+                "primary key of api_keys",
+                "no unique index makes the ids unique at once, so two keys may have the same id, and a lookup by id \
+                 may read the whole table",
+                format!(
+                    "Drop the constraint if it is deferrable, then ALTER TABLE {} ADD PRIMARY KEY (id)",
+                    view.qualified(&table.name)
+                ),
+            );
+        }
+        if let Some(rule) = table.rules.first() {
+            verdict.add(
+                Effect::BlocksMethods,
+                format!("rules on {}", table.name),
+                format!(
+                    "{} rewrite changes of it, so methods may change other rows than they report, and PostgreSQL refuses \
+                     some of their statements",
+                    table.rules.join(", ")
+                ),
+                format!("DROP RULE {} ON {}, or use a trigger instead", quoted(rule), view.qualified(&table.name)),
+            );
+        }
         if table.has_no_identity && !table.publications.is_empty() {
             verdict.add(
                 Effect::BlocksMethods,

@@ -11,6 +11,42 @@ pub(super) const BREAKS: &[Break] = &[
         "ALTER TABLE old_keys NO INHERIT api_keys; DROP TABLE old_keys",
     ),
     (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_pkey CASCADE",
+        &["! primary key of api_keys"],
+        "ALTER TABLE api_keys ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id)",
+    ),
+    (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_pkey CASCADE;
+         ALTER TABLE api_keys ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id) DEFERRABLE",
+        &["! primary key of api_keys"],
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_pkey;
+         ALTER TABLE public.api_keys ADD PRIMARY KEY (id)",
+    ),
+    (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_pkey CASCADE;
+         CREATE UNIQUE INDEX partial ON api_keys (id) WHERE status = 'active';
+         CREATE UNIQUE INDEX more ON api_keys (id, name);
+         CREATE UNIQUE INDEX \"lower\" ON api_keys (lower(id))",
+        &["! primary key of api_keys"],
+        "DROP INDEX partial, more, \"lower\"; ALTER TABLE api_keys ADD PRIMARY KEY (id)",
+    ),
+    (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_pkey CASCADE;
+         CREATE UNIQUE INDEX other ON api_keys (tenant_id, id) INCLUDE (name)",
+        &[],
+        "DROP INDEX other; ALTER TABLE api_keys ADD PRIMARY KEY (id)",
+    ),
+    (
+        "CREATE RULE kept AS ON DELETE TO api_keys DO INSTEAD NOTHING",
+        &["! rules on api_keys"],
+        "DROP RULE kept ON public.api_keys",
+    ),
+    (
+        "CREATE RULE noted AS ON INSERT TO proxy_calls DO ALSO NOTIFY calls",
+        &["! rules on proxy_calls"],
+        "DROP RULE noted ON public.proxy_calls",
+    ),
+    (
         "CREATE TABLE old_calls () INHERITS (proxy_calls)",
         &["!! children of proxy_calls"],
         "DROP TABLE old_calls",
