@@ -52,9 +52,9 @@ pub(crate) struct TableFacts {
     pub(crate) publications: Vec<String>,
     #[diesel(sql_type = Bool)]
     pub(crate) has_no_identity: bool,
-    /// Whether a unique index of the keys' ids refuses a second one at once. True for other tables.
-    #[diesel(sql_type = Bool)]
-    pub(crate) has_unique_ids: bool,
+    /// The indexes that refuse a second row of the same id at once.
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) unique_ids: Vec<String>,
     /// The rules that rewrite its changes.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) rules: Vec<String>,

@@ -16,8 +16,9 @@ SELECT relname::text AS name,
     relkind <> 'S' AND (relreplident = 'n' OR relreplident = 'd' AND NOT EXISTS (
         SELECT FROM pg_index WHERE indrelid = class.oid AND indisprimary AND indisvalid
     )) AS has_no_identity,
-    relname <> 'api_keys' OR EXISTS (
-        SELECT FROM pg_index
+    ARRAY(
+        SELECT indexrelid::regclass::text
+        FROM pg_index
         WHERE indrelid = class.oid AND indisunique AND indimmediate AND indisvalid
             AND indpred IS NULL AND indexprs IS NULL
             -- A server that is sharded by tenant needs the tenant in it.
@@ -26,7 +27,7 @@ SELECT relname::text AS name,
                 FROM pg_attribute
                 WHERE attrelid = class.oid AND attnum = ANY ((indkey::int2[])[0:indnkeyatts - 1])
             )
-    ) AS has_unique_ids,
+    ) AS unique_ids,
     ARRAY(
         SELECT rulename::text
         FROM pg_rewrite

@@ -39,7 +39,7 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
                 ),
             );
         }
-        if !table.has_unique_ids {
+        if table.name == "api_keys" && table.unique_ids.is_empty() {
             verdict.add(
                 Effect::BlocksMethods,
                 "primary key of api_keys",
