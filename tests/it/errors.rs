@@ -401,23 +401,32 @@ fn an_unknown_error_is_not_retried() {
     }
 }
 
-#[test]
-fn a_cancelled_statement_is_not_taken_for_a_timeout() {
+/// A statement that another session stops, by this function, while it runs.
+fn stopped_by(function: &str) -> Result<()> {
     let (database, mut conn) = migrated();
     let mut killer = database.connect().unwrap();
-    let failed = thread::scope(|scope| {
+    thread::scope(|scope| {
         let sleeping = scope.spawn(|| conn.batch_execute("SELECT pg_sleep(60)").map_err(Error::from));
         while !sleeping.is_finished() {
             killer
-                .batch_execute(
-                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'
-                     AND datname = current_database()",
-                )
+                .batch_execute(&format!(
+                    "SELECT {function}(pid) FROM pg_stat_activity
+                     WHERE wait_event = 'PgSleep' AND datname = current_database()"
+                ))
                 .unwrap();
         }
         sleeping.join().unwrap()
-    });
-    assert_error!(failed, Error::Query(_), Advice::Fail);
+    })
+}
+
+#[test]
+fn a_cancelled_statement_is_not_taken_for_a_timeout() {
+    assert_error!(stopped_by("pg_cancel_backend"), Error::Query(_), Advice::Fail);
+}
+
+#[test]
+fn a_session_that_is_terminated_during_a_statement_is_a_lost_connection() {
+    assert_error!(stopped_by("pg_terminate_backend"), Error::ConnectionLost(_), Advice::Reconnect);
 }
 
 /// Everything that an error and its sources contain: their texts, and each field of the server's message.
