@@ -328,13 +328,26 @@ fn in_savepoint<T, E: From<Error>>(
     work: impl FnOnce(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
     Transactions::begin_transaction(conn).map_err(Error::from)?;
-    let outer = depth(conn)?;
+    let savepoint = depth(conn)?;
     let roll_back = |conn: &mut PgConnection| {
-        while depth(conn).is_ok_and(|now| now >= outer) && Transactions::rollback_transaction(conn).is_ok() {}
+        while depth(conn).is_ok_and(|now| now >= savepoint)
+            && Transactions::rollback_transaction(conn).is_ok()
+        {}
     };
     let value = undo_on_panic(conn, work, roll_back).inspect_err(|_: &E| roll_back(conn))?;
-    Transactions::commit_transaction(conn).map_err(Error::from).inspect_err(|_| roll_back(conn))?;
+    release(conn, savepoint).inspect_err(|_| roll_back(conn))?;
     Ok(value)
+}
+
+/// Releases a savepoint, with those that the work left open in it.
+fn release(conn: &mut PgConnection, savepoint: Option<NonZeroU32>) -> Result<()> {
+    if depth(conn)? < savepoint {
+        return Err(Error::NotInTransaction);
+    }
+    while depth(conn)? >= savepoint {
+        Transactions::commit_transaction(conn)?;
+    }
+    Ok(())
 }
 
 fn undo_on_panic<T>(

@@ -299,6 +299,50 @@ fn within_another_transaction_a_savepoint_is_used_if_requested() {
 }
 
 #[test]
+fn a_savepoint_that_the_work_left_open_ends_with_the_savepoint_of_the_work() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let transaction = Transaction::attempts(1).or_savepoint();
+    conn.transaction(|conn| {
+        transaction.run(conn, |conn| {
+            AnsiTransactionManager::begin_transaction(conn)?;
+            AnsiTransactionManager::begin_transaction(conn)?;
+            freeze(conn, "key")
+        })
+    })
+    .unwrap();
+    assert!(!is_open(&mut conn));
+    assert!(is_frozen(&mut database.connect().unwrap(), "key"));
+}
+
+#[test]
+fn a_savepoint_that_the_work_ended_itself_does_not_end_the_outer_transaction() {
+    type End = fn(&mut PgConnection) -> QueryResult<()>;
+
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let transaction = Transaction::attempts(1).or_savepoint();
+    let ends: [(End, bool); 4] = [
+        (AnsiTransactionManager::rollback_transaction, true),
+        (AnsiTransactionManager::commit_transaction, true),
+        (|conn| conn.batch_execute("ROLLBACK"), false),
+        (|conn| conn.batch_execute("COMMIT"), false),
+    ];
+    for (index, (end, goes_on)) in ends.into_iter().enumerate() {
+        let outer = conn.transaction(|conn| {
+            let ended = transaction.run(conn, |conn| Ok::<_, Error>(end(conn)?));
+            assert!(matches!(ended, Err(Error::NotInTransaction)), "{index}: {ended:?}");
+            assert_eq!(is_open(conn), goes_on, "{index}");
+            freeze(conn, "key")
+        });
+        assert_eq!(outer.is_ok(), goes_on, "{index}: {outer:?}");
+        assert!(!is_open(&mut conn));
+        assert_eq!(is_frozen(&mut database.connect().unwrap(), "key"), goes_on, "{index}");
+        conn.batch_execute("UPDATE api_keys SET is_frozen = false").unwrap();
+    }
+}
+
+#[test]
 fn a_savepoint_is_not_repeated_by_itself_but_with_the_outermost_transaction() {
     let (_database, mut conn) = migrated();
     let failing = "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'serialization_failure'; END $$";
