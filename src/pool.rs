@@ -124,6 +124,13 @@ pub struct PoolConfig {
     statement_cache: StatementCache,
 }
 
+/// r2d2 panics if the end of the wait is beyond the range of an `Instant`.
+const LONGEST_WAIT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// libpq's maximum, in seconds.
+const LONGEST_CONNECT_TIMEOUT: u64 = i32::MAX as u64;
+/// Linux's maximum, in seconds. Beyond it, libpq cannot connect.
+const LONGEST_SILENCE: u64 = 32_767;
+
 mod default {
     use std::time::Duration;
 
@@ -242,7 +249,7 @@ impl PoolConfig {
         Self { tcp_user_timeout, ..self }
     }
 
-    /// Sets how long a TCP connection may be silent before the server is probed, in whole seconds, at least one.
+    /// Sets how long a TCP connection may be silent before the server is probed, in whole seconds, from 1 to 32,767.
     #[must_use]
     pub fn keepalives_idle(self, keepalives_idle: Duration) -> Self {
         Self { keepalives_idle, ..self }
@@ -303,7 +310,7 @@ impl PoolConfig {
         r2d2::Pool::builder()
             .max_size(size)
             .min_idle(self.min_idle.map(|min_idle| min_idle.min(size)))
-            .connection_timeout(self.wait.max(Duration::from_millis(1)))
+            .connection_timeout(self.wait.clamp(Duration::from_millis(1), LONGEST_WAIT))
             .max_lifetime(limit(self.lifetime()))
             .idle_timeout(limit(self.idle_timeout))
             .test_on_check_out(self.test_on_check_out)
@@ -329,9 +336,9 @@ impl PoolConfig {
 
     fn connection_string(&self) -> String {
         let parameters = [
-            ("connect_timeout", self.connect_timeout.as_secs().max(2).to_string()),
+            ("connect_timeout", self.connect_timeout.as_secs().clamp(2, LONGEST_CONNECT_TIMEOUT).to_string()),
             ("tcp_user_timeout", whole_milliseconds(self.tcp_user_timeout).to_string()),
-            ("keepalives_idle", self.keepalives_idle.as_secs().max(1).to_string()),
+            ("keepalives_idle", self.keepalives_idle.as_secs().clamp(1, LONGEST_SILENCE).to_string()),
             ("keepalives_interval", "10".into()),
             ("keepalives_count", "3".into()),
             ("application_name", self.application_name.clone()),

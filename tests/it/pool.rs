@@ -95,6 +95,20 @@ fn a_new_connection_of_an_old_pool_is_kept() {
 }
 
 #[test]
+fn the_longest_durations_are_no_error() {
+    let (database, _conn) = migrated();
+    let longest = |url: &str| {
+        let config = PoolConfig::new(url).size(1).wait(Duration::MAX).connect_timeout(Duration::MAX);
+        let config = config.max_lifetime(Duration::MAX).idle_timeout(Duration::MAX);
+        config.keepalives_idle(Duration::MAX).tcp_user_timeout(Duration::MAX).build()
+    };
+    assert_eq!(setting(&longest(database.url()).unwrap(), "lock_timeout"), "5s");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let refused = longest(&format!("host=127.0.0.1 port={port}")).unwrap_err();
+    assert!(texts_of_error(&refused).contains("failed: Connection refused"), "{refused:?}");
+}
+
+#[test]
 fn a_busy_connection_that_is_too_old_is_replaced_when_it_is_given_back() {
     let (database, _conn) = migrated();
     let lifetime = Duration::from_millis(20);
