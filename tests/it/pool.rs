@@ -344,6 +344,15 @@ fn each_reason_for_a_failed_connection_has_its_error_at_build_and_later() {
         (right.replace("worker", "stranger"), "AccessDenied", Advice::Fail),
         (right.replace("dbname=postgres", "dbname=n0where"), "UnknownDatabase", Advice::Fail),
         (right.replace("dbname=postgres", "dbname='n0 \"w\" here'"), "UnknownDatabase", Advice::Fail),
+        (right.replace("dbname=postgres", "dbname='n0where\n'"), "UnknownDatabase", Advice::Fail),
+        (right.replace("worker", "'n0\nbody'"), "AccessDenied", Advice::Fail),
+        (format!("{right} options='-c n0such=on'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c work_mem=n0'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c work_mem=-1'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c shared_buffers=1GB'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c n0thing'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options=n0"), "ConnectionString", Advice::Fail),
+        (format!("{right} client_encoding=n0"), "ConnectionString", Advice::Fail),
         (format!("{right} sslmode=require host=localhost port=1"), "Tls", Advice::Fail),
         (right.replace(&folder, "n0where.invalid"), "UnknownHost", Advice::Reconnect),
         (right.replace(&folder, "n0where.invalid,127.0.0.1") + " port=1,1", "Connect(", Advice::Reconnect),
@@ -444,6 +453,28 @@ fn a_session_that_no_longer_fits_the_connection_string_is_not_returned() {
         assert!(matches!(error, Error::Connect(_)), "{error:?}");
         assert_eq!(error.advice(), Advice::Reconnect);
         assert!(PoolConfig::new(database.url()).build().unwrap().get().is_ok(), "it can be read");
+    }
+}
+
+#[test]
+fn a_test_that_fails_is_a_failed_connection() {
+    let (database, mut conn) = migrated();
+    for (body, wait) in [("pg_sleep(60)", 100), ("1 / 0", 500)] {
+        conn.batch_execute(&format!(
+            "CREATE OR REPLACE FUNCTION current_setting(text) RETURNS text LANGUAGE plpgsql
+             AS $$ BEGIN PERFORM {body}; RETURN 'off'; END $$"
+        ))
+        .unwrap();
+        let url = format!(
+            "{}&target_session_attrs=any&options=-c%20search_path%3Dpublic,pg_catalog",
+            database.url()
+        );
+        let timeouts = Timeouts { statement: Duration::from_millis(20), ..Timeouts::default() };
+        let url = url.replace("attrs=any", "attrs=read-write");
+        let config = PoolConfig::new(url).size(1).timeouts(timeouts).wait(Duration::from_millis(wait));
+        let error = Error::from(config.build().unwrap().get().map(drop).unwrap_err());
+        assert!(matches!(error, Error::Connect(_)), "{error:?}");
+        assert_eq!(error.advice(), Advice::Reconnect);
     }
 }
 
