@@ -21,10 +21,11 @@ SELECT 'column', relname::text, attname::text,
         || CASE WHEN attnotnull THEN ' NOT NULL' ELSE '' END
         || CASE WHEN attidentity <> '' THEN ' IDENTITY' WHEN attgenerated <> '' THEN ' GENERATED' ELSE '' END
         || coalesce(' DEFAULT ' || pg_get_expr(adbin, adrelid), ''),
-    ''
+    CASE WHEN NOT collisdeterministic THEN 'not deterministic' ELSE '' END
 FROM tables
 JOIN pg_attribute ON attrelid = tables.oid AND attnum > 0 AND NOT attisdropped
 LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+LEFT JOIN pg_collation ON pg_collation.oid = attcollation
 
 UNION ALL
 SELECT 'constraint', relname::text, conname::text,

@@ -25,13 +25,16 @@ pub(super) fn fits(expected: &str, found: &str) -> bool {
     difference(expected, found).is_none()
 }
 
-/// The type without its length. Text types that Diesel reads in the same way are one family.
-fn family(definition: &str) -> String {
-    let name: String = [" NOT NULL", " IDENTITY", " GENERATED", " DEFAULT"]
+/// The type with its length.
+pub(super) fn type_of(definition: &str) -> &str {
+    [" NOT NULL", " IDENTITY", " GENERATED", " DEFAULT"]
         .iter()
         .fold(definition, |rest, end| rest.split_once(end).map_or(rest, |(name, _)| name))
-        .chars()
-        .collect();
+}
+
+/// The type without its length. Text types that Diesel reads in the same way are one family.
+fn family(definition: &str) -> String {
+    let name = type_of(definition).to_owned();
     let name = match (name.find('('), name.find(')')) {
         (Some(open), Some(close)) if open < close => format!("{}{}", &name[..open], &name[close + 1..]),
         _ => name,

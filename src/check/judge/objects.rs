@@ -6,6 +6,9 @@ use super::super::{Effect, Expected};
 use super::{Verdict, View};
 use crate::steps::{Step, quoted};
 
+/// The columns of texts with which a method looks up rows.
+const LOOKED_UP: [&str; 7] = ["id", "tenant_id", "user_id", "name", "key_hash", "status", "api_key_id"];
+
 const MIGRATE: &str = "Call `migrate`, which repeats the step";
 
 pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
@@ -143,6 +146,14 @@ fn column(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict:
         return;
     }
     let alter = format!("ALTER TABLE {} ALTER COLUMN {}", view.qualified(expected.table), expected.name);
+    if LOOKED_UP.contains(&expected.name) && !found.flaw.is_empty() {
+        verdict.add(
+            Effect::BlocksMethods,
+            name.clone(),
+            "its collation is not deterministic, so a method takes different texts for the same",
+            format!("{alter} TYPE {} COLLATE \"default\"", column::type_of(&found.definition)),
+        );
+    }
     match column::difference(expected.definition, &found.definition) {
         None => {}
         Some(Difference::Type) => verdict.add(

@@ -37,6 +37,18 @@ pub(super) const BREAKS: &[Break] = &[
         "DROP INDEX other; ALTER TABLE api_keys ADD PRIMARY KEY (id)",
     ),
     (
+        "CREATE COLLATION mine FROM \"C\";
+         ALTER TABLE api_keys ALTER tenant_id TYPE varchar(36) COLLATE mine, ALTER status TYPE varchar(50) COLLATE mine,
+             ALTER permissions_json TYPE text COLLATE mine;
+         ALTER TABLE proxy_calls ALTER api_key_id TYPE varchar(100) COLLATE mine;
+         UPDATE pg_collation SET collisdeterministic = false WHERE collname = 'mine'",
+        &["! column api_keys.status", "! column api_keys.tenant_id", "! column proxy_calls.api_key_id"],
+        "ALTER TABLE public.api_keys ALTER COLUMN status TYPE character varying(50) COLLATE \"default\";
+         ALTER TABLE public.api_keys ALTER COLUMN tenant_id TYPE character varying(36) COLLATE \"default\";
+         ALTER TABLE public.proxy_calls ALTER COLUMN api_key_id TYPE character varying(100) COLLATE \"default\";
+         ALTER TABLE api_keys ALTER permissions_json TYPE text; DROP COLLATION mine",
+    ),
+    (
         "CREATE RULE kept AS ON DELETE TO api_keys DO INSTEAD NOTHING",
         &["! rules on api_keys"],
         "DROP RULE kept ON public.api_keys",
