@@ -35,6 +35,24 @@ type Transactions = AnsiTransactionManager;
 ///   panic leaves the transaction open: later changes on the connection seem to succeed, and are lost.
 /// - If the advice of an error requires another connection, the connection is marked as broken, and its pool drops it.
 ///
+/// The isolation level is the server's `default_transaction_isolation`. To use another level, set it in the first statement
+/// of the work. A serialization failure runs the work again, also one at the commit:
+///
+/// ```
+/// use api_keys_driver::{Error, KeysDriver, TenantId, Transaction};
+/// use diesel::PgConnection;
+/// use diesel::connection::SimpleConnection;
+///
+/// fn count_keys(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<i64, Error> {
+///     Transaction::attempts(10).run(conn, |conn| {
+///         conn.batch_execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")?;
+///         KeysDriver::new(conn).count_keys(tenant_id)
+///     })
+/// }
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+/// # assert_eq!(count_keys(&mut database.connect().unwrap(), &"nobody".into()).unwrap(), 0);
+/// ```
+///
 /// The cost is the same as with Diesel's method: one round trip for `BEGIN` and one for `COMMIT`. Diesel's
 /// instrumentation gets the same events.
 ///
