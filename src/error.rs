@@ -285,8 +285,12 @@ pub enum Error {
     )]
     Connect(#[source] diesel::ConnectionError),
 
-    /// All connections of the pool were in use, and none was returned within the pool's `wait`.
-    #[error("all connections of the pool are in use: return them sooner, or make the pool larger")]
+    /// All connections of the pool were in use, and none was returned within the pool's `wait`. Or the wait is shorter
+    /// than an attempt to connect: see [`PoolConfig::wait`](crate::PoolConfig::wait).
+    #[error(
+        "the pool had no free connection: return connections sooner, make the pool larger, or wait for longer than \
+         connecting takes"
+    )]
     Pool(#[source] diesel::r2d2::PoolError),
 
     /// The server is older than the oldest version that the crate supports. Nothing was changed.

@@ -125,7 +125,7 @@ pub struct PoolConfig {
 }
 
 /// r2d2 panics if the end of the wait is beyond the range of an `Instant`.
-const LONGEST_WAIT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+const LONGEST_WAIT: Duration = Duration::from_secs(i32::MAX as u64);
 /// libpq's maximum, in seconds.
 const LONGEST_CONNECT_TIMEOUT: u64 = i32::MAX as u64;
 /// Linux's maximum, in seconds. Beyond it, libpq cannot connect.
@@ -199,6 +199,10 @@ impl PoolConfig {
     /// Sets how long `get` waits for a connection. After that, `get` returns [`Error::Pool`](crate::Error::Pool) if all
     /// connections are in use. If no connection can be opened, it returns the reason, such as
     /// [`Error::Connect`](crate::Error::Connect).
+    ///
+    /// The reason is known when an attempt to connect has failed. So wait at least as long as an attempt may take:
+    /// `connect_timeout` for each host. With a shorter wait, the error is [`Error::Pool`](crate::Error::Pool) while a host
+    /// does not answer.
     #[must_use]
     pub fn wait(self, wait: Duration) -> Self {
         Self { wait, ..self }
@@ -386,10 +390,26 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_has_the_defaults_that_the_documentation_names() {
+        let expected = "connect_timeout='3' tcp_user_timeout='30000' keepalives_idle='30' keepalives_interval='10' \
+                        keepalives_count='3' application_name='api_keys_driver' host=h";
+        assert_eq!(PoolConfig::new("host=h").connection_string(), expected);
+    }
+
+    #[test]
     fn timeouts_of_zero_become_the_smallest_that_libpq_accepts() {
         let config = PoolConfig::new("h").connect_timeout(Duration::ZERO).keepalives_idle(Duration::ZERO);
         let string = config.connection_string();
         assert!(string.contains("connect_timeout='2'") && string.contains("keepalives_idle='1'"), "{string}");
+    }
+
+    #[test]
+    fn longer_timeouts_become_the_longest_that_libpq_accepts() {
+        let config = PoolConfig::new("h").connect_timeout(Duration::MAX).keepalives_idle(Duration::MAX);
+        let string = config.connection_string();
+        assert!(
+            string.contains("connect_timeout='2147483647'") && string.contains("keepalives_idle='32767'")
+        );
     }
 
     #[test]

@@ -42,10 +42,15 @@ fn from_message(message: &str) -> Error {
         Error::AccessDenied
     } else if says(&["database \"..\" does not exist", "no such database"]) {
         Error::UnknownDatabase
-    } else if says(&["SSL", "certificate"]) {
+    } else if says(&["SSL", "certificate", "channel binding"]) {
         Error::Tls
     } else if says(&["configuration parameter", "for parameter", "startup parameter", "to set parameter"])
-        || says(&["parameter \"..\" cannot be changed", "command-line argument", "requires a value"])
+        || says(&[
+            "parameter \"..\" cannot be changed",
+            "command-line argument",
+            "requires a value",
+            "invalid integer value",
+        ])
     {
         Error::ConnectionString
     } else if failures.iter().any(|failure| failure.address.is_some()) {

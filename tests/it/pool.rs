@@ -170,6 +170,16 @@ fn a_pool_whose_connections_are_all_in_use_is_exhausted() {
 }
 
 #[test]
+fn a_connection_that_takes_longer_than_the_wait_is_not_reported_as_in_use() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let string = format!("host=127.0.0.1 port={}", silent.local_addr().unwrap().port());
+    let config = PoolConfig::new(string).size(1).wait(Duration::from_millis(100));
+    let pool = config.builder().build_unchecked(config.manager());
+    let error = pool.get().map(drop).map_err(Error::from).unwrap_err();
+    assert!(matches!(error, Error::Pool(_)) && error.to_string().contains("connecting takes"), "{error}");
+}
+
+#[test]
 fn a_pool_of_size_zero_has_size_one() {
     let (database, _conn) = migrated();
     assert_eq!(PoolConfig::new(database.url()).size(0).build().unwrap().max_size(), 1);
@@ -353,6 +363,8 @@ fn each_reason_for_a_failed_connection_has_its_error_at_build_and_later() {
         (format!("{right} options='-c n0thing'"), "ConnectionString", Advice::Fail),
         (format!("{right} options=n0"), "ConnectionString", Advice::Fail),
         (format!("{right} client_encoding=n0"), "ConnectionString", Advice::Fail),
+        (format!("{right} connect_timeout=n0"), "ConnectionString", Advice::Fail),
+        (format!("{right} channel_binding=require"), "Tls", Advice::Fail),
         (format!("{right} sslmode=require host=localhost port=1"), "Tls", Advice::Fail),
         (right.replace(&folder, "n0where.invalid"), "UnknownHost", Advice::Reconnect),
         (right.replace(&folder, "n0where.invalid,127.0.0.1") + " port=1,1", "Connect(", Advice::Reconnect),
