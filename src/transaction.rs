@@ -15,6 +15,7 @@ use diesel::prelude::*;
 pub use self::error::TransactionError;
 
 use crate::error::advice_on;
+use crate::require::is_text;
 use crate::{Advice, Error, Result, TenantId, Timeouts, session};
 
 type Transactions = AnsiTransactionManager;
@@ -230,7 +231,7 @@ impl Transaction {
     ///
     /// # Errors
     ///
-    /// The errors of [`run`](Self::run), and [`Error::Query`] for an id with a NUL byte.
+    /// The errors of [`run`](Self::run), and [`Error::NulByte`] for an id with a NUL byte. No tenant has such an id.
     ///
     /// ```
     /// # use api_keys_driver::{KeysDriver, Result, TenantId, Transaction};
@@ -250,6 +251,7 @@ impl Transaction {
     where
         E: From<Error> + TransactionError<Kind>,
     {
+        is_text("tenant_id", tenant_id.as_str())?;
         let tenant = format!("; SET LOCAL api_keys.tenant_id = {}", literal(tenant_id.as_str()));
         self.run_with(&(self.settings() + &tenant), conn, work)
     }

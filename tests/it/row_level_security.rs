@@ -258,7 +258,7 @@ fn any_text_is_set_as_the_tenant_and_never_run_as_sql() {
             .unwrap();
     }
     let refused = Transaction::attempts(1).run_for(&mut conn, &"a\0b".into(), |_| Ok::<_, Error>(()));
-    assert!(matches!(refused, Err(Error::Query(_))), "{refused:?}");
+    assert!(matches!(refused, Err(Error::NulByte { column: "tenant_id" })), "{refused:?}");
 }
 
 /// The median, in microseconds.
