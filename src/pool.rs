@@ -1,8 +1,10 @@
-//! The configuration of a connection pool. Opening, testing and dropping connections is in `pool::manager`, and
-//! reading connection strings in `pool::connection_string`.
+//! The configuration of a connection pool. Opening, testing and dropping connections is in `pool::manager`, reading
+//! connection strings in `pool::connection_string`, and reading settings in `pool::settings`.
 
 mod connection_string;
 mod manager;
+#[cfg(feature = "serde")]
+mod settings;
 mod watch;
 
 use std::fmt;
@@ -95,7 +97,7 @@ pub enum StatementCache {
 /// configuration cannot be serialised, because it holds the password.
 #[derive(Clone)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields, remote = "Self"))]
 pub struct PoolConfig {
     database_url: String,
     #[cfg_attr(feature = "serde", serde(default = "default::size"))]
