@@ -45,8 +45,17 @@ use crate::{
 pub struct DeniedKeys {
     followed_to: EventPosition,
     keys: HashMap<TenantId, HashMap<KeyId, KeyState>>,
-    /// Keys that may be used again, each with a transaction id. Events with a lower revision have lower ids.
-    allowed_again: VecDeque<(i64, TenantId, KeyId)>,
+    allowed_again: VecDeque<Allowed>,
+}
+
+/// A key that may be used again since a revision.
+#[derive(Clone, Debug)]
+struct Allowed {
+    tenant_id: TenantId,
+    key_id: KeyId,
+    revision: i64,
+    /// A transaction id. The events with a lower revision have lower ids.
+    next: i64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +84,7 @@ const BATCH: u32 = 1000;
 impl DeniedKeys {
     /// Reads which keys may not be used. Call [`catch_up`](Self::catch_up) before the first lookup.
     ///
-    /// Call it outside a transaction, as [`catch_up`](Self::catch_up).
+    /// Call it outside a transaction, as [`catch_up`](Self::catch_up). A key whose tenant or id is not UTF-8 is skipped.
     ///
     /// # Errors
     ///
@@ -85,24 +94,28 @@ impl DeniedKeys {
         // This is first, so that changes during the loop are followed.
         let followed_to = driver.fetch_key_events_head()?;
         let mut denied = Self { followed_to, keys: HashMap::new(), allowed_again: VecDeque::new() };
+        let committed = committed_after(&mut driver, followed_to)?;
         let mut last = None;
         loop {
-            let page = driver.fetch_denied_keys_after(last.as_ref(), BATCH)?;
-            for key in &page {
+            let page = driver.walk_denied_keys(last.as_ref(), BATCH)?;
+            for key in page.keys {
                 denied.update(&key.tenant_id, &key.id, KeyState { revision: key.revision, is_denied: true });
             }
-            last = page.into_iter().last();
+            last = page.next;
             if last.is_none() {
-                return Ok(denied);
+                break;
             }
         }
+        for allowed in committed {
+            denied.allow(allowed);
+        }
+        Ok(denied)
     }
 
     /// Applies what was committed since the last call, up to the oldest transaction that is still open.
     ///
     /// If an older transaction that has written anything is still open on the server, the change is applied by a later
-    /// call. This includes the caller's own transaction: in a test inside a transaction, call [`seed`](Self::seed) again
-    /// instead. After an error, the cache keeps the events that were applied before it: call this again, on another
+    /// call. After an error, the cache keeps the events that were applied before it: call this again, on another
     /// connection if the error's advice says so.
     ///
     /// # Errors
@@ -165,10 +178,17 @@ impl DeniedKeys {
         self.followed_to = event.position;
         let is_denied =
             event.is_frozen || event.status != KeyStatus::Active || event.kind == KeyEventKind::Deleted;
-        if self.update(&event.tenant_id, &event.key_id, KeyState { revision: event.revision, is_denied })
-            && !is_denied
-        {
-            self.allowed_again.push_back((next, event.tenant_id.clone(), event.key_id.clone()));
+        if is_denied {
+            self.update(&event.tenant_id, &event.key_id, KeyState { revision: event.revision, is_denied });
+        } else {
+            self.allow(Allowed::of(event, next));
+        }
+    }
+
+    fn allow(&mut self, allowed: Allowed) {
+        let state = KeyState { revision: allowed.revision, is_denied: false };
+        if self.update(&allowed.tenant_id, &allowed.key_id, state) {
+            self.allowed_again.push_back(allowed);
         }
     }
 
@@ -195,15 +215,38 @@ impl DeniedKeys {
     /// revision is ignored. Such an event was committed before the one that was applied, so its transaction had begun
     /// by then. When all these transactions have ended and were followed, no such event can come.
     fn forget_allowed(&mut self, oldest_open: i64) {
-        while self.allowed_again.front().is_some_and(|(next, ..)| *next <= oldest_open) {
-            let Some((_, tenant_id, key_id)) = self.allowed_again.pop_front() else { return };
-            let Some(keys) = self.keys.get_mut(&tenant_id) else { continue };
-            if keys.get(&key_id).is_some_and(|known| !known.is_denied) {
-                keys.remove(&key_id);
+        while self.allowed_again.front().is_some_and(|allowed| allowed.next <= oldest_open) {
+            let Some(allowed) = self.allowed_again.pop_front() else { return };
+            let Some(keys) = self.keys.get_mut(&allowed.tenant_id) else { continue };
+            let is_newest = |known: &KeyState| !known.is_denied && known.revision == allowed.revision;
+            if keys.get(&allowed.key_id).is_some_and(is_newest) {
+                keys.remove(&allowed.key_id);
             }
             if keys.is_empty() {
-                self.keys.remove(&tenant_id);
+                self.keys.remove(&allowed.tenant_id);
             }
         }
+    }
+}
+
+impl Allowed {
+    fn of(event: &KeyEventSnapshot, next: i64) -> Self {
+        let (tenant_id, key_id) = (event.tenant_id.clone(), event.key_id.clone());
+        Self { tenant_id, key_id, revision: event.revision, next }
+    }
+}
+
+/// Returns the keys of the events that are committed although they are after the head, because an older transaction is
+/// open. Their keys are read later than these events, so what is read includes them. A later change may be before the
+/// head, and is then not followed: if a key is not denied when it is read, such an event must not deny it.
+fn committed_after(driver: &mut KeysDriver<'_>, head: EventPosition) -> Result<Vec<Allowed>> {
+    let (mut allowed, mut position) = (Vec::new(), head);
+    loop {
+        let batch = driver.fetch_committed_key_events(position, BATCH)?;
+        let Some(last) = batch.unreadable.or(batch.events.last().map(|event| event.position)) else {
+            return Ok(allowed);
+        };
+        allowed.extend(batch.events.iter().map(|event| Allowed::of(event, batch.next)));
+        position = last;
     }
 }

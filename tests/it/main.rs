@@ -16,6 +16,7 @@ mod events;
 mod events_attacked;
 mod events_copies;
 mod events_homes;
+mod events_interleaved;
 mod events_migrations;
 mod events_revisions;
 mod events_writers;

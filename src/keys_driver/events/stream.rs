@@ -23,7 +23,7 @@ pub(crate) struct EventBatch {
     pub(crate) unreadable: Option<EventPosition>,
     /// Every transaction below this one has ended.
     pub(crate) oldest_open: i64,
-    /// No transaction from this one on had begun.
+    /// No transaction from this one on had ended.
     pub(crate) next: i64,
 }
 
@@ -97,7 +97,22 @@ impl KeysDriver<'_> {
     }
 
     pub(crate) fn follow_key_events(&mut self, position: EventPosition, limit: u32) -> Result<EventBatch> {
-        let lines: Vec<Line> = FollowKeyEvents { position, limit: limit.into() }.read_all(self.conn)?;
+        self.fetch_event_batch(position, 0, limit)
+    }
+
+    /// Fetches the next committed events, also of transactions that are newer than an open one. Others may appear before
+    /// them later.
+    pub(crate) fn fetch_committed_key_events(
+        &mut self,
+        position: EventPosition,
+        limit: u32,
+    ) -> Result<EventBatch> {
+        self.fetch_event_batch(position, i64::MAX, limit)
+    }
+
+    fn fetch_event_batch(&mut self, position: EventPosition, below: i64, limit: u32) -> Result<EventBatch> {
+        let lines: Vec<Line> =
+            FollowKeyEvents { position, below, limit: limit.into() }.read_all(self.conn)?;
         let first = lines.first().ok_or(diesel::result::Error::NotFound)?;
         let mut batch =
             EventBatch { events: vec![], unreadable: None, oldest_open: first.oldest_open, next: first.next };
@@ -181,8 +196,8 @@ fn require_epoch(epoch: i64, position: EventPosition) -> Result<()> {
 }
 
 /// The bytes of a text. They are UTF-8, except in a database whose encoding is `SQL_ASCII`.
-#[derive(Debug, FromSqlRow)]
-struct Raw(Vec<u8>);
+#[derive(Clone, Debug, FromSqlRow)]
+pub(super) struct Raw(pub(super) Vec<u8>);
 
 impl FromSql<Binary, Pg> for Raw {
     fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
@@ -191,22 +206,27 @@ impl FromSql<Binary, Pg> for Raw {
 }
 
 /// Pushes a text column as bytes. As a text, one wrong byte would make the statement fail on the server.
-fn push_bytes(column: &str, out: &mut AstPass<'_, '_, Pg>) -> QueryResult<()> {
-    out.push_sql(r#"pg_catalog.convert_to("e"."#);
+pub(super) fn push_bytes(table: &str, column: &str, out: &mut AstPass<'_, '_, Pg>) -> QueryResult<()> {
+    out.push_sql("pg_catalog.convert_to(");
+    out.push_identifier(table)?;
+    out.push_sql(".");
     out.push_identifier(column)?;
-    out.push_sql(
-        ", (CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)::pg_catalog.name)",
-    );
+    for part in [", ", ENCODING, ")"] {
+        out.push_sql(part);
+    }
     Ok(())
 }
 
+/// The encoding of [`Raw`].
+pub(super) const ENCODING: &str = "(CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)::pg_catalog.name";
+
 impl Raw {
-    fn read(self) -> Result<String, FromUtf8Error> {
+    pub(super) fn read(self) -> Result<String, FromUtf8Error> {
         String::from_utf8(self.0)
     }
 
     /// For texts that are not ids: U+FFFD replaces bytes that are not UTF-8.
-    fn read_lossy(self) -> String {
+    pub(super) fn read_lossy(self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }
 }
@@ -302,6 +322,8 @@ impl QueryFragment<Pg> for FetchHead {
 #[derive(QueryId)]
 struct FollowKeyEvents {
     position: EventPosition,
+    /// Events of transactions below this one are returned although an older transaction is open.
+    below: i64,
     limit: i64,
 }
 
@@ -333,7 +355,7 @@ impl QueryFragment<Pg> for FollowKeyEvents {
         ] {
             out.push_sql(", ");
             if ["tenant_id", "key_id", "kind", "actor", "reason", "status"].contains(&column) {
-                push_bytes(column, &mut out)?;
+                push_bytes("e", column, &mut out)?;
             } else {
                 out.push_sql(r#""e"."#);
                 out.push_identifier(column)?;
@@ -349,11 +371,11 @@ impl QueryFragment<Pg> for FollowKeyEvents {
         out.push_bind_param::<BigInt, _>(&self.position.transaction_id)?;
         out.push_sql(", ");
         out.push_bind_param::<BigInt, _>(&self.position.id)?;
-        for part in
-            [r#") AND "transaction_id" < "#, OLDEST_OPEN, r#" ORDER BY "transaction_id", "id" LIMIT "#]
-        {
+        for part in [r#") AND "transaction_id" < greatest("#, OLDEST_OPEN, ", "] {
             out.push_sql(part);
         }
+        out.push_bind_param::<BigInt, _>(&self.below)?;
+        out.push_sql(r#") ORDER BY "transaction_id", "id" LIMIT "#);
         out.push_bind_param::<BigInt, _>(&self.limit)?;
         out.push_sql(r#") AS "e" ON true"#);
         Ok(())

@@ -1,5 +1,37 @@
 PREPARE fetch_denied_keys_after (bigint) AS
-SELECT "tenant_id", "id", "status", "is_frozen", "revision"
+SELECT
+  pg_catalog.convert_to(
+    "api_keys"."tenant_id",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  pg_catalog.convert_to(
+    "api_keys"."id",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  pg_catalog.convert_to(
+    "api_keys"."status",
+    (
+      CASE
+        pg_catalog.getdatabaseencoding()
+        WHEN 'SQL_ASCII' THEN 'SQL_ASCII'
+        ELSE 'UTF8'
+      END
+    )::pg_catalog.name
+  ),
+  "is_frozen",
+  "revision"
 FROM "api_keys"
 WHERE ("is_frozen" OR "status" <> 'active')
 ORDER BY "tenant_id", "id"

@@ -1,4 +1,4 @@
-PREPARE fetch_key_events_after (bigint, bigint, bigint) AS
+PREPARE fetch_key_events_after (bigint, bigint, bigint, bigint) AS
 SELECT
   coalesce(
     pg_catalog.hashtextextended(
@@ -151,9 +151,12 @@ FROM
     FROM "api_key_events"
     WHERE
       ("transaction_id", "id") > ($1, $2)
-      AND "transaction_id" < pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8
+      AND "transaction_id" < greatest(
+        pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8,
+        $3
+      )
     ORDER BY "transaction_id", "id"
-    LIMIT $3
+    LIMIT $4
   ) AS "e" ON true;
 
-EXPLAIN EXECUTE fetch_key_events_after ('0', '0', '50');
+EXPLAIN EXECUTE fetch_key_events_after ('0', '0', '0', '50');
