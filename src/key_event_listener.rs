@@ -28,8 +28,8 @@ pub enum Wake {
     Notified,
     /// The wait timed out. There may still be changes, because a notification can be lost.
     TimedOut,
-    /// The wait timed out, and the connection now uses another server session than the one that listens, as behind a
-    /// bouncer in transaction mode. Notifications are lost there. Each wait takes its whole time, so the follower
+    /// The wait timed out, and the session does not listen: the connection uses another one now, as behind a bouncer in
+    /// transaction mode, or `UNLISTEN` was sent. Notifications are lost. Each wait takes its whole time, so the follower
     /// polls.
     NotListening,
 }
@@ -41,10 +41,13 @@ pub enum Wake {
 /// [`Wake::NotListening`] once the session is known to be another one. In both cases the follower polls, at the
 /// interval that it passes to [`wait`](Self::wait).
 ///
+/// Use it outside a transaction. A session gets no notifications while it has one, and the server keeps those of all
+/// sessions until then.
+///
 /// When it is dropped, the session still listens: do not give the connection back to a pool.
 pub struct KeyEventListener<'c> {
     conn: &'c mut PgConnection,
-    /// The process id of the session that listens. `None` after another session answered.
+    /// The process id of the session that listens. `None` after a session answered that does not.
     listening: Option<i32>,
 }
 
@@ -52,7 +55,7 @@ impl<'c> KeyEventListener<'c> {
     /// Begins to listen. Changes that are committed from now on end a [`wait`](Self::wait).
     pub fn new(conn: &'c mut PgConnection) -> Result<Self> {
         read(conn, |conn| conn.batch_execute(LISTEN))?;
-        let listening = Some(BackendPid.read_one(conn)?);
+        let listening = ListeningPid.read_optional(conn)?;
         Ok(Self { conn, listening })
     }
 
@@ -84,26 +87,29 @@ impl<'c> KeyEventListener<'c> {
             pause = LONGEST_PAUSE.min(pause * 2);
         }
         if self.listening.is_some() {
-            let answers: i32 = BackendPid.read_one(self.conn)?;
-            self.listening = self.listening.filter(|listens| *listens == answers);
+            let listening = ListeningPid.read_optional(self.conn)?;
+            self.listening = self.listening.filter(|_| self.listening == listening);
         }
         Ok(if self.listening.is_some() { Wake::TimedOut } else { Wake::NotListening })
     }
 }
 
-/// The process id of the session that answers.
+/// The process id of the session that answers, if it listens.
 #[derive(QueryId)]
-struct BackendPid;
+struct ListeningPid;
 
-impl Query for BackendPid {
+impl Query for ListeningPid {
     type SqlType = Integer;
 }
 
-impl RunQueryDsl<PgConnection> for BackendPid {}
+impl RunQueryDsl<PgConnection> for ListeningPid {}
 
-impl QueryFragment<Pg> for BackendPid {
+impl QueryFragment<Pg> for ListeningPid {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("SELECT pg_catalog.pg_backend_pid()");
+        out.push_sql(
+            "SELECT pg_catalog.pg_backend_pid()
+             WHERE 'api_key_events' IN (SELECT pg_catalog.pg_listening_channels())",
+        );
         Ok(())
     }
 }

@@ -391,6 +391,22 @@ fn an_event_whose_ids_are_not_utf8_is_skipped_and_the_others_are_read() {
     assert_eq!(read, expected.map(|(id, reason)| (id.to_owned(), reason)));
     assert_eq!(cache.catch_up(&mut conn).unwrap().unreadable, 2);
     assert!(cache.contains(&tenant(), &key("a")) && cache.contains(&tenant(), &key("b")));
+    // More than a page of such keys, before and after the others.
+    conn.batch_execute(&format!(
+        "INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash, is_frozen)
+         SELECT concat('a', E'\\351', n), '{TENANT}', '', '', concat('n', n), true FROM generate_series(1, 1200) AS n
+         UNION ALL SELECT 'z', concat('t', E'\\351'), '', '', 'z', true
+         UNION ALL SELECT 'last', '{OTHER}', '', '', 'last', true"
+    ))
+    .unwrap();
+    let mut seeded = DeniedKeys::seed(&mut conn).unwrap();
+    eventually("all are followed", || {
+        seeded.catch_up(&mut conn).unwrap();
+        seeded.contains(&other(), &key("last"))
+    });
+    assert_eq!(seeded.len(), 3, "a, b and last");
+    let page = KeysDriver::new(&mut conn).fetch_denied_keys_after(None, 10);
+    assert!(matches!(page, Err(Error::InvalidText(_))), "{page:?}");
 }
 
 #[test]
@@ -491,6 +507,27 @@ fn uses_and_rolled_back_changes_do_not_notify_and_a_lost_session_is_an_error() {
         lost.is_err()
     });
     assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
+}
+
+#[test]
+fn a_session_that_does_not_listen_any_more_says_so() {
+    let (database, mut conn) = migrated_apart();
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute("ALTER TABLE api_key_events ENABLE TRIGGER api_key_events_notify").unwrap();
+    let mut follower = database.connect().unwrap();
+    let brief = Duration::from_millis(1);
+    for silences in ["UNLISTEN *", "UNLISTEN api_key_events; LISTEN other"] {
+        let mut listener = KeyEventListener::new(&mut follower).unwrap();
+        assert_eq!(listener.wait(brief).unwrap(), Wake::TimedOut);
+        listener.connection().batch_execute(silences).unwrap();
+        assert_eq!(listener.wait(brief).unwrap(), Wake::NotListening, "{silences}");
+        conn.batch_execute("UPDATE api_keys SET is_frozen = NOT is_frozen").unwrap();
+        assert_eq!(listener.wait(brief).unwrap(), Wake::NotListening, "{silences}");
+    }
+    follower.batch_execute("BEGIN").unwrap();
+    let mut listener = KeyEventListener::new(&mut follower).unwrap();
+    listener.connection().batch_execute("ROLLBACK").unwrap();
+    assert_eq!(listener.wait(brief).unwrap(), Wake::NotListening, "it never began to listen");
 }
 
 #[test]
