@@ -3,15 +3,12 @@
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Bool, Nullable, Text};
+use diesel::sql_types::{Array, Bool, Text};
 
 use super::Expected;
 use super::object::{Object, prefix_is_narrow};
 use crate::Result;
 use crate::steps::{Found, InitialSession, Records, STEPS, find, schema_of};
-
-/// The sequence of the usage.
-pub(crate) const FRONTIER: &str = "usage_frontier";
 
 #[derive(Clone, Debug, QueryableByName)]
 pub(crate) struct Session {
@@ -34,17 +31,14 @@ pub(crate) struct Session {
     /// The owners of the tables to which the current role cannot give new objects of the schema.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) owners_without_create: Vec<String>,
+    /// The owners of the tables that may not use the schema.
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) owners_without_usage: Vec<String>,
     /// The roles without the rights of the tables' owners that may create objects in the schema.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) other_creators: Vec<String>,
     #[diesel(sql_type = Text)]
     pub(crate) schema_owner: String,
-    /// The schema as SQL writes it.
-    #[diesel(sql_type = Text)]
-    pub(crate) quoted_schema: String,
-    /// The `default_tablespace` if the current role may not create objects in it.
-    #[diesel(sql_type = Nullable<Text>)]
-    pub(crate) closed_tablespace: Option<String>,
 }
 
 #[derive(Clone, Debug, QueryableByName)]
@@ -55,16 +49,12 @@ pub(crate) struct TableFacts {
     pub(crate) owner: String,
     #[diesel(sql_type = Bool)]
     pub(crate) is_owner: bool,
-    /// Of the owner, perhaps without inheriting its rights.
-    #[diesel(sql_type = Bool)]
-    pub(crate) is_member: bool,
     #[diesel(sql_type = Bool)]
     pub(crate) has_hidden_rows: bool,
     #[diesel(sql_type = Array<Text>)]
     pub(crate) publications: Vec<String>,
-    /// Itself or its partitions, if they are published and PostgreSQL refuses updates of their rows.
-    #[diesel(sql_type = Array<Text>)]
-    pub(crate) without_identity: Vec<String>,
+    #[diesel(sql_type = Bool)]
+    pub(crate) has_no_identity: bool,
     /// The indexes that refuse a second row of the same id at once.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) unique_ids: Vec<String>,
@@ -79,39 +69,6 @@ pub(crate) struct TableFacts {
     /// Such as `SELECT id`: only `SELECT` and `UPDATE`.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) column_privileges: Vec<String>,
-}
-
-/// A property of the tables that hinders a step or a method.
-#[derive(Clone, Debug, QueryableByName)]
-pub(crate) struct Hindrance {
-    #[diesel(sql_type = Text)]
-    pub(crate) kind: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) table: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) name: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) action: String,
-}
-
-/// A relation or a type that has a name of the migrations.
-#[derive(Clone, Debug, QueryableByName)]
-pub(crate) struct Named {
-    #[diesel(sql_type = Text)]
-    pub(crate) name: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) kind: String,
-}
-
-/// A partition of `proxy_calls`, or the schema of one, that hinders a step or a method.
-#[derive(Clone, Debug, QueryableByName)]
-pub(crate) struct Part {
-    #[diesel(sql_type = Text)]
-    pub(crate) kind: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) name: String,
-    #[diesel(sql_type = Text)]
-    pub(crate) owner: String,
 }
 
 #[derive(Clone, Debug, QueryableByName)]
@@ -149,9 +106,7 @@ pub(crate) struct Home {
     /// The objects that depend on `key_prefix`, if the column is too narrow.
     pub(crate) dependents: Vec<String>,
     pub(crate) neighbours: Vec<Neighbour>,
-    pub(crate) hindrances: Vec<Hindrance>,
-    pub(crate) named: Vec<Named>,
-    pub(crate) parts: Vec<Part>,
+    pub(crate) foreign_partitions: Vec<String>,
     /// The objects that an unrelated role owns.
     pub(crate) foreign_owned: Vec<Owned>,
     pub(crate) records: Records,
@@ -174,13 +129,12 @@ impl Facts {
             conn.batch_execute(
                 // JIT compilation would take longer than the queries.
                 "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL statement_timeout = 0;
-                 SET LOCAL quote_all_identifiers = off; SET LOCAL standard_conforming_strings = on;
-                 SET LOCAL jit = off",
+                 SET LOCAL quote_all_identifiers = off; SET LOCAL jit = off",
             )?;
             let expected = Expected::all();
             let found = find(conn, &initial.path, &Expected::names(&expected, "table"))?;
             let home = match schema_of(&found, &initial.path) {
-                Some(schema) => Some(Home::gather(conn, schema, &expected, initial.version_number)?),
+                Some(schema) => Some(Home::gather(conn, schema, &expected)?),
                 None => None,
             };
             Ok(Self { version: initial.version.clone(), expected, found, home })
@@ -188,20 +142,8 @@ impl Facts {
     }
 }
 
-/// PostgreSQL 14 cannot publish a schema.
-fn tables_sql(version_number: i32) -> String {
-    let sql = include_str!("tables.sql");
-    let none = "(SELECT 0::oid AS pnpubid, 0::oid AS pnnspid WHERE false) AS schemas";
-    if version_number < 150_000 { sql.replace("pg_publication_namespace", none) } else { sql.to_owned() }
-}
-
 impl Home {
-    fn gather(
-        conn: &mut PgConnection,
-        schema: String,
-        expected: &[Expected],
-        version_number: i32,
-    ) -> Result<Self> {
+    fn gather(conn: &mut PgConnection, schema: String, expected: &[Expected]) -> Result<Self> {
         let tables = Expected::names(expected, "table");
         let objects: Vec<Object> = diesel::sql_query(include_str!("catalog.sql"))
             .bind::<Text, _>(&schema)
@@ -209,19 +151,11 @@ impl Home {
             .bind::<Array<Text>, _>(Expected::names(expected, "index"))
             .bind::<Array<Text>, _>(Expected::names(expected, "function"))
             .load(conn)?;
-        let columns: Vec<String> = expected
-            .iter()
-            .filter(|expected| expected.kind == "column")
-            .map(|column| format!("{}.{}", column.table, column.name))
-            .collect();
-        let mut relations: Vec<&str> =
-            expected.iter().filter(|expected| expected.is_relation()).map(|expected| expected.name).collect();
-        relations.push(FRONTIER);
         Ok(Self {
             session: diesel::sql_query(include_str!("session.sql"))
                 .bind::<Text, _>(&schema)
                 .get_result(conn)?,
-            tables: diesel::sql_query(tables_sql(version_number))
+            tables: diesel::sql_query(include_str!("tables.sql"))
                 .bind::<Text, _>(&schema)
                 .bind::<Array<Text>, _>(&tables)
                 .load(conn)?,
@@ -236,16 +170,8 @@ impl Home {
                 .bind::<Array<Text>, _>(Expected::names(expected, "function"))
                 .load(conn)?,
             neighbours: diesel::sql_query(include_str!("neighbours.sql")).load(conn)?,
-            hindrances: diesel::sql_query(include_str!("hindrances.sql"))
-                .bind::<Text, _>(&schema)
-                .bind::<Array<Text>, _>(columns)
-                .load(conn)?,
-            named: diesel::sql_query(include_str!("names.sql"))
-                .bind::<Text, _>(&schema)
-                .bind::<Array<Text>, _>(relations)
-                .load(conn)?,
-            parts: if objects.iter().any(Object::is_partitioned) {
-                diesel::sql_query(include_str!("partitions.sql")).bind::<Text, _>(&schema).load(conn)?
+            foreign_partitions: if objects.iter().any(Object::is_partitioned) {
+                names(conn, include_str!("partitions.sql"), &schema)?
             } else {
                 Vec::new()
             },

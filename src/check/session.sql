@@ -20,6 +20,10 @@ SELECT current_database()::text AS database,
         WHERE name <> current_user AND NOT has_schema_privilege(owner.oid, $1, 'CREATE')
             AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
     ) AS owners_without_create,
+    -- The owners of the tables that may not use the schema. The triggers run with their rights.
+    ARRAY(
+        SELECT DISTINCT name FROM owner WHERE NOT has_schema_privilege(owner.oid, $1, 'USAGE')
+    ) AS owners_without_usage,
     -- The roles that may create objects in the schema and are no owner's. PostgreSQL 14 gives that right to PUBLIC in
     -- the schema public.
     ARRAY(
@@ -32,12 +36,4 @@ SELECT current_database()::text AS database,
                 SELECT FROM owner AS related WHERE pg_has_role(grantee, related.oid, 'MEMBER')
             ))
     ) AS other_creators,
-    (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = $1)::text AS schema_owner,
-    quote_ident($1) AS quoted_schema,
-    -- No right is needed for the tablespace of the database.
-    (
-        SELECT spcname::text
-        FROM pg_tablespace
-        WHERE spcname = current_setting('default_tablespace') AND NOT has_tablespace_privilege(oid, 'CREATE')
-            AND oid <> (SELECT dattablespace FROM pg_database WHERE datname = current_database())
-    ) AS closed_tablespace
+    (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = $1)::text AS schema_owner
