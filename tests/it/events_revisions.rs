@@ -222,3 +222,37 @@ fn changes_in_a_statement_that_also_records_a_use_are_recorded() {
         assert_eq!(history(&mut conn, &tenant(), &key("key")).last().unwrap().revision, index, "{column}");
     }
 }
+
+/// Values that look alike as text or as JSON, with the settings of some session. A type's owner decides what it is as JSON.
+#[test]
+fn a_change_to_a_value_that_looks_the_same_is_a_change() {
+    let columns =
+        "ADD COLUMN weight float8 DEFAULT 1.25, ADD COLUMN labels jsonb, ADD COLUMN mood mood DEFAULT 'good',
+         ADD COLUMN updated_at timestamptz";
+    for change in ["weight = 1.26", "labels = 'null'", "mood = 'bad'"] {
+        for (also, kinds) in [
+            ("total_requests = total_requests", &["changed"][..]),
+            ("total_requests = total_requests + 1, updated_at = clock_timestamp()", &["changed"]),
+            ("is_frozen = true, updated_at = clock_timestamp()", &["frozen", "changed"]),
+        ] {
+            let (_database, mut conn) = with_key();
+            conn.batch_execute(&format!(
+                "CREATE TYPE mood AS ENUM ('good', 'bad');
+                 CREATE TABLE ran (by text);
+                 CREATE FUNCTION as_json(mood) RETURNS json LANGUAGE plpgsql AS
+                     'BEGIN INSERT INTO public.ran VALUES (current_user); RETURN ''1''; END';
+                 CREATE CAST (mood AS json) WITH FUNCTION as_json(mood);
+                 ALTER TABLE api_keys {columns};
+                 SET extra_float_digits = -15;
+                 UPDATE api_keys SET {change}, {also}"
+            ))
+            .unwrap();
+            let expected = kinds.iter().map(|kind| (2, *kind));
+            let expected: Vec<_> = [(1, "inserted")].into_iter().chain(expected).collect();
+            assert_eq!(told(&mut conn, &tenant(), "key"), named(&expected), "{change}, {also}");
+            assert_eq!(revision(&mut conn, "key"), 2, "{change}, {also}");
+            let ran = diesel::sql_query("SELECT FROM ran").execute(&mut conn);
+            assert_eq!(ran, Ok(0), "the function of a cast ran: {change}, {also}");
+        }
+    }
+}

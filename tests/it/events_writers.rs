@@ -140,3 +140,21 @@ fn what_triggers_of_the_service_do_to_the_same_key_is_recorded_too() {
         assert_told(&mut cache, &mut conn, body);
     }
 }
+
+#[test]
+fn a_session_that_planned_for_a_few_keys_does_not_scan_them_when_there_are_many() {
+    let (_database, mut conn) = with_keys();
+    conn.batch_execute("ANALYZE api_keys, api_key_events").unwrap();
+    conn.batch_execute(&format!(
+        "BEGIN;
+         INSERT INTO api_keys (id, tenant_id, name, key_prefix, key_hash)
+             SELECT n, '{TENANT}', '', '', n FROM generate_series(1, 500) AS n"
+    ))
+    .unwrap();
+    let read = "SELECT concat_ws(' ', relname, seq_tup_read) FROM pg_stat_xact_user_tables
+                WHERE seq_tup_read > 0 AND relname <> 'api_key_events_compacted'";
+    assert_eq!(lines(&mut conn, read), [""; 0]);
+    let indexes = "SELECT indexrelid::regclass::text FROM pg_index
+                   WHERE indrelid = 'api_keys'::regclass AND pg_stat_get_xact_numscans(indexrelid) > 0";
+    assert_eq!(lines(&mut conn, indexes), ["api_keys_pkey"]);
+}
