@@ -16,6 +16,9 @@ use crate::timeouts::whole_milliseconds;
 use crate::{Result, Timeouts};
 
 /// An r2d2 pool of connections. A clone uses the same pool.
+///
+/// The error of `get` is r2d2's. `?` converts it in a function that returns this crate's [`Result`]. In a function with
+/// another error type, `pool.get().map_err(api_keys_driver::Error::from)?` does.
 pub type Pool = r2d2::Pool<PoolManager>;
 
 /// Whether connections keep their prepared statements.
