@@ -11,11 +11,19 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use api_keys_driver::{Effect, Error, Report, check, migrate};
+use clap::Parser;
 use comfy_table::{ContentArrangement, Table};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection};
 
+/// Prints the obstacles between the database of `DATABASE_URL` and the crate. It changes nothing there.
+///
+/// Without `DATABASE_URL` it prints the report of a throwaway database that lacks an index.
+#[derive(Parser)]
+struct Arguments {}
+
 fn main() -> ExitCode {
+    Arguments::parse();
     match run() {
         Ok(code) => code,
         Err(error) => {
@@ -32,15 +40,16 @@ fn main() -> ExitCode {
 
 /// Fails if something blocks `migrate` or a method.
 fn run() -> throwaway_postgres::Result<ExitCode> {
-    let report = match env::var("DATABASE_URL") {
-        Ok(url) => {
-            let mut conn = PgConnection::establish(&url).map_err(Error::from)?;
+    let report = match env::var_os("DATABASE_URL") {
+        Some(url) => {
+            let url = url.to_str().ok_or("DATABASE_URL is not UTF-8 text: correct it, or unset it")?;
+            let mut conn = PgConnection::establish(url).map_err(Error::from)?;
             let started = Instant::now();
             let report = check(&mut conn)?;
             println!("read the catalog in {:?}", started.elapsed());
             report
         }
-        Err(_) => on_a_throwaway_database()?,
+        None => on_a_throwaway_database()?,
     };
     print(&report);
     let blocks = report.obstacles.iter().any(|obstacle| obstacle.effect != Effect::Degrades);

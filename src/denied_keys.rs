@@ -115,7 +115,8 @@ impl DeniedKeys {
     /// Applies what was committed since the last call, up to the oldest transaction that is still open.
     ///
     /// If an older transaction that has written anything is still open on the server, the change is applied by a later
-    /// call. After an error, the cache keeps the events that were applied before it: call this again, on another
+    /// call. This includes the caller's own transaction: in a test inside a transaction, call [`seed`](Self::seed) again
+    /// instead. After an error, the cache keeps the events that were applied before it: call this again, on another
     /// connection if the error's advice says so.
     ///
     /// # Errors

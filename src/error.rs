@@ -10,7 +10,7 @@ use self::violation::without_values;
 use crate::{KeyId, ParseEventPositionError, ParseKeyCursorError, TenantId};
 
 pub use self::connect::ConnectFailure;
-pub(crate) use self::connect::connect_error;
+pub(crate) use self::connect::{connect_error, setup_error};
 pub(crate) use self::violation::{is_constraint, violated_constraint};
 
 /// A `Result` whose error is this crate's [`Error`](enum@Error) by default.
@@ -251,9 +251,11 @@ pub enum Error {
     #[error("a statement failed: see the source for the reason")]
     Query(#[source] diesel::result::Error),
 
-    /// libpq cannot read the connection string. Its message is dropped, because it may quote the password.
+    /// libpq cannot read the connection string, or the server or a bouncer refuses a parameter in it, such as one of its
+    /// `options`. The message is dropped, because it may quote the password.
     #[error(
-        "the connection string is invalid: check its syntax, and percent-encode special characters in a URL"
+        "the connection string is invalid: check its syntax and parameters, and percent-encode special characters in a \
+         URL"
     )]
     ConnectionString,
 
@@ -283,8 +285,12 @@ pub enum Error {
     )]
     Connect(#[source] diesel::ConnectionError),
 
-    /// All connections of the pool were in use, and none was returned within the pool's `wait`.
-    #[error("all connections of the pool are in use: return them sooner, or make the pool larger")]
+    /// All connections of the pool were in use, and none was returned within the pool's `wait`. Or the wait is shorter
+    /// than an attempt to connect: see [`PoolConfig::wait`](crate::PoolConfig::wait).
+    #[error(
+        "the pool had no free connection: return connections sooner, make the pool larger, or wait for longer than \
+         connecting takes"
+    )]
     Pool(#[source] diesel::r2d2::PoolError),
 
     /// The server is older than the oldest version that the crate supports. Nothing was changed.

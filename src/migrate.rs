@@ -164,7 +164,14 @@ impl<'r> Migrator<'r> {
         if run.verdict.has_wrong_tables() {
             run.refuse_obstacles(Vec::new())?;
         }
-        let rows = run.check_rows(&run.verdict.pending.clone())?;
+        let rows = match run.check_rows(&run.verdict.pending.clone()) {
+            // The role may not read the rows, which is an obstacle.
+            Err(Error::Query(error)) => {
+                run.refuse_obstacles(Vec::new())?;
+                return Err(Error::Query(error));
+            }
+            rows => rows?,
+        };
         run.refuse_obstacles(rows)?;
         let pending = run.verdict.pending.clone();
         if let Some(first) = pending.first() {
@@ -183,7 +190,7 @@ impl<'r> Migrator<'r> {
         let mut run = Run::begin(&mut self, conn)?;
         run.session.lock(&mut run.watch)?;
         let recorded = Records::read(run.session.conn, &run.schema)?;
-        if recorded == Records::Hidden {
+        if recorded.are_hidden() {
             return Err(StepFailed::because(
                 "revert",
                 "the role may not read __diesel_schema_migrations".into(),

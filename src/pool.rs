@@ -1,8 +1,10 @@
-//! The configuration of a connection pool. Opening, testing and dropping connections is in `pool::manager`, and
-//! reading connection strings in `pool::connection_string`.
+//! The configuration of a connection pool. Opening, testing and dropping connections is in `pool::manager`, reading
+//! connection strings in `pool::connection_string`, and reading settings in `pool::settings`.
 
 mod connection_string;
 mod manager;
+#[cfg(feature = "serde")]
+mod settings;
 mod watch;
 
 use std::fmt;
@@ -98,7 +100,7 @@ pub enum StatementCache {
 /// configuration cannot be serialised, because it holds the password.
 #[derive(Clone)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields, remote = "Self"))]
 pub struct PoolConfig {
     database_url: String,
     #[cfg_attr(feature = "serde", serde(default = "default::size"))]
@@ -126,6 +128,13 @@ pub struct PoolConfig {
     #[cfg_attr(feature = "serde", serde(default))]
     statement_cache: StatementCache,
 }
+
+/// r2d2 panics if the end of the wait is beyond the range of an `Instant`.
+const LONGEST_WAIT: Duration = Duration::from_secs(i32::MAX as u64);
+/// libpq's maximum, in seconds.
+const LONGEST_CONNECT_TIMEOUT: u64 = i32::MAX as u64;
+/// Linux's maximum, in seconds. Beyond it, libpq cannot connect.
+const LONGEST_SILENCE: u64 = 32_767;
 
 mod default {
     use std::time::Duration;
@@ -195,6 +204,10 @@ impl PoolConfig {
     /// Sets how long `get` waits for a connection. After that, `get` returns [`Error::Pool`](crate::Error::Pool) if all
     /// connections are in use. If no connection can be opened, it returns the reason, such as
     /// [`Error::Connect`](crate::Error::Connect).
+    ///
+    /// The reason is known when an attempt to connect has failed. So wait at least as long as an attempt may take:
+    /// `connect_timeout` for each host. With a shorter wait, the error is [`Error::Pool`](crate::Error::Pool) while a host
+    /// does not answer.
     #[must_use]
     pub fn wait(self, wait: Duration) -> Self {
         Self { wait, ..self }
@@ -245,7 +258,7 @@ impl PoolConfig {
         Self { tcp_user_timeout, ..self }
     }
 
-    /// Sets how long a TCP connection may be silent before the server is probed, in whole seconds, at least one.
+    /// Sets how long a TCP connection may be silent before the server is probed, in whole seconds, from 1 to 32,767.
     #[must_use]
     pub fn keepalives_idle(self, keepalives_idle: Duration) -> Self {
         Self { keepalives_idle, ..self }
@@ -306,7 +319,7 @@ impl PoolConfig {
         r2d2::Pool::builder()
             .max_size(size)
             .min_idle(self.min_idle.map(|min_idle| min_idle.min(size)))
-            .connection_timeout(self.wait.max(Duration::from_millis(1)))
+            .connection_timeout(self.wait.clamp(Duration::from_millis(1), LONGEST_WAIT))
             .max_lifetime(limit(self.lifetime()))
             .idle_timeout(limit(self.idle_timeout))
             .test_on_check_out(self.test_on_check_out)
@@ -332,9 +345,9 @@ impl PoolConfig {
 
     fn connection_string(&self) -> String {
         let parameters = [
-            ("connect_timeout", self.connect_timeout.as_secs().max(2).to_string()),
+            ("connect_timeout", self.connect_timeout.as_secs().clamp(2, LONGEST_CONNECT_TIMEOUT).to_string()),
             ("tcp_user_timeout", whole_milliseconds(self.tcp_user_timeout).to_string()),
-            ("keepalives_idle", self.keepalives_idle.as_secs().max(1).to_string()),
+            ("keepalives_idle", self.keepalives_idle.as_secs().clamp(1, LONGEST_SILENCE).to_string()),
             ("keepalives_interval", "10".into()),
             ("keepalives_count", "3".into()),
             ("application_name", self.application_name.clone()),
@@ -382,10 +395,26 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_has_the_defaults_that_the_documentation_names() {
+        let expected = "connect_timeout='3' tcp_user_timeout='30000' keepalives_idle='30' keepalives_interval='10' \
+                        keepalives_count='3' application_name='api_keys_driver' host=h";
+        assert_eq!(PoolConfig::new("host=h").connection_string(), expected);
+    }
+
+    #[test]
     fn timeouts_of_zero_become_the_smallest_that_libpq_accepts() {
         let config = PoolConfig::new("h").connect_timeout(Duration::ZERO).keepalives_idle(Duration::ZERO);
         let string = config.connection_string();
         assert!(string.contains("connect_timeout='2'") && string.contains("keepalives_idle='1'"), "{string}");
+    }
+
+    #[test]
+    fn longer_timeouts_become_the_longest_that_libpq_accepts() {
+        let config = PoolConfig::new("h").connect_timeout(Duration::MAX).keepalives_idle(Duration::MAX);
+        let string = config.connection_string();
+        assert!(
+            string.contains("connect_timeout='2147483647'") && string.contains("keepalives_idle='32767'")
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use diesel::prelude::*;
 pub use self::error::TransactionError;
 
 use crate::error::advice_on;
+use crate::require::is_text;
 use crate::{Advice, Error, Result, TenantId, Timeouts, session};
 
 type Transactions = AnsiTransactionManager;
@@ -34,6 +35,24 @@ type Transactions = AnsiTransactionManager;
 /// - If the work panics, the transaction is rolled back before the panic continues. With Diesel's method, a caught
 ///   panic leaves the transaction open: later changes on the connection seem to succeed, and are lost.
 /// - If the advice of an error requires another connection, the connection is marked as broken, and its pool drops it.
+///
+/// The isolation level is the server's `default_transaction_isolation`. To use another level, set it in the first statement
+/// of the work. A serialization failure runs the work again, also one at the commit:
+///
+/// ```
+/// use api_keys_driver::{Error, KeysDriver, TenantId, Transaction};
+/// use diesel::PgConnection;
+/// use diesel::connection::SimpleConnection;
+///
+/// fn count_keys(conn: &mut PgConnection, tenant_id: &TenantId) -> Result<i64, Error> {
+///     Transaction::attempts(10).run(conn, |conn| {
+///         conn.batch_execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")?;
+///         KeysDriver::new(conn).count_keys(tenant_id)
+///     })
+/// }
+/// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
+/// # assert_eq!(count_keys(&mut database.connect().unwrap(), &"nobody".into()).unwrap(), 0);
+/// ```
 ///
 /// The cost is the same as with Diesel's method: one round trip for `BEGIN` and one for `COMMIT`. Diesel's
 /// instrumentation gets the same events.
@@ -212,7 +231,7 @@ impl Transaction {
     ///
     /// # Errors
     ///
-    /// The errors of [`run`](Self::run), and [`Error::Query`] for an id with a NUL byte.
+    /// The errors of [`run`](Self::run), and [`Error::NulByte`] for an id with a NUL byte. No tenant has such an id.
     ///
     /// ```
     /// # use api_keys_driver::{KeysDriver, Result, TenantId, Transaction};
@@ -232,6 +251,7 @@ impl Transaction {
     where
         E: From<Error> + TransactionError<Kind>,
     {
+        is_text("tenant_id", tenant_id.as_str())?;
         let tenant = format!("; SET LOCAL api_keys.tenant_id = {}", literal(tenant_id.as_str()));
         self.run_with(&(self.settings() + &tenant), conn, work)
     }
@@ -328,13 +348,26 @@ fn in_savepoint<T, E: From<Error>>(
     work: impl FnOnce(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
     Transactions::begin_transaction(conn).map_err(Error::from)?;
-    let outer = depth(conn)?;
+    let savepoint = depth(conn)?;
     let roll_back = |conn: &mut PgConnection| {
-        while depth(conn).is_ok_and(|now| now >= outer) && Transactions::rollback_transaction(conn).is_ok() {}
+        while depth(conn).is_ok_and(|now| now >= savepoint)
+            && Transactions::rollback_transaction(conn).is_ok()
+        {}
     };
     let value = undo_on_panic(conn, work, roll_back).inspect_err(|_: &E| roll_back(conn))?;
-    Transactions::commit_transaction(conn).map_err(Error::from).inspect_err(|_| roll_back(conn))?;
+    release(conn, savepoint).inspect_err(|_| roll_back(conn))?;
     Ok(value)
+}
+
+/// Releases a savepoint, with those that the work left open in it.
+fn release(conn: &mut PgConnection, savepoint: Option<NonZeroU32>) -> Result<()> {
+    if depth(conn)? < savepoint {
+        return Err(Error::NotInTransaction);
+    }
+    while depth(conn)? >= savepoint {
+        Transactions::commit_transaction(conn)?;
+    }
+    Ok(())
 }
 
 fn undo_on_panic<T>(

@@ -90,12 +90,13 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result {
-    let Ok(url) = std::env::var("DATABASE_URL") else {
+    let Some(url) = std::env::var_os("DATABASE_URL") else {
         eprintln!("DATABASE_URL is not set: this is demo data on a throwaway server\n");
         let database = demo::database()?;
         return run_on(&mut database.connect()?, command);
     };
-    let mut conn = PgConnection::establish(&url).map_err(api_keys_driver::Error::from)?;
+    let url = url.to_str().ok_or("DATABASE_URL is not UTF-8 text: correct it, or unset it")?;
+    let mut conn = PgConnection::establish(url).map_err(api_keys_driver::Error::from)?;
     run_on(&mut conn, command)
 }
 

@@ -104,7 +104,8 @@ fn run(arguments: &Arguments) -> Result<(), BoxError> {
 }
 
 fn scratch_database() -> Result<Database, BoxError> {
-    let Ok(url) = std::env::var("DATABASE_URL") else { return throwaway_postgres::empty() };
+    let Some(url) = std::env::var_os("DATABASE_URL") else { return throwaway_postgres::empty() };
+    let url = url.into_string().map_err(|_| "DATABASE_URL is not UTF-8 text: correct it, or unset it")?;
     // An error of the crate's own quotes no password.
     PgConnection::establish(&url).map_err(Error::from)?;
     let database = Server::at(url)?.create_database();

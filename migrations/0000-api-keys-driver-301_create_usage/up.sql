@@ -8,8 +8,7 @@
 -- read them. There are no foreign keys, and the texts have no limit, so that no write of a call fails because of its
 -- usage. transaction_id is a bigint, because clients can send and compare a bigint without knowing the type xid8.
 --
--- Tables that a revert kept hold the usage of deleted calls. That usage is kept. Sums that can be counted again are
--- deleted.
+-- Tables that a revert kept, because they hold the usage of deleted calls, are used again.
 DO $$
 DECLARE
     path pg_catalog.text := pg_catalog.current_setting('search_path');
@@ -29,7 +28,6 @@ DECLARE
     name pg_catalog.text;
     planted pg_catalog.text;
     reader pg_catalog.text;
-    kept_to pg_catalog.timestamptz;
 BEGIN
     PERFORM pg_catalog.set_config('search_path', pg_catalog.concat(home, ', pg_temp'), true);
 
@@ -44,39 +42,7 @@ BEGIN
         END IF;
     END LOOP;
 
-    IF pg_catalog.to_regclass('usage_retention') IS NOT NULL THEN
-        SELECT deleted_to INTO kept_to FROM usage_retention;
-        DELETE FROM usage_changes WHERE created_at OPERATOR(pg_catalog.>=) kept_to;
-        DELETE FROM usage_key_buckets WHERE start OPERATOR(pg_catalog.>=) kept_to;
-        DELETE FROM usage_tenant_buckets WHERE start OPERATOR(pg_catalog.>=) kept_to;
-        UPDATE usage_key_buckets AS day
-        SET calls = left_over.calls, spend = left_over.spend, nan_calls = left_over.nan_calls
-        FROM (
-            SELECT q.tenant_id, q.api_key_id, pg_catalog.date_bin('1 day', q.start, '2000-01-01 00:00:00+00') AS start,
-                   pg_catalog.sum(q.calls) AS calls, pg_catalog.sum(q.spend) AS spend, pg_catalog.sum(q.nan_calls) AS nan_calls
-            FROM usage_key_buckets AS q
-            WHERE NOT q.is_day
-                AND q.start OPERATOR(pg_catalog.>=) pg_catalog.date_bin('1 day', kept_to, '2000-01-01 00:00:00+00')
-            GROUP BY 1, 2, 3
-        ) AS left_over
-        WHERE day.tenant_id OPERATOR(pg_catalog.=) left_over.tenant_id
-            AND day.api_key_id OPERATOR(pg_catalog.=) left_over.api_key_id
-            AND day.is_day AND day.start OPERATOR(pg_catalog.=) left_over.start;
-        UPDATE usage_tenant_buckets AS day
-        SET calls = left_over.calls, spend = left_over.spend, nan_calls = left_over.nan_calls
-        FROM (
-            SELECT q.tenant_id, pg_catalog.date_bin('1 day', q.start, '2000-01-01 00:00:00+00') AS start,
-                   pg_catalog.sum(q.calls) AS calls, pg_catalog.sum(q.spend) AS spend, pg_catalog.sum(q.nan_calls) AS nan_calls
-            FROM usage_tenant_buckets AS q
-            WHERE NOT q.is_day
-                AND q.start OPERATOR(pg_catalog.>=) pg_catalog.date_bin('1 day', kept_to, '2000-01-01 00:00:00+00')
-            GROUP BY 1, 2
-        ) AS left_over
-        WHERE day.tenant_id OPERATOR(pg_catalog.=) left_over.tenant_id
-            AND day.is_day AND day.start OPERATOR(pg_catalog.=) left_over.start;
-        UPDATE usage_progress SET counted_to = kept_to, announced_to = kept_to, barrier = NULL;
-        PERFORM pg_catalog.setval('usage_frontier', pg_catalog.floor(EXTRACT(epoch FROM kept_to))::pg_catalog.int8);
-    ELSE
+    IF pg_catalog.to_regclass('usage_retention') IS NULL THEN
         CREATE TABLE usage_changes (
             tenant_id      varchar     NOT NULL,
             transaction_id bigint      NOT NULL,
@@ -152,7 +118,7 @@ BEGIN
         COMMENT ON COLUMN usage_changes.calls IS 'Negative: taken away. The same holds for spend and nan_calls.';
         COMMENT ON COLUMN usage_changes.nan_calls IS 'Those whose cost is not a finite number. Spend leaves them out.';
         COMMENT ON TABLE usage_key_buckets IS 'Created by api_keys_driver. Calls before counted_to, by the key.';
-        COMMENT ON COLUMN usage_key_buckets.is_day IS 'A day in UTC; else a quarter hour. Each call is in one of both.';
+        COMMENT ON COLUMN usage_key_buckets.is_day IS 'A day in UTC; else a quarter hour. Each call is in both.';
         COMMENT ON TABLE usage_tenant_buckets IS 'Created by api_keys_driver. Calls before counted_to, by the tenant, with those that have no key.';
         COMMENT ON TABLE usage_progress IS 'Created by api_keys_driver. One row. The next generation replaces it.';
         COMMENT ON COLUMN usage_progress.merged_below IS 'No change of an older transaction is left in usage_changes.';

@@ -10,6 +10,10 @@
 --
 -- The function finds the tables in the schema of the table that fired it, or of its root if that is a partition. So it
 -- works after the schema is renamed. It writes as its owner, so no other role may create a trigger with it.
+--
+-- Writes while a trigger was missing are not in the sums, as after a revert that kept the tables. So all calls are
+-- counted again, and the usage of deleted calls is kept. This happens before the lock on proxy_calls is taken, because
+-- it takes longer the more sums there are.
 DO $$
 DECLARE
     path pg_catalog.text := pg_catalog.current_setting('search_path');
@@ -23,6 +27,8 @@ DECLARE
         SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proxy_calls')
     );
     planted pg_catalog.text;
+    kept_to pg_catalog.timestamptz;
+    kept_day pg_catalog.timestamptz;
 BEGIN
     PERFORM pg_catalog.set_config('lock_timeout', '1s', true);
 
@@ -110,6 +116,36 @@ BEGIN
     REVOKE ALL ON FUNCTION proxy_calls_tell_usage(), proxy_calls_forget_usage() FROM PUBLIC;
     EXECUTE pg_catalog.format('ALTER FUNCTION proxy_calls_tell_usage() OWNER TO %s', owner);
     EXECUTE pg_catalog.format('ALTER FUNCTION proxy_calls_forget_usage() OWNER TO %s', owner);
+
+    -- A worker that waits for this lock sees the new row afterwards.
+    LOCK TABLE usage_progress IN EXCLUSIVE MODE;
+    SELECT r.deleted_to, pg_catalog.date_bin('1 day', r.deleted_to, '2000-01-01 00:00:00+00') INTO kept_to, kept_day
+    FROM usage_retention AS r
+    WHERE EXISTS (SELECT FROM usage_progress AS p WHERE p.announced_to OPERATOR(pg_catalog.>) r.deleted_to)
+        AND 3 OPERATOR(pg_catalog.>) (
+            SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger
+            WHERE tgrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proxy_calls') AND tgname::pg_catalog.text OPERATOR(pg_catalog.=)
+                ANY (ARRAY['proxy_calls_tell_late_insert', 'proxy_calls_tell_usage', 'proxy_calls_forget_usage'])
+        );
+    IF FOUND THEN
+        DELETE FROM usage_changes WHERE created_at OPERATOR(pg_catalog.>=) kept_to;
+        DELETE FROM usage_key_buckets
+        WHERE start OPERATOR(pg_catalog.>=) kept_to OR is_day AND start OPERATOR(pg_catalog.>=) kept_day;
+        DELETE FROM usage_tenant_buckets
+        WHERE start OPERATOR(pg_catalog.>=) kept_to OR is_day AND start OPERATOR(pg_catalog.>=) kept_day;
+        INSERT INTO usage_key_buckets (tenant_id, api_key_id, is_day, start, calls, spend, nan_calls)
+        SELECT tenant_id, api_key_id, true, kept_day, pg_catalog.sum(calls), pg_catalog.sum(spend), pg_catalog.sum(nan_calls)
+        FROM usage_key_buckets WHERE start OPERATOR(pg_catalog.>=) kept_day
+        GROUP BY tenant_id, api_key_id;
+        INSERT INTO usage_tenant_buckets (tenant_id, is_day, start, calls, spend, nan_calls)
+        SELECT tenant_id, true, kept_day, pg_catalog.sum(calls), pg_catalog.sum(spend), pg_catalog.sum(nan_calls)
+        FROM usage_tenant_buckets WHERE start OPERATOR(pg_catalog.>=) kept_day
+        GROUP BY tenant_id;
+        WITH progress AS (DELETE FROM usage_progress RETURNING generation, merged_below)
+        INSERT INTO usage_progress (generation, merged_below, counted_to, announced_to, announced_in, barrier)
+        SELECT pg_catalog.max(generation) OPERATOR(pg_catalog.+) 1, pg_catalog.max(merged_below), kept_to, kept_to, 0, NULL
+        FROM progress;
+    END IF;
 
     CREATE OR REPLACE TRIGGER proxy_calls_tell_late_insert AFTER INSERT ON proxy_calls FOR EACH ROW
     WHEN ((pg_catalog.has_sequence_privilege('usage_frontier'::pg_catalog.regclass, 'SELECT')

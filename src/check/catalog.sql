@@ -1,14 +1,24 @@
 -- What the schema $1 holds under the names that the migrations give: tables $2 with their columns,
 -- constraints, indexes and triggers, indexes $3, functions $4. A line each; `flaw` says what is wrong with
 -- the object itself. The search path is pg_catalog alone. The functions that define an object answer NULL
--- for one that another session drops meanwhile.
-WITH home AS (
+-- for one that another session drops meanwhile. The cast of a column, which is shown for some types of columns only, is
+-- left out. pg_partition_tree is not used, because it locks each partition.
+WITH RECURSIVE home AS (
     SELECT oid, nspname FROM pg_namespace WHERE nspname = $1
 ), tables AS (
     SELECT class.oid, relname, relkind
     FROM pg_class AS class
     WHERE relnamespace = (SELECT oid FROM home) AND relname = ANY ($2)
         AND relkind IN ('r', 'p', 'v', 'm', 'f')
+), tree AS (
+    -- The partitions, and the parts of an index $3.
+    SELECT class.oid AS root, class.oid AS relid
+    FROM pg_class AS class
+    WHERE relnamespace = (SELECT oid FROM home) AND relkind IN ('p', 'I') AND relname = ANY ($2 || $3)
+    UNION ALL
+    SELECT root, inhrelid FROM tree JOIN pg_inherits ON inhparent = relid WHERE NOT inhdetachpending
+), parts AS (
+    SELECT root, relid, relname, relkind FROM tree JOIN pg_class ON pg_class.oid = relid WHERE relkind IN ('r', 'i')
 )
 SELECT kind, "table", name, coalesce(definition, '') AS definition, coalesce(flaw, '') AS flaw
 FROM (
@@ -16,19 +26,32 @@ SELECT 'table' AS kind, relname::text AS "table", relname::text AS name, relkind
 FROM tables
 
 UNION ALL
+-- A column of a domain has its base type, in which the server sends it.
 SELECT 'column', relname::text, attname::text,
-    format_type(atttypid, atttypmod)
-        || CASE WHEN attnotnull THEN ' NOT NULL' ELSE '' END
+    format_type(base.type, base.length)
+        || CASE WHEN attnotnull OR base.is_not_null THEN ' NOT NULL' ELSE '' END
         || CASE WHEN attidentity <> '' THEN ' IDENTITY' WHEN attgenerated <> '' THEN ' GENERATED' ELSE '' END
         || coalesce(' DEFAULT ' || pg_get_expr(adbin, adrelid), ''),
-    ''
+    CASE WHEN base.type <> atttypid THEN format_type(atttypid, atttypmod) END
 FROM tables
 JOIN pg_attribute ON attrelid = tables.oid AND attnum > 0 AND NOT attisdropped
 LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+CROSS JOIN LATERAL (
+    WITH RECURSIVE types AS (
+        SELECT atttypid AS type, atttypmod AS length, false AS is_not_null
+        UNION ALL
+        SELECT typbasetype, typtypmod, is_not_null OR typnotnull
+        FROM types JOIN pg_type ON pg_type.oid = types.type AND typtype = 'd'
+    )
+    SELECT type, length, is_not_null FROM types JOIN pg_type ON pg_type.oid = types.type AND typtype <> 'd'
+) AS base
 
 UNION ALL
 SELECT 'constraint', relname::text, conname::text,
-    regexp_replace(pg_get_constraintdef(pg_constraint.oid), ' NOT VALID$', ''),
+    regexp_replace(
+        regexp_replace(pg_get_constraintdef(pg_constraint.oid), ' NOT VALID$', ''),
+        '\(((?:(?:new|old)\.)?\w+)\)::(?:text|numeric|timestamp with time zone)', '\1', 'g'
+    ),
     CASE WHEN convalidated THEN '' ELSE 'not validated' END
 FROM tables
 JOIN pg_constraint ON conrelid = tables.oid AND contype IN ('c', 'p', 'u', 'x')
@@ -37,29 +60,30 @@ UNION ALL
 SELECT 'index', coalesce("table".relname, '')::text, index.relname::text,
     CASE
         WHEN indexrelid IS NULL THEN 'no index'
-        ELSE CASE WHEN indisunique THEN 'UNIQUE ' ELSE '' END || regexp_replace(
-            substr(pg_get_indexdef(indexrelid), 1 + length(format(
-                'CREATE %sINDEX %I ON %s%I.%I ',
-                CASE WHEN indisunique THEN 'UNIQUE ' END,
-                index.relname,
-                CASE WHEN index.relkind = 'I' THEN 'ONLY ' END,
-                home.nspname,
-                "table".relname
-            ))),
-            ' WITH \([^()]*\)', ''
-        )
+        ELSE CASE WHEN NOT indimmediate THEN 'DEFERRABLE ' ELSE '' END
+            || CASE WHEN indisunique THEN 'UNIQUE ' ELSE '' END
+            || regexp_replace(regexp_replace(
+                substr(pg_get_indexdef(indexrelid), 1 + length(format(
+                    'CREATE %sINDEX %I ON %s%I.%I ',
+                    CASE WHEN indisunique THEN 'UNIQUE ' END,
+                    index.relname,
+                    CASE WHEN index.relkind = 'I' THEN 'ONLY ' END,
+                    home.nspname,
+                    "table".relname
+                ))),
+                ' WITH \([^()]*\)', ''
+            ), '\(((?:(?:new|old)\.)?\w+)\)::(?:text|numeric|timestamp with time zone)', '\1', 'g')
     END,
     CASE
         WHEN indexrelid IS NULL THEN ''
         -- The index of a partitioned table is as good as its parts. Foreign partitions have none.
         WHEN index.relkind = 'I' THEN coalesce((
             SELECT 'partition ' || string_agg(format('%I', part.relname), ', ' ORDER BY part.relname) || ' lacks it'
-            FROM pg_partition_tree(indrelid) AS tree
-            JOIN pg_class AS part ON part.oid = tree.relid
-            WHERE tree.isleaf AND part.relkind <> 'f' AND NOT EXISTS (
-                SELECT FROM pg_partition_tree(indexrelid) AS attached
+            FROM parts AS part
+            WHERE part.root = indrelid AND NOT EXISTS (
+                SELECT FROM parts AS attached
                 JOIN pg_index AS attached_index ON attached_index.indexrelid = attached.relid
-                WHERE attached_index.indrelid = tree.relid
+                WHERE attached.root = index.oid AND attached_index.indrelid = part.relid
                     AND attached_index.indisvalid AND attached_index.indisready
             )
         ), '')
@@ -78,7 +102,10 @@ SELECT 'trigger', relname::text, tgname::text,
         replace(
             -- In one line, and a sequence that is named in a condition without its schema.
             regexp_replace(
-                regexp_replace(pg_get_triggerdef(pg_trigger.oid), '\s+', ' ', 'g'),
+                regexp_replace(
+                    regexp_replace(pg_get_triggerdef(pg_trigger.oid), '\s+', ' ', 'g'),
+                    '\(((?:(?:new|old)\.)?\w+)\)::(?:text|numeric|timestamp with time zone)', '\1', 'g'
+                ),
                 '''("([^"]|"")+"|\w+)\.(\w+)''::regclass', '''\3''::regclass', 'g'
             ),
             format(' ON %I.%I ', home.nspname, relname), format(' ON %I ', relname)
@@ -91,9 +118,9 @@ SELECT 'trigger', relname::text, tgname::text,
         -- Each partition has its own copy of a row trigger, which can be disabled by itself.
         ELSE coalesce((
             SELECT 'disabled on ' || string_agg(format('%I', part.relname), ', ' ORDER BY part.relname)
-            FROM pg_partition_tree(CASE relkind WHEN 'p' THEN tables.oid END) AS tree
-            JOIN pg_class AS part ON part.oid = tree.relid
-            WHERE tree.isleaf AND tgtype & 1 = 1 AND NOT EXISTS (
+            FROM tree
+            JOIN pg_class AS part ON part.oid = tree.relid AND part.relkind IN ('r', 'f')
+            WHERE tree.root = tables.oid AND tgtype & 1 = 1 AND NOT EXISTS (
                 SELECT FROM pg_trigger AS of_part
                 WHERE of_part.tgrelid = part.oid AND of_part.tgparentid <> 0
                     AND of_part.tgfoid = pg_trigger.tgfoid AND of_part.tgtype = pg_trigger.tgtype
@@ -128,6 +155,6 @@ SELECT 'function', '', proname::text,
 FROM home
 JOIN pg_proc ON pronamespace = home.oid
 JOIN pg_language ON pg_language.oid = prolang
-WHERE proname = ANY ($4)
+WHERE proname = ANY ($4) AND pronargs = 0
 ) AS objects
 ORDER BY 1, 2, 3, 4

@@ -21,17 +21,50 @@ pub(super) fn difference(expected: &str, found: &str) -> Option<Difference> {
     }
 }
 
+/// The statement that adds a column. Existing rows need a value before a column without a default can be NOT NULL.
+pub(super) fn add(table: &str, name: &str, expected: &str) -> String {
+    let definition = expected.replace(" IDENTITY", " GENERATED ALWAYS AS IDENTITY");
+    match definition.strip_suffix(" NOT NULL") {
+        Some(kind) => format!(
+            "ALTER TABLE {table} ADD COLUMN {name} {kind}; set it in each row; \
+             ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"
+        ),
+        None => format!("ALTER TABLE {table} ADD COLUMN {name} {definition}"),
+    }
+}
+
+/// The statement that gives the column the expected type.
+pub(super) fn alter(table: &str, name: &str, expected: &str, found: &str) -> String {
+    let (expected_type, default) =
+        (type_of(expected), expected.split_once(" DEFAULT ").map(|(_, default)| default));
+    let value = if expected_type == "timestamp with time zone" {
+        format!("{name} AT TIME ZONE 'UTC'")
+    } else {
+        format!("{name}::{expected_type}")
+    };
+    let alter = format!("ALTER COLUMN {name} TYPE {expected_type} USING {value}");
+    match default {
+        Some(default) if found.contains(" DEFAULT ") => format!(
+            "ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT, {alter}, ALTER COLUMN {name} SET DEFAULT {default}"
+        ),
+        _ => format!("ALTER TABLE {table} {alter}"),
+    }
+}
+
+/// The type with its length.
+fn type_of(definition: &str) -> &str {
+    [" NOT NULL", " IDENTITY", " GENERATED", " DEFAULT"]
+        .iter()
+        .fold(definition, |rest, end| rest.split_once(end).map_or(rest, |(name, _)| name))
+}
+
 pub(super) fn fits(expected: &str, found: &str) -> bool {
     difference(expected, found).is_none()
 }
 
 /// The type without its length. Text types that Diesel reads in the same way are one family.
 fn family(definition: &str) -> String {
-    let name: String = [" NOT NULL", " IDENTITY", " GENERATED", " DEFAULT"]
-        .iter()
-        .fold(definition, |rest, end| rest.split_once(end).map_or(rest, |(name, _)| name))
-        .chars()
-        .collect();
+    let name = type_of(definition).to_owned();
     let name = match (name.find('('), name.find(')')) {
         (Some(open), Some(close)) if open < close => format!("{}{}", &name[..open], &name[close + 1..]),
         _ => name,

@@ -1,7 +1,7 @@
 -- The objects that depend on the column key_prefix of api_keys in the schema $1, because of which PostgreSQL refuses to
 -- change its type, or would rebuild an index under a strong lock.
 WITH prefix AS (
-    SELECT attrelid, attnum
+    SELECT attrelid, attnum, atttypid, attinhcount
     FROM pg_attribute
     JOIN pg_class ON pg_class.oid = attrelid
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -32,4 +32,12 @@ WHERE classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_trigger'::r
     OR classid = 'pg_class'::regclass AND EXISTS (
         SELECT FROM pg_index WHERE indexrelid = objid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)
     )
+UNION
+SELECT 'domain ' || format_type(atttypid, NULL)
+FROM prefix JOIN pg_type ON pg_type.oid = atttypid
+WHERE typtype = 'd'
+UNION
+SELECT 'parent table ' || inhparent::regclass
+FROM prefix JOIN pg_inherits ON inhrelid = attrelid
+WHERE attinhcount > 0
 ORDER BY name

@@ -53,6 +53,12 @@ impl Expected {
             && matches!(self.table, "api_keys" | "proxy_calls")
     }
 
+    /// Whether creating it needs a free name among the relations of the schema.
+    pub(crate) fn is_relation(&self) -> bool {
+        matches!(self.kind, "table" | "index")
+            || self.kind == "constraint" && self.definition.starts_with("PRIMARY KEY")
+    }
+
     pub(crate) fn step(&self) -> Option<&'static Step> {
         STEPS.iter().find(|step| step.title() == self.defined_by)
     }

@@ -3,12 +3,15 @@
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Bool, Text};
+use diesel::sql_types::{Array, Bool, Nullable, Text};
 
 use super::Expected;
 use super::object::{Object, prefix_is_narrow};
 use crate::Result;
 use crate::steps::{Found, InitialSession, Records, STEPS, find, schema_of};
+
+/// The sequence of the usage.
+pub(crate) const FRONTIER: &str = "usage_frontier";
 
 #[derive(Clone, Debug, QueryableByName)]
 pub(crate) struct Session {
@@ -39,6 +42,12 @@ pub(crate) struct Session {
     pub(crate) other_creators: Vec<String>,
     #[diesel(sql_type = Text)]
     pub(crate) schema_owner: String,
+    /// The schema as SQL writes it.
+    #[diesel(sql_type = Text)]
+    pub(crate) quoted_schema: String,
+    /// The `default_tablespace` if the current role may not create objects in it.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub(crate) closed_tablespace: Option<String>,
 }
 
 #[derive(Clone, Debug, QueryableByName)]
@@ -49,12 +58,16 @@ pub(crate) struct TableFacts {
     pub(crate) owner: String,
     #[diesel(sql_type = Bool)]
     pub(crate) is_owner: bool,
+    /// Of the owner, perhaps without inheriting its rights.
+    #[diesel(sql_type = Bool)]
+    pub(crate) is_member: bool,
     #[diesel(sql_type = Bool)]
     pub(crate) has_hidden_rows: bool,
     #[diesel(sql_type = Array<Text>)]
     pub(crate) publications: Vec<String>,
-    #[diesel(sql_type = Bool)]
-    pub(crate) has_no_identity: bool,
+    /// Itself or its partitions, if they are published and PostgreSQL refuses updates of their rows.
+    #[diesel(sql_type = Array<Text>)]
+    pub(crate) without_identity: Vec<String>,
     /// The indexes that refuse a second row of the same id at once.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) unique_ids: Vec<String>,
@@ -69,6 +82,39 @@ pub(crate) struct TableFacts {
     /// Such as `SELECT id`: only `SELECT` and `UPDATE`.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) column_privileges: Vec<String>,
+}
+
+/// A property of the tables that hinders a step or a method.
+#[derive(Clone, Debug, QueryableByName)]
+pub(crate) struct Hindrance {
+    #[diesel(sql_type = Text)]
+    pub(crate) kind: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) table: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) name: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) action: String,
+}
+
+/// A relation or a type that has a name of the migrations.
+#[derive(Clone, Debug, QueryableByName)]
+pub(crate) struct Named {
+    #[diesel(sql_type = Text)]
+    pub(crate) name: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) kind: String,
+}
+
+/// A partition of `proxy_calls`, or the schema of one, that hinders a step or a method.
+#[derive(Clone, Debug, QueryableByName)]
+pub(crate) struct Part {
+    #[diesel(sql_type = Text)]
+    pub(crate) kind: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) name: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) owner: String,
 }
 
 #[derive(Clone, Debug, QueryableByName)]
@@ -106,7 +152,9 @@ pub(crate) struct Home {
     /// The objects that depend on `key_prefix`, if the column is too narrow.
     pub(crate) dependents: Vec<String>,
     pub(crate) neighbours: Vec<Neighbour>,
-    pub(crate) foreign_partitions: Vec<String>,
+    pub(crate) hindrances: Vec<Hindrance>,
+    pub(crate) named: Vec<Named>,
+    pub(crate) parts: Vec<Part>,
     /// The objects that an unrelated role owns.
     pub(crate) foreign_owned: Vec<Owned>,
     pub(crate) records: Records,
@@ -129,12 +177,13 @@ impl Facts {
             conn.batch_execute(
                 // JIT compilation would take longer than the queries.
                 "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL statement_timeout = 0;
-                 SET LOCAL quote_all_identifiers = off; SET LOCAL jit = off",
+                 SET LOCAL quote_all_identifiers = off; SET LOCAL standard_conforming_strings = on;
+                 SET LOCAL jit = off",
             )?;
             let expected = Expected::all();
             let found = find(conn, &initial.path, &Expected::names(&expected, "table"))?;
             let home = match schema_of(&found, &initial.path) {
-                Some(schema) => Some(Home::gather(conn, schema, &expected)?),
+                Some(schema) => Some(Home::gather(conn, schema, &expected, initial.version_number)?),
                 None => None,
             };
             Ok(Self { version: initial.version.clone(), expected, found, home })
@@ -142,8 +191,20 @@ impl Facts {
     }
 }
 
+/// PostgreSQL 14 cannot publish a schema.
+fn tables_sql(version_number: i32) -> String {
+    let sql = include_str!("tables.sql");
+    let none = "(SELECT 0::oid AS pnpubid, 0::oid AS pnnspid WHERE false) AS schemas";
+    if version_number < 150_000 { sql.replace("pg_publication_namespace", none) } else { sql.to_owned() }
+}
+
 impl Home {
-    fn gather(conn: &mut PgConnection, schema: String, expected: &[Expected]) -> Result<Self> {
+    fn gather(
+        conn: &mut PgConnection,
+        schema: String,
+        expected: &[Expected],
+        version_number: i32,
+    ) -> Result<Self> {
         let tables = Expected::names(expected, "table");
         let objects: Vec<Object> = diesel::sql_query(include_str!("catalog.sql"))
             .bind::<Text, _>(&schema)
@@ -151,11 +212,19 @@ impl Home {
             .bind::<Array<Text>, _>(Expected::names(expected, "index"))
             .bind::<Array<Text>, _>(Expected::names(expected, "function"))
             .load(conn)?;
+        let columns: Vec<String> = expected
+            .iter()
+            .filter(|expected| expected.kind == "column")
+            .map(|column| format!("{}.{}", column.table, column.name))
+            .collect();
+        let mut relations: Vec<&str> =
+            expected.iter().filter(|expected| expected.is_relation()).map(|expected| expected.name).collect();
+        relations.push(FRONTIER);
         Ok(Self {
             session: diesel::sql_query(include_str!("session.sql"))
                 .bind::<Text, _>(&schema)
                 .get_result(conn)?,
-            tables: diesel::sql_query(include_str!("tables.sql"))
+            tables: diesel::sql_query(tables_sql(version_number))
                 .bind::<Text, _>(&schema)
                 .bind::<Array<Text>, _>(&tables)
                 .load(conn)?,
@@ -170,8 +239,16 @@ impl Home {
                 .bind::<Array<Text>, _>(Expected::names(expected, "function"))
                 .load(conn)?,
             neighbours: diesel::sql_query(include_str!("neighbours.sql")).load(conn)?,
-            foreign_partitions: if objects.iter().any(Object::is_partitioned) {
-                names(conn, include_str!("partitions.sql"), &schema)?
+            hindrances: diesel::sql_query(include_str!("hindrances.sql"))
+                .bind::<Text, _>(&schema)
+                .bind::<Array<Text>, _>(columns)
+                .load(conn)?,
+            named: diesel::sql_query(include_str!("names.sql"))
+                .bind::<Text, _>(&schema)
+                .bind::<Array<Text>, _>(relations)
+                .load(conn)?,
+            parts: if objects.iter().any(Object::is_partitioned) {
+                diesel::sql_query(include_str!("partitions.sql")).bind::<Text, _>(&schema).load(conn)?
             } else {
                 Vec::new()
             },

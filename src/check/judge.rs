@@ -1,5 +1,7 @@
 //! Compares the database with what the migrations create, and turns each difference into an obstacle.
 
+mod hindrances;
+mod names;
 mod objects;
 mod rights;
 mod surroundings;
@@ -34,7 +36,7 @@ impl Verdict {
     pub(crate) fn has_wrong_tables(&self) -> bool {
         self.obstacles.iter().any(|obstacle| {
             obstacle.effect == Effect::BlocksMigration
-                && (obstacle.name.starts_with("table ") || obstacle.name.starts_with("column "))
+                && ["table ", "column ", "name "].iter().any(|kind| obstacle.name.starts_with(kind))
         })
     }
 
@@ -69,7 +71,7 @@ impl View<'_> {
     }
 
     fn qualified(&self, name: &str) -> String {
-        format!("{}.{name}", self.home.schema)
+        format!("{}.{name}", self.home.session.quoted_schema)
     }
 
     fn has_table(&self, name: &str) -> bool {
@@ -96,6 +98,8 @@ pub(crate) fn judge(facts: &Facts) -> Verdict {
     surroundings::judge(&view, &mut verdict);
     objects::judge(&view, &mut verdict);
     rights::judge(&view, &mut verdict);
+    names::judge(&view, &mut verdict);
+    hindrances::judge(&view, &mut verdict);
     verdict.done = view.pending.iter().copied().filter(|step| is_done(step, facts, home)).collect();
     verdict.pending = view.pending;
     verdict

@@ -1,6 +1,6 @@
--- The tables $2 and functions $3 of the schema $1, and the sequence of the usage, that belong to an unrelated role: not
--- to the current one, and not to one with the rights of the owner of api_keys or proxy_calls. The search path is
--- pg_catalog alone.
+-- The tables $2 and functions $3 of the schema $1, the sequence of the usage and Diesel's table of applied migrations, if
+-- they belong to an unrelated role: not to the current one, and not to one with the rights of the owner of api_keys or
+-- proxy_calls. The search path is pg_catalog alone.
 WITH home AS (
     SELECT oid FROM pg_namespace WHERE nspname = $1
 ), base AS (
@@ -15,7 +15,7 @@ FROM (
         relowner AS owner
     FROM pg_class
     WHERE relnamespace = (SELECT oid FROM home)
-        AND relname = ANY ($2 || '{usage_frontier}'::text[])
+        AND relname = ANY ($2 || '{usage_frontier,__diesel_schema_migrations}'::text[])
         AND relname NOT IN ('api_keys', 'proxy_calls')
     UNION ALL
     SELECT format('function %s()', proname), proowner

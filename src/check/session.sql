@@ -36,4 +36,12 @@ SELECT current_database()::text AS database,
                 SELECT FROM owner AS related WHERE pg_has_role(grantee, related.oid, 'MEMBER')
             ))
     ) AS other_creators,
-    (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = $1)::text AS schema_owner
+    (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = $1)::text AS schema_owner,
+    quote_ident($1) AS quoted_schema,
+    -- No right is needed for the tablespace of the database.
+    (
+        SELECT spcname::text
+        FROM pg_tablespace
+        WHERE spcname = current_setting('default_tablespace') AND NOT has_tablespace_privilege(oid, 'CREATE')
+            AND oid <> (SELECT dattablespace FROM pg_database WHERE datname = current_database())
+    ) AS closed_tablespace

@@ -1,21 +1,31 @@
 -- What the current role may do with the tables $2 of the schema $1 and with the sequence of the usage, and what the
 -- server does with them.
+WITH RECURSIVE tree AS (
+    SELECT class.oid AS root, class.oid AS relid
+    FROM pg_class AS class
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE nspname = $1 AND relname = ANY ($2)
+    UNION ALL
+    SELECT root, inhrelid FROM tree JOIN pg_inherits ON inhparent = relid WHERE NOT inhdetachpending
+)
 SELECT relname::text AS name,
     pg_get_userbyid(relowner)::text AS owner,
     pg_has_role(relowner, 'USAGE') AS is_owner,
+    pg_has_role(relowner, 'MEMBER') AS is_member,
     row_security_active(class.oid) AS has_hidden_rows,
+    publications,
+    -- What PostgreSQL checks is the partition.
     ARRAY(
-        SELECT pubname::text
-        FROM pg_publication
-        WHERE puballtables
-            OR EXISTS (
-                SELECT FROM pg_publication_rel WHERE prpubid = pg_publication.oid AND prrelid = class.oid
-            )
-        ORDER BY pubname
-    ) AS publications,
-    relkind <> 'S' AND (relreplident = 'n' OR relreplident = 'd' AND NOT EXISTS (
-        SELECT FROM pg_index WHERE indrelid = class.oid AND indisprimary AND indisvalid
-    )) AS has_no_identity,
+        SELECT part.oid::regclass::text
+        FROM tree
+        JOIN pg_class AS part ON part.oid = relid AND part.relkind = 'r'
+        WHERE root = class.oid AND sends_changes AND part.relreplident <> 'f' AND NOT EXISTS (
+            SELECT FROM pg_index
+            WHERE indrelid = part.oid AND indisvalid
+                AND (part.relreplident = 'd' AND indisprimary OR part.relreplident = 'i' AND indisreplident)
+        )
+        ORDER BY 1
+    ) AS without_identity,
     ARRAY(
         SELECT indexrelid::regclass::text
         FROM pg_index
@@ -54,6 +64,14 @@ SELECT relname::text AS name,
     ) AS column_privileges
 FROM pg_class AS class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{}') AS publications,
+        coalesce(bool_or(pubupdate OR pubdelete), false) AS sends_changes
+    FROM pg_publication
+    WHERE puballtables
+        OR EXISTS (SELECT FROM pg_publication_rel WHERE prpubid = pg_publication.oid AND prrelid = class.oid)
+        OR EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = pg_publication.oid AND pnnspid = relnamespace)
+) AS publication
 WHERE nspname = $1
     AND (relname = ANY ($2) AND relkind IN ('r', 'p') OR relname = 'usage_frontier' AND relkind = 'S')
 ORDER BY relname

@@ -5,8 +5,10 @@ use std::fmt;
 
 use diesel::ConnectionError;
 use diesel::r2d2::PoolError;
+use diesel::result::Error as DieselError;
 
 use super::Error;
+use super::violation::without_values;
 
 /// Returns the error for a failed connection, without any part of libpq's message that may quote the password.
 ///
@@ -22,23 +24,40 @@ pub(crate) fn connect_error(error: ConnectionError) -> Error {
     }
 }
 
+/// Returns the error for a connection on which the pool's own statement failed.
+pub(crate) fn setup_error(error: DieselError) -> Error {
+    Error::Connect(ConnectionError::CouldntSetupConfiguration(without_values(error)))
+}
+
 /// With several hosts, libpq continues after a host that it cannot reach. It stops at the first host that refuses the
 /// user or the database.
 fn from_message(message: &str) -> Error {
-    let lines = || message.lines().map(|line| (line, reason(line)));
-    let says = |words: &[&str]| lines().any(|(_, reason)| words.iter().any(|word| reason.contains(word)));
+    let failures = failures(message);
+    let says = |words: &[&str]| {
+        failures.iter().any(|failure| words.iter().any(|word| failure.reason.contains(word)))
+    };
     if says(&["authentication", "pg_hba.conf", "no password supplied", "not permitted to log in"])
         || says(&["role \"..\" does not exist", "permission denied for database", "no such user"])
     {
         Error::AccessDenied
     } else if says(&["database \"..\" does not exist", "no such database"]) {
         Error::UnknownDatabase
-    } else if says(&["SSL", "certificate"]) {
+    } else if says(&["SSL", "certificate", "channel binding"]) {
         Error::Tls
-    } else if lines().any(|(line, _)| line.starts_with(REACHED)) {
-        let reached = lines().filter(|(line, _)| line.starts_with(REACHED));
-        let shown: Vec<_> = reached.map(|(line, reason)| [address(line), FAILED, &reason].concat()).collect();
-        Error::Connect(ConnectionError::BadConnection(shown.join("\n")))
+    } else if says(&["configuration parameter", "for parameter", "startup parameter", "to set parameter"])
+        || says(&[
+            "parameter \"..\" cannot be changed",
+            "command-line argument",
+            "requires a value",
+            "invalid integer value",
+        ])
+    {
+        Error::ConnectionString
+    } else if failures.iter().any(|failure| failure.address.is_some()) {
+        let shown = failures.iter().filter_map(|Failure { address, reason }| {
+            Some([(*address)?, FAILED, reason.lines().next().unwrap_or_default()].concat())
+        });
+        Error::Connect(ConnectionError::BadConnection(shown.collect::<Vec<_>>().join("\n")))
     } else if says(&["could not translate host name"]) {
         Error::UnknownHost
     } else {
@@ -48,17 +67,39 @@ fn from_message(message: &str) -> Error {
 
 const REACHED: &str = "connection to server ";
 const FAILED: &str = " failed: ";
+/// The quotation marks around names, also in the languages of a server.
+const QUOTES: [char; 4] = ['"', '\u{ab}', '\u{201e}', '\u{201c}'];
 
-/// The server's address in a line. If the line has none, the whole line.
-fn address(line: &str) -> &str {
-    line.split_once(FAILED).map_or(line, |(address, _)| address)
+/// A part of libpq's message: the address of a server, if libpq tried to connect to it, and why that failed.
+struct Failure<'m> {
+    address: Option<&'m str>,
+    reason: String,
 }
 
-/// The reason in a line. A name in quotes may be a part of a password, so it becomes `..`.
-fn reason(line: &str) -> String {
-    let reason = line.strip_prefix(address(line)).and_then(|rest| rest.strip_prefix(FAILED)).unwrap_or(line);
-    match (reason.find('"'), reason.rfind('"')) {
-        (Some(first), Some(last)) if first < last => [&reason[..=first], "..", &reason[last..]].concat(),
+fn failures(message: &str) -> Vec<Failure<'_>> {
+    let starts = message.match_indices(REACHED).map(|(at, _)| at);
+    let mut starts: Vec<_> = starts.filter(|at| message[..*at].ends_with('\n')).collect();
+    starts.insert(0, 0);
+    starts.push(message.len());
+    let parts = starts.windows(2).map(|ends| &message[ends[0]..ends[1]]);
+    parts
+        .map(|part| {
+            let split = part.starts_with(REACHED).then(|| part.split_once(FAILED)).flatten();
+            let (address, reason) = split.map_or((None, part), |(address, reason)| (Some(address), reason));
+            Failure { address, reason: without_names(reason) }
+        })
+        .collect()
+}
+
+/// A name in quotes may be a part of a password, so it becomes `..`. It may hold quotes and line breaks.
+fn without_names(reason: &str) -> String {
+    let end = ["\nDETAIL: ", "\nHINT: "].iter().filter_map(|field| reason.find(field)).min();
+    let reason = &reason[..end.unwrap_or(reason.len())];
+    match (reason.find(QUOTES), reason.rfind(QUOTES)) {
+        (Some(first), Some(last)) if first < last => {
+            [&reason[..first], "\"..\"", reason[last..].trim_start_matches(QUOTES)].concat()
+        }
+        (Some(only), _) => reason[..only].to_owned(),
         _ => reason.to_owned(),
     }
 }
@@ -70,12 +111,7 @@ pub struct ConnectFailure(Error);
 
 impl From<Error> for ConnectFailure {
     fn from(error: Error) -> Self {
-        Self(match error {
-            Error::Query(source) | Error::ConnectionLost(source) | Error::ReadOnly(source) => {
-                Error::Connect(ConnectionError::CouldntSetupConfiguration(source))
-            }
-            other => other,
-        })
+        Self(error)
     }
 }
 
@@ -111,4 +147,32 @@ pub(super) fn pool_error(error: PoolError) -> Error {
         .into_iter()
         .find(|error| error.to_string() == message)
         .unwrap_or_else(|| from_message(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::from_message;
+
+    #[test]
+    fn a_reason_shows_no_name_in_any_quotes() {
+        let server = "connection to server at \"db\" (10.0.0.1), port 5432 failed: ";
+        for (reason, shown) in [
+            (
+                "FATAL:  database \"s3cr3t\" is not currently accepting connections",
+                "FATAL:  database \"..\" is not",
+            ),
+            (
+                "FATAL:  database \"s3\ncr3t\" is not currently\nDETAIL:  The \"s3cr3t\"",
+                "FATAL:  database \"..\" is not",
+            ),
+            ("FATAL:  database \"s3\n\"", "FATAL:  database \"..\""),
+            ("FATAL:  database \"s3cr3t\nHINT:  none", "FATAL:  database "),
+            ("FATAL:  Datenbank \u{201e}s3cr3t\u{201c} wird", "FATAL:  Datenbank \"..\" wird"),
+            ("FATAL:  la base \u{ab} s3cr3t \u{bb} n'accepte", "FATAL:  la base "),
+        ] {
+            let said = format!("{:?}", from_message(&format!("{server}{reason}")));
+            assert!(said.contains(&format!("{server}{shown}").escape_debug().to_string()), "{said}");
+            assert!(!said.contains("s3") && !said.contains("cr3t"), "{said}");
+        }
+    }
 }

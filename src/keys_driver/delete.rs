@@ -25,9 +25,11 @@ impl<'c> KeysDriver<'c> {
     ///   froze the key and why.
     /// - `proxy_calls` keeps the key's id. Its columns `user_id`, `request_json` and `response_json` hold what users
     ///   sent and received.
+    /// - The tables of usage keep the key's id, and the number and the cost of its calls.
     ///
     /// The name, the prefix, the hash and the user of the key are deleted with its row. An engine removes the personal
-    /// data that remains with its own statements, in the same transaction:
+    /// data that remains with its own statements, in the same transaction. They need the privilege to update events and
+    /// calls, which the worker of `docs/privileges.md` does not have:
     ///
     /// ```
     /// # use api_keys_driver::{Error, KeyId, KeysDriver, Result, TenantId};

@@ -17,12 +17,13 @@ use crate::{Error, Result, TenantId};
 /// A tenant whose lock is held by this transaction. See [`lock_tenant`](KeysDriver::lock_tenant).
 ///
 /// It dereferences to the [`TenantId`]. Only the crate can make one, and like a [`LockedKey`](super::LockedKey) it
-/// cannot leave the closure of the transaction. So an engine's function can require the lock as a parameter:
+/// cannot leave the closure of the transaction. So an engine's function can require the lock as a parameter, and take the
+/// tenant from it:
 ///
 /// ```
-/// # use api_keys_driver::{KeySnapshot, KeysDriver, LockedTenant, NewKey, Result};
-/// fn insert_key<'c>(keys: &mut KeysDriver<'c>, _: &LockedTenant<'c>, key: &NewKey) -> Result<KeySnapshot> {
-///     keys.insert_key(key)
+/// # use api_keys_driver::{KeySnapshot, KeysDriver, LockedTenant, NewKey, Result, TenantId};
+/// fn insert_key<'c>(keys: &mut KeysDriver<'c>, tenant: &LockedTenant<'c>, key: NewKey) -> Result<KeySnapshot> {
+///     keys.insert_key(&NewKey { tenant_id: TenantId::clone(tenant), ..key })
 /// }
 /// ```
 #[must_use = "the tenant stays locked until the transaction ends"]

@@ -141,6 +141,9 @@ impl KeysDriver<'_> {
     /// The new key is not frozen and has no uses. No text is shortened to fit. Times are stored in whole
     /// microseconds; finer digits are cut off. No other key is locked.
     ///
+    /// In a database with the encoding `SQL_ASCII`, PostgreSQL counts bytes instead of characters. There it may refuse a
+    /// longer text with [`Error::Query`], or cut off spaces at its end.
+    ///
     /// # Errors
     ///
     /// Before anything is sent: [`Error::TooLong`] for a text with more characters than its column holds, where

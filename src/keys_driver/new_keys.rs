@@ -28,6 +28,9 @@ impl KeysDriver<'_> {
     /// errors of [`insert_key`](Self::insert_key), with the id, tenant or user of the refused key. This is also so if
     /// two keys of the batch have the same id or hash.
     ///
+    /// With row-level security, the server does not say which key of several it refused. Then a taken id or hash is
+    /// [`Error::UniqueViolation`], and an unknown tenant or user is [`Error::Query`].
+    ///
     /// ```
     /// # use api_keys_driver::{Error, KeyHash, KeysDriver, NewKey, TenantId};
     /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();

@@ -27,20 +27,22 @@ pub(super) fn refusal(error: &DieselError, candidates: &[Candidate<'_>]) -> Opti
         several => several.iter().find(|candidate| is_named(candidate)),
     };
     let with = |column: &str, value: &str| details.contains(&format!("({column})=({value})"));
+    // The existing service may have given its constraints other names.
+    let is_on = |column: &str| violated_columns(details) == Some(column);
 
     match kind {
-        UniqueViolation if is_constraint(constraint, "api_keys_pkey") => {
+        UniqueViolation if is_constraint(constraint, "api_keys_pkey") || is_on("id") => {
             refused(&|key| with("id", key.id.as_str())).map(|key| Error::KeyExists(key.id.clone()))
         }
-        UniqueViolation if is_constraint(constraint, "uq_api_keys_key_hash") => {
+        UniqueViolation if is_constraint(constraint, "uq_api_keys_key_hash") || is_on("key_hash") => {
             refused(&|key| with("key_hash", key.key_hash.as_str()))
                 .map(|key| Error::KeyHashExists(key.id.clone()))
         }
-        ForeignKeyViolation if constraint.contains("user_id") => {
+        ForeignKeyViolation if constraint.contains("user_id") || is_on("user_id") => {
             let key = refused(&|key| key.user_id.is_some_and(|user_id| with("user_id", user_id)))?;
             key.user_id.map(|user_id| Error::UnknownUser(user_id.into()))
         }
-        ForeignKeyViolation if constraint.contains("tenant_id") => {
+        ForeignKeyViolation if constraint.contains("tenant_id") || is_on("tenant_id") => {
             refused(&|key| with("tenant_id", key.tenant_id.as_str()))
                 .map(|key| Error::UnknownTenant(key.tenant_id.clone()))
         }
@@ -51,4 +53,9 @@ pub(super) fn refusal(error: &DieselError, candidates: &[Candidate<'_>]) -> Opti
         }
         _ => None,
     }
+}
+
+/// The columns whose values are not unique, as the server names them before it quotes the values.
+fn violated_columns(details: &str) -> Option<&str> {
+    Some(details.split_once('(')?.1.split_once(")=(")?.0)
 }

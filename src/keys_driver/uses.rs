@@ -37,7 +37,9 @@ impl KeysDriver<'_> {
     ///
     /// The batch waits if another transaction holds the lock of one of its keys. To avoid the wait, call
     /// [`try_record_key_uses`](Self::try_record_key_uses). No element makes the batch fail: a time outside
-    /// PostgreSQL's range becomes `infinity` or `-infinity`, and an id that no key can have is skipped.
+    /// PostgreSQL's range becomes `infinity` or `-infinity`, and an id with a NUL byte is skipped. Only if the database's
+    /// encoding is not UTF-8, an id with a character that it lacks makes the batch fail, with
+    /// [`Error::UnencodableText`](crate::Error::UnencodableText). No key has such an id.
     ///
     /// The rows are locked in the order of tenant and key, until the transaction ends. So batches that overlap wait
     /// for each other and do not deadlock, as long as each transaction records one batch and locks nothing before

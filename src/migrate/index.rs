@@ -55,8 +55,12 @@ pub(super) struct Existing {
     /// Another session may be building it.
     #[diesel(sql_type = Bool)]
     pub(super) is_being_built: bool,
+    /// At once, not at the end of a transaction.
     #[diesel(sql_type = Bool)]
     is_unique: bool,
+    /// The constraint that it belongs to.
+    #[diesel(sql_type = Nullable<Text>)]
+    constraint: Option<String>,
     /// From `USING` on.
     #[diesel(sql_type = Text)]
     definition: String,
@@ -70,7 +74,7 @@ impl Existing {
     pub(super) fn is(&self, index: &Index, table: &Table) -> bool {
         self.table == Some(table.oid)
             && self.is_unique == index.is_unique
-            && self.definition == index.definition
+            && self.definition == index.comparable()
     }
 }
 
@@ -150,8 +154,12 @@ impl Builder<'_, '_, '_> {
     }
 
     /// Drops the index. The index of a partitioned table cannot be dropped concurrently, and is dropped with its parts.
+    /// The index of a constraint is not the crate's, and stays.
     pub(super) fn remove(&mut self, schema: &str) -> Result<()> {
         let Some(table) = Table::find(self.conn, schema, &self.index.table)? else { return Ok(()) };
+        if self.existing(&table, &self.index.name)?.is_some_and(|existing| existing.constraint.is_some()) {
+            return Ok(());
+        }
         if !table.is_partitioned {
             return self.watch.run_with_long_lock_timeout(
                 self.conn,

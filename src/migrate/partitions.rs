@@ -27,6 +27,18 @@ struct MissingPart {
     unattached_index: Option<String>,
 }
 
+/// A partition and its part of the parent's index. Another session may have attached a part that is invalid, or that
+/// lacks parts itself.
+#[derive(Debug, QueryableByName)]
+struct Part {
+    #[diesel(embed)]
+    table: Table,
+    #[diesel(sql_type = Text)]
+    index: String,
+    #[diesel(sql_type = Bool)]
+    is_valid: bool,
+}
+
 impl Builder<'_, '_, '_> {
     pub(super) fn ensure_on_parent(&mut self, table: &Table, name: &str) -> Result<()> {
         match self.existing(table, name)? {
@@ -57,7 +69,24 @@ impl Builder<'_, '_, '_> {
             );
             self.run_with_short_lock_timeout(&partition, &attach)?;
         }
+        for Part { table: partition, index, is_valid } in self.attached_parts(table, name)? {
+            if partition.is_partitioned {
+                self.ensure_on_parent(&partition, &index)?;
+            } else if !is_valid {
+                // The index of a parent cannot lose a part, so it cannot be dropped.
+                let index = format!("{}.{}", quoted(&partition.schema), quoted(&index));
+                let sql = format!("REINDEX INDEX CONCURRENTLY {index}");
+                self.watch.run_with_long_lock_timeout(self.conn, partition.oid, &sql)?;
+            }
+        }
         Ok(())
+    }
+
+    fn attached_parts(&mut self, table: &Table, name: &str) -> Result<Vec<Part>> {
+        Ok(diesel::sql_query(include_str!("partitions/attached_parts.sql"))
+            .bind::<Text, _>(&table.schema)
+            .bind::<Text, _>(name)
+            .load(self.conn)?)
     }
 
     fn next_missing_part(&mut self, table: &Table, name: &str) -> Result<Option<MissingPart>> {
@@ -66,7 +95,7 @@ impl Builder<'_, '_, '_> {
             .bind::<Text, _>(&table.schema)
             .bind::<Text, _>(name)
             .bind::<Bool, _>(self.index.is_unique)
-            .bind::<Text, _>(&self.index.definition)
+            .bind::<Text, _>(self.index.comparable())
             .load(self.conn)?;
         Ok(lacking.into_iter().find(|partition| !partition.is_foreign))
     }

@@ -39,14 +39,14 @@ pub enum Progress {
     },
 }
 
-/// A session of the server that blocks a migration.
+/// A session of the server, or a prepared transaction, that blocks a migration.
 ///
 /// For sessions of other roles, some fields are `None` unless the role that migrates is a member of
 /// `pg_read_all_stats`.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
 #[non_exhaustive]
 pub struct Holder {
-    /// Its process, for `pg_terminate_backend`.
+    /// Its process, for `pg_terminate_backend`. A prepared transaction has none: 0.
     #[diesel(sql_type = Integer)]
     pub pid: i32,
     /// Its role.
@@ -61,17 +61,23 @@ pub struct Holder {
     /// When its transaction began, or its state if it has none.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub since: Option<DateTime<Utc>>,
+    /// The name of a prepared transaction, for `ROLLBACK PREPARED`.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub prepared: Option<String>,
 }
 
 impl Holder {
     pub(super) fn is_same_transaction(&self, other: &Self) -> bool {
-        (self.pid, self.since) == (other.pid, other.since)
+        (self.pid, self.since, &self.prepared) == (other.pid, other.since, &other.prepared)
     }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {}", self.pid)?;
+        match &self.prepared {
+            Some(name) => write!(f, "prepared transaction {name}")?,
+            None => write!(f, "pid {}", self.pid)?,
+        }
         for (what, value) in [("user", &self.user), ("application", &self.application)] {
             if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
                 write!(f, ", {what} {value}")?;

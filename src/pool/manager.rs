@@ -10,7 +10,7 @@ use diesel::r2d2::{ManageConnection, R2D2Connection};
 use diesel::sql_types::Text;
 
 use super::{StatementCache, watch};
-use crate::error::{ConnectFailure, connect_error};
+use crate::error::{ConnectFailure, connect_error, setup_error};
 use crate::{Result, Timeouts, session};
 
 /// Opens the connections of a [`Pool`](super::Pool), and drops those that must not be used again.
@@ -58,7 +58,7 @@ impl PoolManager {
     pub(super) fn open(&self) -> Result<PgConnection> {
         let mut conn = PgConnection::establish(&self.connection_string).map_err(connect_error)?;
         match self.statement_cache {
-            StatementCache::On => conn.batch_execute(&self.timeouts.to_sql("SET"))?,
+            StatementCache::On => conn.batch_execute(&self.timeouts.to_sql("SET")).map_err(setup_error)?,
             StatementCache::Off => conn.set_prepared_statement_cache_size(CacheSize::Disabled),
         }
         session::set_opened_at(&mut conn, self.start.elapsed());
@@ -77,7 +77,8 @@ impl PoolManager {
             Target::Primary => {
                 select(pg_is_in_recovery()).get_result(conn).map(|is_standby: bool| !is_standby)
             }
-        }?;
+        };
+        let matches_target = matches_target.map_err(setup_error)?;
         if matches_target { Ok(()) } else { Err(connect_error(not_the_target())) }
     }
 

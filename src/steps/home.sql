@@ -1,5 +1,5 @@
 -- The first table of each of the names $2 in the schemas $1, which are in the order of the search path. Temporary
--- tables are not searched, because the path does not contain the implicit schemas.
+-- tables are not searched, because the path does not contain their schema.
 SELECT DISTINCT ON (relname) relname::pg_catalog.text AS name, nspname::pg_catalog.text AS schema,
     class.oid, relkind::pg_catalog.text AS kind
 FROM pg_catalog.unnest($1) WITH ORDINALITY AS path (schema, nth)

@@ -25,6 +25,8 @@ pub(crate) const SETTINGS: &[(&str, &str)] = &[
     ("row_security", "off"),
     // The migrations contain definitions in this form.
     ("quote_all_identifiers", "off"),
+    // The statements of a migrator contain backslashes that stand for themselves.
+    ("standard_conforming_strings", "on"),
 ];
 
 /// The state of the session before any setting is changed.
@@ -34,7 +36,7 @@ pub(crate) struct InitialSession {
     pub(crate) version_number: i32,
     #[diesel(sql_type = Text)]
     pub(crate) version: String,
-    /// The schemas of the search path that exist and may be used, without the implicit ones.
+    /// The schemas of the search path that exist and may be used, without those of the server and of temporary tables.
     #[diesel(sql_type = Array<Text>)]
     pub(crate) path: Vec<String>,
     #[diesel(sql_type = Text)]

@@ -7,21 +7,28 @@ use diesel::sql_types::{Array, Bool, Text};
 use super::step::{Step, quoted};
 use crate::Result;
 
-const TABLE: &str = "__diesel_schema_migrations";
+pub(crate) const TABLE: &str = "__diesel_schema_migrations";
 
 /// The records of applied migrations.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Records {
-    /// The recorded versions. They may include versions of other applications.
-    Read(Vec<String>),
-    /// The current role may not read the records.
-    Hidden,
+#[derive(Clone, Debug)]
+pub(crate) struct Records {
+    /// The recorded versions, which may include versions of other applications. `None` if the current role may not
+    /// read them.
+    versions: Option<Vec<String>>,
+    /// Whether the current role may add to them, if the table exists.
+    pub(crate) are_writable: bool,
+    /// Whether the relation of this name is Diesel's table, if there is one.
+    pub(crate) are_diesels: bool,
 }
 
 #[derive(QueryableByName)]
-struct Readable {
+struct Table {
     #[diesel(sql_type = Bool)]
     is_readable: bool,
+    #[diesel(sql_type = Bool)]
+    is_writable: bool,
+    #[diesel(sql_type = Bool)]
+    is_diesels: bool,
 }
 
 #[derive(QueryableByName)]
@@ -33,30 +40,35 @@ struct Versions {
 impl Records {
     /// Reads the records. It does not create the table.
     pub(crate) fn read(conn: &mut PgConnection, schema: &str) -> Result<Self> {
-        let table: Option<Readable> = diesel::sql_query(include_str!("records.sql"))
+        let table: Option<Table> = diesel::sql_query(include_str!("records.sql"))
             .bind::<Text, _>(schema)
             .bind::<Text, _>(TABLE)
             .get_result(conn)
             .optional()?;
-        match table {
-            None => Ok(Self::Read(Vec::new())),
-            Some(Readable { is_readable: false }) => Ok(Self::Hidden),
-            Some(_) => {
-                let sql = format!(
-                    "SELECT ARRAY(SELECT version::pg_catalog.text FROM {}.{TABLE}) AS versions",
-                    quoted(schema)
-                );
-                let read: Versions = diesel::sql_query(sql).get_result(conn)?;
-                Ok(Self::Read(read.versions))
-            }
-        }
+        let Some(table) = table else {
+            return Ok(Self { versions: Some(Vec::new()), are_writable: true, are_diesels: true });
+        };
+        let versions = if !table.is_diesels {
+            Some(Vec::new())
+        } else if table.is_readable {
+            let sql = format!(
+                "SELECT ARRAY(SELECT version::pg_catalog.text FROM {}.{TABLE}) AS versions",
+                quoted(schema)
+            );
+            Some(diesel::sql_query(sql).get_result::<Versions>(conn)?.versions)
+        } else {
+            None
+        };
+        Ok(Self { versions, are_writable: table.is_writable, are_diesels: table.is_diesels })
     }
 
+    pub(crate) fn are_hidden(&self) -> bool {
+        self.versions.is_none()
+    }
+
+    /// Whether the step is recorded. If the records are hidden, it is taken as recorded.
     pub(crate) fn has(&self, step: &Step) -> bool {
-        match self {
-            Self::Read(versions) => versions.contains(&step.version()),
-            Self::Hidden => true,
-        }
+        self.versions.as_ref().is_none_or(|versions| versions.contains(&step.version()))
     }
 }
 

@@ -62,6 +62,21 @@ impl Index {
         })
     }
 
+    /// The definition as it is compared with that of an existing index: without the cast of a column to text, which
+    /// PostgreSQL shows for `varchar` only.
+    pub(crate) fn comparable(&self) -> String {
+        let mut parts = self.definition.split(")::text");
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |before, after| match before.rsplit_once('(') {
+            Some((rest, column))
+                if column.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') =>
+            {
+                format!("{rest}{column}{after}")
+            }
+            _ => format!("{before})::text{after}"),
+        })
+    }
+
     /// The statement that builds the index. `how` is `CONCURRENTLY` or empty, and `only` is `ONLY` or empty.
     pub(crate) fn create(&self, how: &str, name: &str, only: &str, table: &str) -> String {
         let mut sql = String::from("CREATE ");
@@ -121,5 +136,14 @@ mod tests {
             "CREATE UNIQUE INDEX CONCURRENTLY i ON t USING btree (a text_pattern_ops) INCLUDE (b) WHERE (a <> ''::text)"
         );
         assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
+        let cast = Index {
+            definition: "USING btree (a) WHERE (((b)::text <> 'x'::text) OR (f(a, b)::text = ''::text))"
+                .into(),
+            ..index
+        };
+        assert_eq!(
+            cast.comparable(),
+            "USING btree (a) WHERE ((b <> 'x'::text) OR (f(a, b)::text = ''::text))"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! `check` reports nothing on a migrated database, and each obstacle that it knows, one at a time.
 
+mod blocks;
 mod breaks;
 
 use std::collections::BTreeMap;
@@ -13,9 +14,10 @@ use diesel::sql_types::{Array, Text};
 use diesel_migrations::MigrationHarness;
 use throwaway_postgres::{Database, PrivateServer};
 
+use self::blocks::BLOCKS;
 use self::breaks::BREAKS;
 use crate::migrations::{catalog, empty, lines, names};
-use crate::support::{eventually, existing_service, partitioned_service};
+use crate::support::{eventually, existing_service, existing_service_apart, partitioned_service};
 
 #[derive(QueryableByName)]
 struct Object {
@@ -210,9 +212,18 @@ fn break_partitions() {
     )
     .unwrap();
     assert_eq!(found(&mut conn), ["pending proxy_calls_key_usage", "index ix_proxy_calls_key_usage"]);
+    migrate(&mut conn).unwrap();
+    assert_eq!(found(&mut conn), [""; 0], "the invalid part is built again");
     conn.batch_execute(
-        "UPDATE pg_index SET indisvalid = true
-         WHERE indexrelid = 'ix_proxy_calls_key_usage_calls_2025'::regclass;
+        "ALTER TABLE calls_2025 REPLICA IDENTITY NOTHING; CREATE PUBLICATION calls FOR TABLE proxy_calls",
+    )
+    .unwrap();
+    assert_eq!(found(&mut conn), ["! replica identity of proxy_calls"]);
+    let obstacle = check(&mut conn).unwrap().obstacles.remove(0);
+    conn.batch_execute(obstacle.action.split(',').next().unwrap()).unwrap();
+    assert_eq!(found(&mut conn), [""; 0], "{}", obstacle.action);
+    conn.batch_execute(
+        "DROP PUBLICATION calls;
          DO $$ BEGIN
              EXECUTE (SELECT format('ALTER TABLE proxy_calls DROP CONSTRAINT %I', conname) FROM pg_constraint
                       WHERE conrelid = 'proxy_calls'::regclass AND contype = 'p');
@@ -229,6 +240,8 @@ fn break_partitions() {
 fn texts_of_the_judges() -> Vec<String> {
     let sources = [
         include_str!("../../src/check/judge.rs"),
+        include_str!("../../src/check/judge/hindrances.rs"),
+        include_str!("../../src/check/judge/names.rs"),
         include_str!("../../src/check/judge/objects.rs"),
         include_str!("../../src/check/judge/rights.rs"),
         include_str!("../../src/check/judge/surroundings.rs"),
@@ -257,6 +270,8 @@ fn each_obstacle_is_reported_alone_and_each_text_is_tested() {
     let old = leave_transactions_open(&mut server);
     break_each_thing(&mut database.connect().unwrap());
     take_each_name();
+    block_each_step();
+    block_an_owner();
     break_partitions();
     assert_old_transactions_are_named(&server, old);
     break_the_server(&mut server, &database);
@@ -321,6 +336,124 @@ fn take_each_name() {
         assert!(matches!(error, Error::NotReady(_)), "{sql}: {error:?}");
         assert_eq!(catalog(&mut conn), before, "{sql}");
     }
+}
+
+/// Removes an obstacle to a step, after it was reported and nothing was changed.
+fn block_each_step() {
+    for (sql, name, fix) in BLOCKS {
+        let Some((_database, mut conn)) = existing_service_apart() else { return };
+        conn.batch_execute(sql).unwrap();
+        let obstacle = blocking(&mut conn, name);
+        conn.batch_execute(if fix.is_empty() { &obstacle.action } else { fix }).unwrap();
+        let is_quoted = fix.starts_with("ALTER TABLE public.") && !fix.contains("RENAME");
+        assert!(!is_quoted || obstacle.action.starts_with(fix.split(';').next().unwrap()), "{obstacle}");
+        migrate(&mut conn).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let report = check(&mut conn).unwrap();
+        assert!(report.is_clean(), "{sql}: {report}");
+    }
+}
+
+/// The obstacle of a name. `migrate` refuses in its words, and changes nothing.
+fn blocking(conn: &mut PgConnection, name: &str) -> Obstacle {
+    let before = catalog(conn);
+    found(conn);
+    let mut obstacles = check(conn).unwrap().obstacles;
+    obstacles.retain(|obstacle| obstacle.effect == Effect::BlocksMigration);
+    let obstacle = obstacles.iter().find(|obstacle| obstacle.name == name);
+    let obstacle = obstacle.unwrap_or_else(|| panic!("{name}: {obstacles:#?}")).clone();
+    let error = migrate(conn).unwrap_err();
+    assert!(matches!(error, Error::NotReady(_)), "{name}: {error:?}");
+    assert!(error.to_string().contains(&obstacle.to_string()), "{error}");
+    assert_eq!(catalog(conn), before, "{name}");
+    obstacle
+}
+
+/// What keeps a role from migrating that owns the tables: the SQL, the obstacle, and the SQL that removes it.
+const BLOCKS_OF_AN_OWNER: &[(&str, &str, &str)] = &[
+    (
+        "ALTER TABLE calls_2025 OWNER TO CURRENT_USER",
+        "ownership of public.calls_2025",
+        "ALTER TABLE public.calls_2025 OWNER TO \"the_owner\"",
+    ),
+    (
+        "CREATE SCHEMA \"Parts\"; ALTER TABLE calls_2025 SET SCHEMA \"Parts\"",
+        "CREATE on schema \"Parts\"",
+        "GRANT USAGE, CREATE ON SCHEMA \"Parts\" TO \"the_owner\"",
+    ),
+    (
+        "CREATE TABLE __diesel_schema_migrations (version varchar(50) PRIMARY KEY, run_on timestamp DEFAULT now());
+         GRANT SELECT ON __diesel_schema_migrations TO the_owner",
+        "SELECT, INSERT on __diesel_schema_migrations",
+        "GRANT SELECT, INSERT ON public.__diesel_schema_migrations TO \"the_owner\"",
+    ),
+    (
+        "CREATE TABLE __diesel_schema_migrations (version varchar(50) PRIMARY KEY, run_on timestamp DEFAULT now())",
+        "SELECT, INSERT on __diesel_schema_migrations",
+        "GRANT SELECT, INSERT ON public.__diesel_schema_migrations TO \"the_owner\"",
+    ),
+    (
+        "CREATE ROLE a_planter; CREATE TABLE __diesel_schema_migrations (version varchar(50), run_on timestamp);
+         ALTER TABLE __diesel_schema_migrations OWNER TO a_planter; GRANT ALL ON __diesel_schema_migrations TO PUBLIC",
+        "owner of table __diesel_schema_migrations",
+        "DROP OWNED BY a_planter; DROP ROLE a_planter",
+    ),
+    (
+        "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        "row security on api_keys",
+        "ALTER ROLE \"the_owner\" BYPASSRLS",
+    ),
+    (
+        "ALTER ROLE the_owner SET default_tablespace = closed",
+        "CREATE on tablespace closed",
+        "GRANT CREATE ON TABLESPACE \"closed\" TO \"the_owner\"",
+    ),
+];
+
+fn block_an_owner() {
+    let Some((_first, mut first)) = existing_service_apart() else { return };
+    for one in [
+        "SET allow_in_place_tablespaces = on",
+        "CREATE TABLESPACE closed LOCATION ''",
+        "CREATE ROLE the_owner LOGIN",
+        "CREATE ROLE the_deputy LOGIN NOINHERIT IN ROLE the_owner",
+    ] {
+        first.batch_execute(one).unwrap();
+    }
+    for (sql, name, fix) in BLOCKS_OF_AN_OWNER {
+        let Some((database, mut admin)) = partitioned_service() else { return };
+        let own = lines(
+            &mut admin,
+            "SELECT format('ALTER TABLE %s OWNER TO the_owner', oid::regclass) AS line FROM pg_class
+             WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')",
+        );
+        admin.batch_execute(&own.join(";")).unwrap();
+        admin.batch_execute("GRANT CREATE ON SCHEMA public TO the_owner, the_deputy").unwrap();
+        admin.batch_execute(sql).unwrap();
+        let mut owner = connect_as(&database, "the_owner");
+        let obstacle = blocking(&mut owner, name);
+        assert!(obstacle.action.starts_with(fix) || !fix.contains("the_owner"), "{obstacle}");
+        admin.batch_execute(fix).unwrap();
+        migrate(&mut owner).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let report = check(&mut owner).unwrap();
+        assert!(report.is_clean(), "{sql}: {report}");
+
+        // A member that does not inherit the rights of the owner has them after SET ROLE.
+        admin.batch_execute("DROP INDEX ix_api_keys_denied").unwrap();
+        let mut deputy = connect_as(&database, "the_deputy");
+        let obstacle = blocking(&mut deputy, "ownership of api_keys");
+        deputy.batch_execute(obstacle.action.split(',').next().unwrap()).unwrap();
+        migrate(&mut deputy).unwrap();
+        drop((owner, deputy));
+        admin.batch_execute("DROP OWNED BY the_owner, the_deputy CASCADE").unwrap();
+        admin.batch_execute("ALTER ROLE the_owner NOBYPASSRLS; ALTER ROLE the_owner RESET ALL").unwrap();
+    }
+    for one in ["DROP OWNED BY the_owner", "DROP TABLESPACE closed", "DROP ROLE the_owner, the_deputy"] {
+        first.batch_execute(one).unwrap();
+    }
+}
+
+fn connect_as(database: &Database, role: &str) -> PgConnection {
+    PgConnection::establish(&database.url().replace("user=postgres", &format!("user={role}"))).unwrap()
 }
 
 #[test]

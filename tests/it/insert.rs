@@ -3,11 +3,13 @@
 use std::error::Error as _;
 
 use api_keys_driver::schema::api_keys;
-use api_keys_driver::{Error, KeyHash, KeysDriver, NewKey};
+use api_keys_driver::{Error, KeyHash, KeysDriver, NewKey, migrate};
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
 use crate::support::{
-    KeyRow, OTHER, assert_fields, at, key, migrated, new_key, plans_of, statements_of, tenant,
+    KeyRow, OTHER, assert_fields, at, existing_service, key, migrated, new_key, plans_of, statements_of,
+    tenant,
 };
 
 #[test]
@@ -76,6 +78,36 @@ fn omitted_fields_of_a_new_key_are_null() {
     assert_eq!((auth.permissions_json, auth.allowed_workers_json), (None, None));
     assert_eq!((auth.rate_limit_rpm, auth.max_concurrent_runs), (None, None));
     assert_eq!((auth.status.as_str(), auth.is_synthetic), ("active", false));
+}
+
+/// A service may have given its constraints other names.
+#[test]
+fn a_refusal_is_recognised_by_the_column_whatever_the_constraint_is_called() {
+    let Some((_database, mut conn)) = existing_service() else { return };
+    conn.batch_execute(
+        "ALTER TABLE api_keys RENAME CONSTRAINT api_keys_pkey TO pk_of_keys;
+         ALTER TABLE api_keys RENAME CONSTRAINT api_keys_tenant_id_fkey TO fk_1;
+         ALTER TABLE api_keys RENAME CONSTRAINT api_keys_user_id_fkey TO fk_2;
+         ALTER TABLE api_keys ADD CONSTRAINT a_hash_is_unique UNIQUE (key_hash), ADD UNIQUE (tenant_id, name)",
+    )
+    .unwrap();
+    migrate(&mut conn).unwrap();
+    KeyRow { id: "taken", name: "(id)=(key)", ..KeyRow::default() }.insert(&mut conn);
+    let mut keys = KeysDriver::new(&mut conn);
+    let free = |id| NewKey { id: key(id), name: id.into(), ..new_key(id) };
+    let hash = || KeyHash::from("taken");
+    let many = keys.insert_keys(&[free("a"), NewKey { key_hash: hash(), ..free("b") }]).unwrap_err();
+    assert!(matches!(&many, Error::KeyHashExists(id) if *id == key("b")), "{many:?}");
+    let many = keys.insert_keys(&[free("a"), NewKey { id: key("taken"), ..free("b") }]).unwrap_err();
+    assert!(matches!(&many, Error::KeyExists(id) if *id == key("taken")), "{many:?}");
+    let tenant =
+        keys.insert_key(&NewKey { tenant_id: "33333333-3333-3333-3333-333333333333".into(), ..free("a") });
+    assert!(matches!(tenant, Err(Error::UnknownTenant(_))), "{tenant:?}");
+    let user = keys.insert_key(&NewKey { user_id: Some("nobody".into()), ..free("a") });
+    assert!(matches!(user, Err(Error::UnknownUser(_))), "{user:?}");
+    // The values of another constraint are not mistaken for a column.
+    let other = keys.insert_key(&NewKey { name: "(id)=(key)".into(), ..free("a") }).unwrap_err();
+    assert!(!matches!(other, Error::KeyExists(_)), "{other:?}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use diesel::prelude::*;
 use throwaway_postgres::Database;
 
 use crate::migrations::{assert_shape, catalog, cause, count, empty, lines, names};
-use crate::support::{eventually, existing_service, partitioned_service, wait_until_one_waits};
+use crate::support::{eventually, existing_service, partitioned_service, server_with, wait_until_one_waits};
 
 const URL: &str = "API_KEYS_DRIVER_TEST_MIGRATE";
 
@@ -197,6 +197,20 @@ fn another_index_with_the_name_for_a_partition_is_named_and_kept() {
 }
 
 #[test]
+fn an_attached_part_that_lacks_parts_gets_them() {
+    let Some((_database, mut conn)) = partitioned_service() else { return };
+    let on = "USING btree (tenant_id, api_key_id, created_at) INCLUDE (cost_cents)";
+    conn.batch_execute(&format!(
+        "CREATE INDEX ix_proxy_calls_key_usage ON ONLY proxy_calls {on}; CREATE INDEX of_month ON ONLY calls_2026_01 {on};
+         ALTER INDEX ix_proxy_calls_key_usage ATTACH PARTITION of_month"
+    ))
+    .unwrap();
+    assert_eq!(migrate(&mut conn).unwrap(), names());
+    let report = check(&mut conn).unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
 fn the_same_index_created_during_the_migration_is_used() {
     let Some((database, mut conn)) = existing_service() else { return };
     let sql = "CREATE UNIQUE INDEX uq_api_keys_key_hash ON api_keys (key_hash)";
@@ -323,6 +337,55 @@ fn a_build_waits_for_old_transactions_names_them_and_times_out() {
     old.batch_execute("COMMIT").unwrap();
     migrate(&mut conn).unwrap();
     assert_shape(&mut conn);
+}
+
+#[test]
+fn a_prepared_transaction_is_named() {
+    let server = server_with("ALTER SYSTEM SET max_prepared_transactions = 2");
+    let database = server.create_database().unwrap();
+    let (mut conn, mut second) = (open(&database), open(&database));
+    migrate(&mut conn).unwrap();
+    for undone in ["DROP TRIGGER \"~api_keys_tell\" ON api_keys", "DROP INDEX ix_api_keys_denied"] {
+        conn.batch_execute(undone).unwrap();
+        conn.batch_execute("BEGIN; DELETE FROM api_keys; PREPARE TRANSACTION 'left behind'").unwrap();
+        let mut told = Vec::new();
+        let error = Migrator::new()
+            .wait_at_most(Duration::from_millis(1500))
+            .report_to(|progress| told.push(progress.clone()))
+            .observe_through(&mut second)
+            .migrate(&mut conn)
+            .unwrap_err();
+        assert!(matches!(error, Error::MigrationWaits { .. }), "{undone}: {error:?}");
+        assert!(error.to_string().contains("prepared transaction left behind, user "), "{error}");
+        assert!(
+            told.iter().any(|progress| matches!(progress, Progress::Waits { holders, .. }
+                if holders.0[0].prepared.as_deref() == Some("left behind"))),
+            "{told:?}"
+        );
+        conn.batch_execute("ROLLBACK PREPARED 'left behind'").unwrap();
+        migrate(&mut conn).unwrap();
+    }
+}
+
+/// An index build does not wait for VACUUM of another table, which may take hours.
+#[test]
+fn a_vacuum_of_another_table_is_not_waited_for() {
+    let (database, mut conn) = empty();
+    conn.batch_execute("CREATE TABLE large AS SELECT n FROM generate_series(1, 100000) AS n").unwrap();
+    let (mut vacuum, mut observer) = (open(&database), open(&database));
+    vacuum.batch_execute("SET vacuum_cost_delay = '100ms'; SET vacuum_cost_limit = 1").unwrap();
+    thread::scope(|scope| {
+        let vacuumed = scope.spawn(|| vacuum.batch_execute("VACUUM large").unwrap_err());
+        let pid = "SELECT pid::text AS line FROM pg_stat_activity WHERE datname = current_database()
+             AND query = 'VACUUM large' AND xact_start < clock_timestamp() - interval '1200 ms'";
+        eventually("it takes long", || !lines(&mut observer, pid).is_empty());
+        let migrated = Migrator::new().wait_at_most(Duration::from_millis(300)).migrate(&mut conn);
+        let running = lines(&mut observer, pid);
+        assert_eq!(running.len(), 1, "it ended too early");
+        observer.batch_execute(&format!("SELECT pg_cancel_backend({})", running[0])).unwrap();
+        vacuumed.join().unwrap();
+        assert_eq!(migrated.unwrap(), names());
+    });
 }
 
 #[test]

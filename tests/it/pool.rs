@@ -95,6 +95,20 @@ fn a_new_connection_of_an_old_pool_is_kept() {
 }
 
 #[test]
+fn the_longest_durations_are_no_error() {
+    let (database, _conn) = migrated();
+    let longest = |url: &str| {
+        let config = PoolConfig::new(url).size(1).wait(Duration::MAX).connect_timeout(Duration::MAX);
+        let config = config.max_lifetime(Duration::MAX).idle_timeout(Duration::MAX);
+        config.keepalives_idle(Duration::MAX).tcp_user_timeout(Duration::MAX).build()
+    };
+    assert_eq!(setting(&longest(database.url()).unwrap(), "lock_timeout"), "5s");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let refused = longest(&format!("host=127.0.0.1 port={port}")).unwrap_err();
+    assert!(texts_of_error(&refused).contains("failed: Connection refused"), "{refused:?}");
+}
+
+#[test]
 fn a_busy_connection_that_is_too_old_is_replaced_when_it_is_given_back() {
     let (database, _conn) = migrated();
     let lifetime = Duration::from_millis(20);
@@ -153,6 +167,16 @@ fn a_pool_whose_connections_are_all_in_use_is_exhausted() {
     assert_eq!(error.advice(), Advice::Reconnect);
     drop(held);
     pool.get().expect("the connection that was given back");
+}
+
+#[test]
+fn a_connection_that_takes_longer_than_the_wait_is_not_reported_as_in_use() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let string = format!("host=127.0.0.1 port={}", silent.local_addr().unwrap().port());
+    let config = PoolConfig::new(string).size(1).wait(Duration::from_millis(100));
+    let pool = config.builder().build_unchecked(config.manager());
+    let error = pool.get().map(drop).map_err(Error::from).unwrap_err();
+    assert!(matches!(error, Error::Pool(_)) && error.to_string().contains("connecting takes"), "{error}");
 }
 
 #[test]
@@ -330,6 +354,17 @@ fn each_reason_for_a_failed_connection_has_its_error_at_build_and_later() {
         (right.replace("worker", "stranger"), "AccessDenied", Advice::Fail),
         (right.replace("dbname=postgres", "dbname=n0where"), "UnknownDatabase", Advice::Fail),
         (right.replace("dbname=postgres", "dbname='n0 \"w\" here'"), "UnknownDatabase", Advice::Fail),
+        (right.replace("dbname=postgres", "dbname='n0where\n'"), "UnknownDatabase", Advice::Fail),
+        (right.replace("worker", "'n0\nbody'"), "AccessDenied", Advice::Fail),
+        (format!("{right} options='-c n0such=on'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c work_mem=n0'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c work_mem=-1'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c shared_buffers=1GB'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c n0thing'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options=n0"), "ConnectionString", Advice::Fail),
+        (format!("{right} client_encoding=n0"), "ConnectionString", Advice::Fail),
+        (format!("{right} connect_timeout=n0"), "ConnectionString", Advice::Fail),
+        (format!("{right} channel_binding=require"), "Tls", Advice::Fail),
         (format!("{right} sslmode=require host=localhost port=1"), "Tls", Advice::Fail),
         (right.replace(&folder, "n0where.invalid"), "UnknownHost", Advice::Reconnect),
         (right.replace(&folder, "n0where.invalid,127.0.0.1") + " port=1,1", "Connect(", Advice::Reconnect),
@@ -430,6 +465,28 @@ fn a_session_that_no_longer_fits_the_connection_string_is_not_returned() {
         assert!(matches!(error, Error::Connect(_)), "{error:?}");
         assert_eq!(error.advice(), Advice::Reconnect);
         assert!(PoolConfig::new(database.url()).build().unwrap().get().is_ok(), "it can be read");
+    }
+}
+
+#[test]
+fn a_test_that_fails_is_a_failed_connection() {
+    let (database, mut conn) = migrated();
+    for (body, wait) in [("pg_sleep(60)", 100), ("1 / 0", 500)] {
+        conn.batch_execute(&format!(
+            "CREATE OR REPLACE FUNCTION current_setting(text) RETURNS text LANGUAGE plpgsql
+             AS $$ BEGIN PERFORM {body}; RETURN 'off'; END $$"
+        ))
+        .unwrap();
+        let url = format!(
+            "{}&target_session_attrs=any&options=-c%20search_path%3Dpublic,pg_catalog",
+            database.url()
+        );
+        let timeouts = Timeouts { statement: Duration::from_millis(20), ..Timeouts::default() };
+        let url = url.replace("attrs=any", "attrs=read-write");
+        let config = PoolConfig::new(url).size(1).timeouts(timeouts).wait(Duration::from_millis(wait));
+        let error = Error::from(config.build().unwrap().get().map(drop).unwrap_err());
+        assert!(matches!(error, Error::Connect(_)), "{error:?}");
+        assert_eq!(error.advice(), Advice::Reconnect);
     }
 }
 

@@ -14,7 +14,7 @@ use throwaway_postgres::Database;
 use crate::every_method::{Input, METHODS, WITHOUT_TENANT, comparable};
 use crate::hostile::{checksum, foreign_rows};
 use crate::support::prepared::{Prepared, prepared_by};
-use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, migrated_apart, other, tenant};
+use crate::support::{KeyRow, OTHER, TENANT, at, key, migrated, migrated_apart, new_key, other, tenant};
 
 /// Runs the SQL of the document, with a role that only this database's tests use.
 fn build_wall(database: &Database, conn: &mut PgConnection) -> PgConnection {
@@ -188,6 +188,26 @@ fn a_foreign_row_can_be_neither_inserted_nor_taken_over() {
 }
 
 #[test]
+fn the_server_does_not_say_which_key_of_a_batch_it_refused() {
+    let (database, mut owner) = migrated();
+    KeyRow { key_hash: Some("taken"), ..KeyRow::default() }.insert(&mut owner);
+    let mut worker = build_wall(&database, &mut owner);
+    let mut insert = |keys: &[NewKey]| {
+        let inserted = Transaction::attempts(1)
+            .run_for(&mut worker, &tenant(), |conn| KeysDriver::new(conn).insert_keys(keys).map(drop));
+        inserted.unwrap_err()
+    };
+    let (taken_id, taken_hash) = (new_key("key"), NewKey { key_hash: "taken".into(), ..new_key("new") });
+    for (taken, index) in [(&taken_id, "api_keys_pkey"), (&taken_hash, "uq_api_keys_key_hash")] {
+        let refused = insert(&[new_key("first"), taken.clone()]);
+        let named = matches!(&refused, Error::UniqueViolation { constraint, .. } if constraint == index);
+        assert!(named, "{refused:?}");
+    }
+    assert!(matches!(insert(&[taken_id]), Error::KeyExists(_)));
+    assert!(matches!(insert(&[taken_hash]), Error::KeyHashExists(_)));
+}
+
+#[test]
 fn a_statement_outside_its_transaction_sees_no_row() {
     let (database, mut owner) = migrated_apart();
     for (id, tenant_id) in [("key", TENANT), ("key of nobody", "")] {
@@ -258,7 +278,7 @@ fn any_text_is_set_as_the_tenant_and_never_run_as_sql() {
             .unwrap();
     }
     let refused = Transaction::attempts(1).run_for(&mut conn, &"a\0b".into(), |_| Ok::<_, Error>(()));
-    assert!(matches!(refused, Err(Error::Query(_))), "{refused:?}");
+    assert!(matches!(refused, Err(Error::NulByte { column: "tenant_id" })), "{refused:?}");
 }
 
 /// The median, in microseconds.

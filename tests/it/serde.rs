@@ -115,6 +115,23 @@ fn a_pool_needs_its_url_and_has_every_other_default_of_its_constructor() {
 }
 
 #[test]
+fn an_error_does_not_quote_a_connection_string_in_the_place_of_the_settings() {
+    let url = "postgres://worker:s3cr3t@localhost/keys";
+    for settings in
+        [json!(url), json!([url]), json!({"database_url": [url]}), json!({"database_url": {"url": url}})]
+    {
+        let text = settings.to_string();
+        let errors = [
+            serde_json::from_value::<PoolConfig>(settings).unwrap_err(),
+            serde_json::from_str::<PoolConfig>(&text).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(!error.to_string().contains("s3cr3t"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn timeouts_and_the_statement_cache_are_written_and_read_back() {
     let timeouts = Timeouts { lock: Duration::from_millis(1500), ..Timeouts::default() };
     let value = serde_json::to_value(timeouts).unwrap();

@@ -2,20 +2,21 @@
 
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use api_keys_driver::schema::api_keys;
 use api_keys_driver::{
-    Advice, Error, KeysDriver, PoolConfig, Result, Timeouts, Transaction, TransactionError,
+    Advice, Error, KeysDriver, NewKey, PoolConfig, Result, Timeouts, Transaction, TransactionError,
 };
 use diesel::connection::{
     AnsiTransactionManager, Connection, InstrumentationEvent, SimpleConnection, TransactionManager,
 };
 use diesel::prelude::*;
 
-use crate::support::{KeyRow, at, key, migrated, statements_of, tenant, wait_until_one_waits};
+use crate::support::{KeyRow, at, key, migrated, new_key, statements_of, tenant, wait_until_one_waits};
 
 #[derive(Debug, thiserror::Error)]
 enum EngineError {
@@ -299,6 +300,50 @@ fn within_another_transaction_a_savepoint_is_used_if_requested() {
 }
 
 #[test]
+fn a_savepoint_that_the_work_left_open_ends_with_the_savepoint_of_the_work() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let transaction = Transaction::attempts(1).or_savepoint();
+    conn.transaction(|conn| {
+        transaction.run(conn, |conn| {
+            AnsiTransactionManager::begin_transaction(conn)?;
+            AnsiTransactionManager::begin_transaction(conn)?;
+            freeze(conn, "key")
+        })
+    })
+    .unwrap();
+    assert!(!is_open(&mut conn));
+    assert!(is_frozen(&mut database.connect().unwrap(), "key"));
+}
+
+#[test]
+fn a_savepoint_that_the_work_ended_itself_does_not_end_the_outer_transaction() {
+    type End = fn(&mut PgConnection) -> QueryResult<()>;
+
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let transaction = Transaction::attempts(1).or_savepoint();
+    let ends: [(End, bool); 4] = [
+        (AnsiTransactionManager::rollback_transaction, true),
+        (AnsiTransactionManager::commit_transaction, true),
+        (|conn| conn.batch_execute("ROLLBACK"), false),
+        (|conn| conn.batch_execute("COMMIT"), false),
+    ];
+    for (index, (end, goes_on)) in ends.into_iter().enumerate() {
+        let outer = conn.transaction(|conn| {
+            let ended = transaction.run(conn, |conn| Ok::<_, Error>(end(conn)?));
+            assert!(matches!(ended, Err(Error::NotInTransaction)), "{index}: {ended:?}");
+            assert_eq!(is_open(conn), goes_on, "{index}");
+            freeze(conn, "key")
+        });
+        assert_eq!(outer.is_ok(), goes_on, "{index}: {outer:?}");
+        assert!(!is_open(&mut conn));
+        assert_eq!(is_frozen(&mut database.connect().unwrap(), "key"), goes_on, "{index}");
+        conn.batch_execute("UPDATE api_keys SET is_frozen = false").unwrap();
+    }
+}
+
+#[test]
 fn a_savepoint_is_not_repeated_by_itself_but_with_the_outermost_transaction() {
     let (_database, mut conn) = migrated();
     let failing = "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'serialization_failure'; END $$";
@@ -412,6 +457,40 @@ fn both_of_two_transactions_that_deadlock_succeed_in_the_end() {
         assert!(runs > 2, "neither ran twice: they did not deadlock");
     });
     assert!(is_frozen(&mut conn, "a") && is_frozen(&mut conn, "b"));
+}
+
+#[test]
+fn a_serializable_transaction_runs_again_until_no_other_interferes() {
+    const WORKERS: usize = 3;
+    let (database, mut conn) = migrated();
+    let all_have_counted = Barrier::new(WORKERS);
+    let runs: usize = thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|worker| {
+                let (mut conn, all_have_counted) = (database.connect().unwrap(), &all_have_counted);
+                scope.spawn(move || {
+                    let mut runs = 0;
+                    let count_and_insert = |conn: &mut PgConnection| {
+                        runs += 1;
+                        conn.batch_execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")?;
+                        let count = KeysDriver::new(conn).count_keys(&tenant())?;
+                        if runs == 1 {
+                            all_have_counted.wait();
+                        }
+                        let key = NewKey { name: count.to_string(), ..new_key(&format!("{worker} {count}")) };
+                        KeysDriver::new(conn).insert_key(&key)
+                    };
+                    Transaction::attempts(50).run(&mut conn, count_and_insert).unwrap();
+                    runs
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    });
+    assert!(runs > WORKERS, "none ran twice");
+    let counts: Vec<String> =
+        api_keys::table.order(api_keys::name).select(api_keys::name).load(&mut conn).unwrap();
+    assert_eq!(counts, ["0", "1", "2"], "each saw those before it");
 }
 
 #[test]

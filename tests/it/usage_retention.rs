@@ -1,12 +1,12 @@
 //! Usage when calls are deleted, truncated, or written without the triggers.
 
-use api_keys_driver::KeysDriver;
+use api_keys_driver::{KeyId, KeyUsageSnapshot, KeysDriver, Migrator, migrate};
 use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
 use crate::support::usage::{assert_exact, call, fill, plain, roll_up, usage};
-use crate::support::{at, key, migrated_apart, tenant};
+use crate::support::{CallRow, TENANT, at, key, migrated_apart, tenant};
 
 #[test]
 fn drift_is_found_and_counted_again() {
@@ -111,6 +111,106 @@ fn deleting_calls_by_retention_keeps_their_usage() {
     let step = KeysDriver::new(&mut conn).recount_usage(at("2026-01-01T00:00:00Z")).unwrap().unwrap();
     assert!(!step.is_behind, "{step:?}");
     assert_eq!(whole(&mut conn, "2026-03-01T00:00:00Z"), before);
+}
+
+#[test]
+fn a_revert_keeps_the_usage_of_deleted_calls() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    // All calls of this key are on the day of the last deleted call, and later.
+    CallRow {
+        id: "evening",
+        api_key_id: Some("evening"),
+        created_at: at("2026-03-02T17:00:00Z"),
+        ..CallRow::default()
+    }
+    .insert(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    let before = all_usage(&mut conn);
+    assert!(KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-02T12:20:00Z"), 1_000).unwrap() > 0);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    assert_eq!(all_usage(&mut conn), before);
+
+    Migrator::new().revert(&mut conn).unwrap();
+    call(&mut conn, "between", "2026-03-02T16:00:00Z", "1");
+    // A worker that goes on counts what no trigger corrects.
+    roll_up(&mut conn, "2026-03-02T20:00:00Z");
+    conn.batch_execute("DELETE FROM proxy_calls WHERE id = 'evening'").unwrap();
+    migrate(&mut conn).unwrap();
+    let after = all_usage(&mut conn);
+    assert_eq!(after.0.request_count, before.0.request_count);
+    assert_eq!(after.1.len(), before.1.len() - 1, "{after:#?}");
+    assert_eq!(after.1[0].1.request_count, before.1[0].1.request_count + 1);
+    roll_up(&mut conn, "2026-03-03T00:00:00Z");
+    assert_eq!(all_usage(&mut conn), after);
+    let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
+    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(all, 5).unwrap(), []);
+}
+
+#[test]
+fn calls_are_counted_again_after_a_trigger_was_missing() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    conn.batch_execute(
+        "DROP TRIGGER proxy_calls_tell_usage ON proxy_calls;
+         DELETE FROM proxy_calls WHERE id IN ('c10', 'c873', 'c874')",
+    )
+    .unwrap();
+    let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
+    assert!(!KeysDriver::new(&mut conn).fetch_usage_drift(all, 5).unwrap().is_empty());
+    assert_eq!(migrate(&mut conn).unwrap(), ["0000-api-keys-driver-302_proxy_calls_tell_usage"]);
+    assert_exact(&mut conn);
+    conn.batch_execute("DELETE FROM proxy_calls WHERE id IN ('c11', 'c875', 'c876')").unwrap();
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    assert_exact(&mut conn);
+    assert!(migrate(&mut conn).unwrap().is_empty());
+}
+
+/// The usage of the tenant and of its keys, from the sums of days.
+fn all_usage(conn: &mut PgConnection) -> (KeyUsageSnapshot, Vec<(KeyId, KeyUsageSnapshot)>) {
+    let (since, until) = (at("2000-01-01T00:00:00Z"), at("2099-01-01T00:00:00Z"));
+    let mut keys = KeysDriver::new(conn);
+    let of_tenant = keys.fetch_tenant_usage(&tenant(), since).unwrap();
+    (of_tenant, keys.fetch_tenant_usage_by_key(&tenant(), since..until, 9).unwrap())
+}
+
+#[test]
+fn wrong_sums_of_days_are_found_and_counted_again() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    let range = at("2026-03-01T14:00:00Z")..at("2026-03-02T15:00:00Z");
+    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(range.clone(), 9).unwrap(), []);
+    conn.batch_execute(&format!(
+        "UPDATE usage_key_buckets SET calls = calls + 1 WHERE is_day AND tenant_id = '{TENANT}' AND api_key_id = 'key' AND start = '2026-03-01Z';
+         DELETE FROM usage_tenant_buckets WHERE is_day AND tenant_id = '{TENANT}' AND start = '2026-03-02Z';
+         INSERT INTO usage_key_buckets VALUES ('{TENANT}', 'no calls', true, '2026-03-02Z', 0, 0, 1)"
+    ))
+    .unwrap();
+    let drift = KeysDriver::new(&mut conn).fetch_usage_drift(range.clone(), 9).unwrap();
+    let found: Vec<_> = drift
+        .iter()
+        .map(|drift| {
+            (drift.key_id.as_ref().map(KeyId::as_str), drift.start, drift.counted_calls - drift.calls)
+        })
+        .collect();
+    let days = ["2026-03-01T00:00:00Z", "2026-03-02T00:00:00Z"].map(at);
+    assert_eq!(found.len(), 3, "{drift:#?}");
+    assert_eq!(found[0], (Some("key"), days[0], 1));
+    assert_eq!(found[1], (Some("no calls"), days[1], 0));
+    assert!(found[2].0.is_none() && found[2].1 == days[1] && found[2].2 < 0, "{drift:#?}");
+    assert!(drift.iter().all(|drift| drift.is_day));
+
+    let mut from = range.start;
+    while let Some(step) =
+        KeysDriver::new(&mut conn).recount_usage(from).unwrap().filter(|step| step.is_behind)
+    {
+        from = step.recounted_to;
+    }
+    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(range, 9).unwrap(), []);
+    assert_exact(&mut conn);
 }
 
 /// A take-over by logical replication leaves the sequence behind, and the trigger records no deletion above it.

@@ -36,18 +36,6 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
             ),
         );
     }
-    if !view.home.foreign_partitions.is_empty() {
-        verdict.add(
-            Effect::Degrades,
-            "partitions of proxy_calls",
-            format!(
-                "{} are foreign tables, on which no index can be created, and what is written on the foreign server \
-                 itself is not counted",
-                view.home.foreign_partitions.join(", ")
-            ),
-            "Create the indexes on the foreign server, and write through this one",
-        );
-    }
 }
 
 fn widening(view: &View<'_>, verdict: &mut Verdict) {
@@ -100,7 +88,7 @@ fn table(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict: 
             format!("Put the schema of the table itself before {} on the search path", view.home.schema),
         ),
         None if view.is_pending(expected.created_by) && !view.home.records_have(expected) => {}
-        None => verdict.add(Effect::BlocksMethods, name, missing(expected), MIGRATE),
+        None => verdict.add(Effect::BlocksMethods, name, missing(view, expected), MIGRATE),
     }
 }
 
@@ -117,15 +105,10 @@ fn column(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict:
                 if is_to_be_made { Effect::BlocksMigration } else { Effect::BlocksMethods },
                 name,
                 "the table has no such column",
-                format!(
-                    "ALTER TABLE {} ADD COLUMN {} {}",
-                    view.qualified(expected.table),
-                    expected.name,
-                    expected.definition
-                ),
+                column::add(&view.qualified(expected.table), expected.name, expected.definition),
             );
         } else if !is_to_be_made {
-            verdict.add(Effect::BlocksMethods, name, missing(expected), MIGRATE);
+            verdict.add(Effect::BlocksMethods, name, missing(view, expected), MIGRATE);
         }
         return;
     };
@@ -143,13 +126,25 @@ fn column(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict:
         return;
     }
     let alter = format!("ALTER TABLE {} ALTER COLUMN {}", view.qualified(expected.table), expected.name);
+    let type_of_it = format!("{}{}", domain_of(found), found.definition);
+    if found.definition.contains(" GENERATED") {
+        verdict.add(
+            Effect::BlocksMethods,
+            name.clone(),
+            "it is generated, so that the methods that write it fail",
+            format!("{alter} DROP EXPRESSION"),
+        );
+    }
     match column::difference(expected.definition, &found.definition) {
         None => {}
         Some(Difference::Type) => verdict.add(
             if is_to_be_made { Effect::BlocksMigration } else { Effect::BlocksMethods },
             name,
-            format!("its type is {}, and the crate reads {}", found.definition, expected.definition),
-            format!("{alter} TYPE the type that is read, which rewrites the table"),
+            format!("its type is {type_of_it}, and the crate reads {}", expected.definition),
+            format!(
+                "{}, which rewrites the table. Drop foreign keys, views, defaults and an identity of the column before",
+                column::alter(&view.qualified(expected.table), expected.name, expected.definition, &found.definition)
+            ),
         ),
         // A pending step changes it.
         Some(_)
@@ -160,7 +155,7 @@ fn column(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict:
         Some(Difference::Narrow) => verdict.add(
             Effect::Degrades,
             name,
-            format!("it is {}, too narrow for what the crate writes", found.definition),
+            format!("it is {type_of_it}, too narrow for what the crate writes"),
             format!("{alter} TYPE {}", expected.definition.split(" NOT NULL").next().unwrap_or_default()),
         ),
         Some(Difference::Nullable) => verdict.add(
@@ -170,6 +165,11 @@ fn column(view: &View<'_>, expected: &Expected, found: Option<&Object>, verdict:
             format!("{alter} SET NOT NULL"),
         ),
     }
+}
+
+/// A column of a domain is judged by the base type.
+fn domain_of(column: &Object) -> String {
+    if column.flaw.is_empty() { String::new() } else { format!("the domain {} over ", column.flaw) }
 }
 
 /// An index, a constraint, a trigger or a function.
@@ -204,7 +204,7 @@ fn other(view: &View<'_>, expected: &Expected, named: &[&Object], verdict: &mut 
         (None, None) => verdict.add(
             effect_of(expected),
             name,
-            missing(expected),
+            missing(view, expected),
             match expected.kind {
                 "index" => format!("{MIGRATE}: {}", wanted(view, expected)),
                 _ => MIGRATE.into(),
@@ -232,7 +232,10 @@ fn flawed(view: &View<'_>, expected: &Expected, object: &Object, name: String, v
     verdict.add(effect_of(expected), name, why, action);
 }
 
-fn missing(expected: &Expected) -> String {
+fn missing(view: &View<'_>, expected: &Expected) -> String {
+    if view.home.records.are_hidden() {
+        return format!("the object that the migration {} creates is missing", expected.created_by);
+    }
     format!("the migration {} is recorded, but the object that it creates is missing", expected.created_by)
 }
 
@@ -256,12 +259,22 @@ fn wanted(view: &View<'_>, expected: &Expected) -> String {
     }
 }
 
+fn is_of_a_constraint(view: &View<'_>, index: &Object) -> bool {
+    let mut objects = view.home.objects.iter();
+    objects
+        .any(|object| object.kind == "constraint" && object.table == index.table && object.name == index.name)
+}
+
 fn drop_of(view: &View<'_>, expected: &Expected, object: &Object) -> String {
     let name = quoted(expected.name);
     let qualified = format!("{}.{name}", quoted(&view.home.schema));
     let table = format!("{}.{}", quoted(&view.home.schema), quoted(expected.table));
     match (expected.kind, object.definition.as_str()) {
         ("index", "no index") => format!("Rename the relation {qualified}"),
+        ("index", _) if is_of_a_constraint(view, object) => {
+            let table = format!("{}.{}", quoted(&view.home.schema), quoted(&object.table));
+            format!("ALTER TABLE {table} DROP CONSTRAINT {name}, then call `migrate`")
+        }
         ("index", _) => format!("DROP INDEX CONCURRENTLY {qualified} or rename it, then call `migrate`"),
         ("trigger", _) => format!("ALTER TRIGGER {name} ON {table} RENAME TO another name, or drop it"),
         ("constraint", _) => {

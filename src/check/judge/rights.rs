@@ -3,6 +3,7 @@
 use super::super::Effect;
 use super::{Verdict, View};
 use crate::steps::quoted;
+use crate::steps::records::TABLE;
 
 /// The privileges that a group of methods needs on a table.
 struct Need {
@@ -167,6 +168,21 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
 /// function, or a table that the triggers write to.
 fn foreign_owned(view: &View<'_>, verdict: &mut Verdict) {
     for object in &view.home.foreign_owned {
+        if object.name.ends_with(TABLE) {
+            if !view.pending.is_empty() {
+                verdict.add(
+                    Effect::BlocksMigration,
+                    format!("owner of {}", object.name),
+                    format!(
+                        "it belongs to {}, a role without the rights of the tables' owner, whose triggers would run with \
+                         the rights of the role that migrates",
+                        object.owner
+                    ),
+                    "Change its owner to the owner of api_keys, or rename it",
+                );
+            }
+            continue;
+        }
         verdict.add(
             if view.pending.is_empty() { Effect::BlocksMethods } else { Effect::BlocksMigration },
             format!("owner of {}", object.name),
@@ -232,12 +248,38 @@ fn to_migrate(view: &View<'_>, role: &str, verdict: &mut Verdict) {
             format!("GRANT CREATE ON SCHEMA {} TO {}", quoted(&view.home.schema), quoted(owner)),
         );
     }
+    to_record(view, role, verdict);
     for table in view.home.tables.iter().filter(|table| !table.is_owner) {
         verdict.add(
             Effect::BlocksMigration,
             format!("ownership of {}", table.name),
             format!("only the owner {} may change the table", table.owner),
-            format!("Migrate as {}, or GRANT {} TO {role}", table.owner, quoted(&table.owner)),
+            if table.is_member {
+                format!("SET ROLE {}, whose rights the role does not inherit", quoted(&table.owner))
+            } else {
+                format!("Migrate as {}, or GRANT {} TO {role}", table.owner, quoted(&table.owner))
+            },
+        );
+    }
+}
+
+/// The table of applied migrations, which Diesel creates if it does not exist.
+fn to_record(view: &View<'_>, role: &str, verdict: &mut Verdict) {
+    let table = view.qualified(TABLE);
+    let records = &view.home.records;
+    if !records.are_diesels {
+        verdict.add(
+            Effect::BlocksMigration,
+            format!("table {TABLE}"),
+            "it is not Diesel's table of applied migrations, which has the column version varchar(50)",
+            format!("Rename it: ALTER TABLE {table} RENAME TO another name"),
+        );
+    } else if records.are_hidden() || !records.are_writable {
+        verdict.add(
+            Effect::BlocksMigration,
+            format!("SELECT, INSERT on {TABLE}"),
+            format!("the role {} must read and record which migrations are applied", view.home.session.role),
+            format!("GRANT SELECT, INSERT ON {table} TO {role}, or migrate as the owner of that table"),
         );
     }
 }

@@ -10,12 +10,16 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
     session(view, verdict);
     for table in &view.home.tables {
         if table.has_hidden_rows {
+            let (effect, why) = if view.pending.is_empty() {
+                (Effect::Degrades, "lists, counts and followers are incomplete")
+            } else {
+                (Effect::BlocksMigration, "the migration could miss rows that a step relies on")
+            };
             verdict.add(
-                Effect::Degrades,
+                effect,
                 format!("row security on {}", table.name),
                 format!(
-                    "the role {} sees only the rows that the policies let through: lists, counts and \
-                     followers are incomplete",
+                    "the role {} sees only the rows that the policies of row-level security let through: {why}",
                     view.home.session.role
                 ),
                 format!(
@@ -63,18 +67,20 @@ pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
                 format!("DROP RULE {} ON {}, or use a trigger instead", quoted(rule), view.qualified(&table.name)),
             );
         }
-        if table.has_no_identity && !table.publications.is_empty() {
+        if !table.without_identity.is_empty() {
+            let alter = |table: &String| format!("ALTER TABLE {table} REPLICA IDENTITY FULL");
             verdict.add(
                 Effect::BlocksMethods,
                 format!("replica identity of {}", table.name),
                 format!(
-                    "the publication {} publishes its updates, and PostgreSQL refuses updates of a published \
-                     table without a replica identity",
-                    table.publications.join(", ")
+                    "the publication {} publishes its updates or deletions, and PostgreSQL refuses those of a published \
+                     table without a replica identity: {}",
+                    table.publications.join(", "),
+                    table.without_identity.join(", ")
                 ),
                 format!(
-                    "ALTER TABLE {} REPLICA IDENTITY FULL, or give it a primary key",
-                    view.qualified(&table.name)
+                    "{}, or give it a primary key",
+                    table.without_identity.iter().map(alter).collect::<Vec<_>>().join("; ")
                 ),
             );
         }

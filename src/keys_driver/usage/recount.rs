@@ -28,7 +28,7 @@ pub struct UsageRecount {
     pub is_behind: bool,
 }
 
-/// A quarter hour whose sums differ from its calls.
+/// A quarter hour whose sums differ from its calls, or a day whose sums differ from those of its quarter hours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageDrift {
@@ -36,15 +36,17 @@ pub struct UsageDrift {
     pub tenant_id: TenantId,
     /// The key; `None` for the sums of the whole tenant.
     pub key_id: Option<KeyId>,
-    /// When the quarter hour begins.
+    /// Whether this is a day in UTC. If not, it is a quarter hour.
+    pub is_day: bool,
+    /// When the quarter hour or the day begins.
     pub start: DateTime<Utc>,
     /// The number of calls according to the sums.
     pub counted_calls: i64,
-    /// The number of calls in the table.
+    /// The number of calls in the table; of a day, the number according to the sums of its quarter hours.
     pub calls: i64,
     /// The cost of the calls in cents, according to the sums. `NaN` costs are left out here and in `spend_cents`.
     pub counted_spend_cents: BigDecimal,
-    /// The cost of the calls in cents, according to the table.
+    /// The cost of the calls in cents, according to the table; of a day, according to the sums of its quarter hours.
     pub spend_cents: BigDecimal,
 }
 
@@ -85,25 +87,29 @@ impl KeysDriver<'_> {
         }))
     }
 
-    /// Fetches the quarter hours of a range whose sums differ from their calls, for all tenants, oldest first, at most
-    /// `limit`. The answer is empty if the sums are right.
+    /// Fetches the quarter hours of a range whose sums differ from their calls, and the days whose sums differ from
+    /// those of their quarter hours, for all tenants, oldest first, at most `limit`. The answer is empty if the sums are
+    /// right.
     ///
     /// It reads all counted calls of the range, so ask for a few days at a time. [`recount_usage`](Self::recount_usage)
     /// corrects the sums.
     pub fn fetch_usage_drift(&mut self, range: Range<DateTime<Utc>>, limit: u32) -> Result<Vec<UsageDrift>> {
-        type Row = (String, Option<String>, Time, i64, i64, BigDecimal, BigDecimal);
+        type Row = (String, Option<String>, bool, Time, i64, i64, BigDecimal, BigDecimal);
 
         let drift = Drift { from: range.start.into(), to: range.end.into(), limit: limit.into() };
         let rows: Vec<Row> = drift.read_all(self.conn)?;
         let drift = rows.into_iter().map(
-            |(tenant_id, key_id, start, counted_calls, calls, counted_spend_cents, spend_cents)| UsageDrift {
-                tenant_id: tenant_id.into(),
-                key_id: key_id.map(KeyId::from),
-                start: start.into(),
-                counted_calls,
-                calls,
-                counted_spend_cents,
-                spend_cents,
+            |(tenant_id, key_id, is_day, start, counted_calls, calls, counted_spend_cents, spend_cents)| {
+                UsageDrift {
+                    tenant_id: tenant_id.into(),
+                    key_id: key_id.map(KeyId::from),
+                    is_day,
+                    start: start.into(),
+                    counted_calls,
+                    calls,
+                    counted_spend_cents,
+                    spend_cents,
+                }
             },
         );
         Ok(drift.collect())
@@ -231,6 +237,15 @@ impl QueryFragment<Pg> for Drift {
             r#" THEN interval '15 minutes' ELSE interval '0' END,
                            (SELECT "counted_to" FROM "usage_progress" ORDER BY "generation" DESC LIMIT 1)) AS "to"
                 FROM "asked"
+            ), "days" AS MATERIALIZED (
+                SELECT "#,
+            start_of!("1 day", r#""from""#),
+            r#" AS "from", "#,
+            start_of!("1 day", r#""to""#),
+            r#" + CASE WHEN "to" > "#,
+            start_of!("1 day", r#""to""#),
+            r#" THEN interval '24 hours' ELSE interval '0' END AS "to"
+                FROM "range"
             ), "#,
             counted!(),
             r#", "told" AS MATERIALIZED (
@@ -238,28 +253,35 @@ impl QueryFragment<Pg> for Drift {
             start_of!("15 minutes", r#""created_at""#),
             r#" AS "start", "calls", "spend", "nan_calls" FROM "usage_changes"
                 WHERE "created_at" >= (SELECT "from" FROM "range") AND "created_at" < (SELECT "to" FROM "range")
+            ), "buckets" AS MATERIALIZED (
+                SELECT "tenant_id", "api_key_id", "is_day", "start", "calls", "spend", "nan_calls" FROM "usage_key_buckets"
+                WHERE "start" >= (SELECT "from" FROM "days") AND "start" < (SELECT "to" FROM "days")
+                UNION ALL
+                SELECT "tenant_id", NULL, "is_day", "start", "calls", "spend", "nan_calls" FROM "usage_tenant_buckets"
+                WHERE "start" >= (SELECT "from" FROM "days") AND "start" < (SELECT "to" FROM "days")
             )
-            SELECT "tenant_id", "api_key_id", "start", sum("counted")::bigint, sum("calls")::bigint, sum("counted_spend"), sum("spend")
+            SELECT "tenant_id", "api_key_id", "is_day", "start",
+                   sum("counted")::bigint, sum("calls")::bigint, sum("counted_spend"), sum("spend")
             FROM (
-                SELECT "tenant_id", "api_key_id", "start", "calls" AS "counted", "spend" AS "counted_spend", "nan_calls" AS "counted_nan",
+                SELECT "tenant_id", "api_key_id", "is_day", "start", "calls" AS "counted", "spend" AS "counted_spend", "nan_calls" AS "counted_nan",
                        0 AS "calls", 0 AS "spend", 0 AS "nan_calls"
-                FROM "usage_key_buckets"
-                WHERE NOT "is_day" AND "start" >= (SELECT "from" FROM "range") AND "start" < (SELECT "to" FROM "range")
+                FROM "buckets" WHERE "is_day" OR "start" >= (SELECT "from" FROM "range") AND "start" < (SELECT "to" FROM "range")
                 UNION ALL
-                SELECT "tenant_id", NULL, "start", "calls", "spend", "nan_calls", 0, 0, 0 FROM "usage_tenant_buckets"
-                WHERE NOT "is_day" AND "start" >= (SELECT "from" FROM "range") AND "start" < (SELECT "to" FROM "range")
+                SELECT "tenant_id", "api_key_id", false, "start", "calls", "spend", "nan_calls", 0, 0, 0 FROM "told" WHERE "api_key_id" IS NOT NULL
                 UNION ALL
-                SELECT "tenant_id", "api_key_id", "start", "calls", "spend", "nan_calls", 0, 0, 0 FROM "told" WHERE "api_key_id" IS NOT NULL
+                SELECT "tenant_id", NULL, false, "start", "calls", "spend", "nan_calls", 0, 0, 0 FROM "told"
                 UNION ALL
-                SELECT "tenant_id", NULL, "start", "calls", "spend", "nan_calls", 0, 0, 0 FROM "told"
+                SELECT "tenant_id", "api_key_id", false, "start", 0, 0, 0, "calls", "spend", "nan_calls" FROM "counted" WHERE "api_key_id" IS NOT NULL
                 UNION ALL
-                SELECT "tenant_id", "api_key_id", "start", 0, 0, 0, "calls", "spend", "nan_calls" FROM "counted" WHERE "api_key_id" IS NOT NULL
+                SELECT "tenant_id", NULL, false, "start", 0, 0, 0, "calls", "spend", "nan_calls" FROM "counted"
                 UNION ALL
-                SELECT "tenant_id", NULL, "start", 0, 0, 0, "calls", "spend", "nan_calls" FROM "counted"
+                SELECT "tenant_id", "api_key_id", true, "#,
+            start_of!("1 day", r#""start""#),
+            r#", 0, 0, 0, "calls", "spend", "nan_calls" FROM "buckets" WHERE NOT "is_day"
             ) AS "both"
-            GROUP BY 1, 2, 3
+            GROUP BY 1, 2, 3, 4
             HAVING sum("counted") <> sum("calls") OR sum("counted_spend") <> sum("spend") OR sum("counted_nan") <> sum("nan_calls")
-            ORDER BY "start", "tenant_id", "api_key_id" LIMIT (SELECT "limit" FROM "asked")"#
+            ORDER BY "start", "tenant_id", "api_key_id", "is_day" LIMIT (SELECT "limit" FROM "asked")"#
         ));
         Ok(())
     }
@@ -267,4 +289,4 @@ impl QueryFragment<Pg> for Drift {
 
 prepared!(Recount => (Timestamptz, BigInt, Bool));
 
-prepared!(Drift => (Text, Nullable<Text>, Timestamptz, BigInt, BigInt, Numeric, Numeric));
+prepared!(Drift => (Text, Nullable<Text>, Bool, Timestamptz, BigInt, BigInt, Numeric, Numeric));

@@ -1,9 +1,16 @@
 -- The relation with the name $2 in the schema $1. If it is an index: its definition from USING on, without storage
--- parameters. A concurrent build holds a lock on the table until it ends, and has a row in
+-- parameters and without the cast of a column to text, which is shown for varchar only. A concurrent build holds a lock on the table until it ends, and has a row in
 -- pg_stat_progress_create_index. Other roles can read the columns of that row that are used here.
 SELECT indrelid AS "table",
     coalesce(indisvalid AND indisready AND indislive, false) AS is_valid,
-    coalesce(indisunique, false) AS is_unique,
+    coalesce(indisunique AND indimmediate, false) AS is_unique,
+    (
+        SELECT conname::pg_catalog.text
+        FROM pg_catalog.pg_constraint
+        WHERE conindid OPERATOR(pg_catalog.=) index.oid
+            AND contype OPERATOR(pg_catalog.=) ANY ('{p,u,x}')
+        LIMIT 1
+    ) AS "constraint",
     EXISTS (
         SELECT FROM pg_catalog.pg_stat_progress_create_index AS build
         JOIN pg_catalog.pg_locks AS held ON held.pid OPERATOR(pg_catalog.=) build.pid
@@ -13,7 +20,7 @@ SELECT indrelid AS "table",
             AND held.granted
     ) AS is_being_built,
     coalesce(
-        pg_catalog.regexp_replace(
+        pg_catalog.regexp_replace(pg_catalog.regexp_replace(
             pg_catalog.substr(
                 pg_catalog.pg_get_indexdef(indexrelid),
                 1 OPERATOR(pg_catalog.+) pg_catalog.length(pg_catalog.format(
@@ -26,7 +33,7 @@ SELECT indrelid AS "table",
                 ))
             ),
             ' WITH \([^()]*\)', ''
-        ),
+        ), '\((\w+)\)::text', '\1', 'g'),
         ''
     ) AS definition
 FROM pg_catalog.pg_class AS index

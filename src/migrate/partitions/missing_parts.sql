@@ -11,7 +11,7 @@ SELECT part.oid, nspname::pg_catalog.text AS schema, part.relname::pg_catalog.te
             AND indisvalid AND indisready AND indislive
             AND NOT index.relispartition
             AND indisunique OPERATOR(pg_catalog.=) $4
-            AND pg_catalog.regexp_replace(
+            AND pg_catalog.regexp_replace(pg_catalog.regexp_replace(
                 pg_catalog.substr(
                     pg_catalog.pg_get_indexdef(indexrelid),
                     1 OPERATOR(pg_catalog.+) pg_catalog.length(pg_catalog.format(
@@ -24,7 +24,7 @@ SELECT part.oid, nspname::pg_catalog.text AS schema, part.relname::pg_catalog.te
                     ))
                 ),
                 ' WITH \([^()]*\)', ''
-            ) OPERATOR(pg_catalog.=) $5
+            ), '\((\w+)\)::text', '\1', 'g') OPERATOR(pg_catalog.=) $5
         ORDER BY index.relname
         LIMIT 1
     ) AS unattached_index

@@ -1,6 +1,6 @@
 -- The session that holds the lock between migrators. pg_locks shows a bigint key as two halves.
 SELECT session.pid, usename::pg_catalog.text AS "user", application_name AS application, state,
-    coalesce(xact_start, state_change) AS since
+    coalesce(xact_start, state_change) AS since, NULL AS prepared
 FROM pg_catalog.pg_locks AS held
 JOIN pg_catalog.pg_stat_activity AS session ON session.pid OPERATOR(pg_catalog.=) held.pid
 WHERE held.locktype OPERATOR(pg_catalog.=) 'advisory'

@@ -37,6 +37,18 @@ pub(super) const BREAKS: &[Break] = &[
         "DROP INDEX other; ALTER TABLE api_keys ADD PRIMARY KEY (id)",
     ),
     (
+        "CREATE COLLATION mine FROM \"C\";
+         ALTER TABLE api_keys ALTER tenant_id TYPE varchar(36) COLLATE mine, ALTER status TYPE varchar(50) COLLATE mine,
+             ALTER permissions_json TYPE text COLLATE mine;
+         ALTER TABLE proxy_calls ALTER api_key_id TYPE varchar(100) COLLATE mine;
+         UPDATE pg_collation SET collisdeterministic = false WHERE collname = 'mine'",
+        &["! column api_keys.status", "! column api_keys.tenant_id", "! column proxy_calls.api_key_id"],
+        "ALTER TABLE public.api_keys ALTER COLUMN status TYPE character varying(50) COLLATE \"default\";
+         ALTER TABLE public.api_keys ALTER COLUMN tenant_id TYPE character varying(36) COLLATE \"default\";
+         ALTER TABLE public.proxy_calls ALTER COLUMN api_key_id TYPE character varying(100) COLLATE \"default\";
+         ALTER TABLE api_keys ALTER permissions_json TYPE text; DROP COLLATION mine",
+    ),
+    (
         "CREATE RULE kept AS ON DELETE TO api_keys DO INSTEAD NOTHING",
         &["! rules on api_keys"],
         "DROP RULE kept ON public.api_keys",
@@ -164,6 +176,65 @@ pub(super) const BREAKS: &[Break] = &[
         "ALTER TABLE proxy_calls REPLICA IDENTITY NOTHING; CREATE PUBLICATION everything FOR ALL TABLES",
         &["! replica identity of proxy_calls"],
         "ALTER TABLE proxy_calls REPLICA IDENTITY DEFAULT",
+    ),
+    (
+        "ALTER TABLE proxy_calls REPLICA IDENTITY NOTHING; DROP PUBLICATION everything;
+         CREATE PUBLICATION inserts FOR TABLE proxy_calls WITH (publish = 'insert')",
+        &[],
+        "DROP PUBLICATION inserts; ALTER TABLE proxy_calls REPLICA IDENTITY DEFAULT",
+    ),
+    (
+        "CREATE UNIQUE INDEX identity ON api_keys (key_hash); ALTER TABLE api_keys REPLICA IDENTITY USING INDEX identity;
+         DROP INDEX identity; CREATE PUBLICATION keys FOR TABLE api_keys",
+        &["! replica identity of api_keys"],
+        "ALTER TABLE public.api_keys REPLICA IDENTITY FULL; DROP PUBLICATION keys;
+         ALTER TABLE api_keys REPLICA IDENTITY DEFAULT",
+    ),
+    (
+        "CREATE SUBSCRIPTION far CONNECTION 'dbname=nowhere' PUBLICATION keys WITH (connect = false);
+         INSERT INTO pg_subscription_rel SELECT oid, 'api_keys'::regclass, 'r', NULL FROM pg_subscription",
+        &["! subscription far of api_keys"],
+        "ALTER SUBSCRIPTION far SET (slot_name = NONE); DROP SUBSCRIPTION far",
+    ),
+    (
+        "ALTER TABLE api_keys SET UNLOGGED",
+        &["table api_keys"],
+        "ALTER TABLE public.api_keys SET LOGGED",
+    ),
+    (
+        "ALTER TABLE api_keys ADD COLUMN team text NOT NULL DEFAULT '', ADD COLUMN number bigint GENERATED ALWAYS AS IDENTITY;
+         ALTER TABLE api_keys ALTER COLUMN team DROP DEFAULT",
+        &["! column api_keys.team"],
+        "ALTER TABLE public.api_keys ALTER COLUMN team SET DEFAULT 'none'",
+    ),
+    (
+        "ALTER TABLE api_keys ALTER COLUMN team DROP DEFAULT;
+         CREATE FUNCTION give_team() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.team := ''none''; RETURN NEW; END';
+         CREATE TRIGGER give_team BEFORE INSERT ON api_keys FOR EACH ROW EXECUTE FUNCTION give_team()",
+        &[],
+        "DROP FUNCTION give_team() CASCADE; ALTER TABLE api_keys DROP COLUMN team, DROP COLUMN number",
+    ),
+    (
+        "ALTER TABLE proxy_calls ADD COLUMN region text NOT NULL",
+        &["! column proxy_calls.region"],
+        "ALTER TABLE proxy_calls DROP COLUMN region",
+    ),
+    (
+        "ALTER TABLE api_keys DROP COLUMN freeze_reason;
+         ALTER TABLE api_keys ADD COLUMN freeze_reason text GENERATED ALWAYS AS (frozen_by || '') STORED",
+        &["! column api_keys.freeze_reason"],
+        "ALTER TABLE public.api_keys ALTER COLUMN freeze_reason DROP EXPRESSION",
+    ),
+    (
+        "ALTER TABLE api_keys ALTER COLUMN id TYPE varchar(36) COLLATE \"C\";
+         ALTER TABLE proxy_calls ALTER COLUMN api_key_id TYPE varchar(100) COLLATE \"POSIX\"",
+        &["! column proxy_calls.api_key_id"],
+        "ALTER TABLE public.proxy_calls ALTER COLUMN api_key_id TYPE character varying(100) COLLATE \"C\"",
+    ),
+    (
+        "CREATE DOMAIN short AS varchar(20); ALTER TABLE api_keys ALTER COLUMN name TYPE short",
+        &["column api_keys.name"],
+        "ALTER TABLE public.api_keys ALTER COLUMN name TYPE character varying(100)",
     ),
     (
         "SET session_replication_role = replica",
