@@ -1,11 +1,14 @@
 //! Usage when calls are deleted, truncated, or written without the triggers.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+
 use api_keys_driver::{KeyId, KeyUsageSnapshot, KeysDriver, Migrator, migrate};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-use crate::support::usage::{assert_exact, call, fill, plain, roll_up, usage};
+use crate::support::usage::{assert_exact, call, changes, fill, plain, roll_up, usage};
 use crate::support::{CallRow, TENANT, at, key, migrated_apart, tenant};
 
 #[test]
@@ -166,6 +169,96 @@ fn calls_are_counted_again_after_a_trigger_was_missing() {
     roll_up(&mut conn, "2026-03-02T18:07:00Z");
     assert_exact(&mut conn);
     assert!(migrate(&mut conn).unwrap().is_empty());
+}
+
+#[test]
+fn calls_are_counted_again_while_others_write_and_count() {
+    let (database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2026-03-02T12:20:00Z");
+    assert!(KeysDriver::new(&mut conn).delete_calls_before(at("2026-03-01T15:20:00Z"), 1_000).unwrap() > 0);
+    roll_up(&mut conn, "2026-03-02T12:20:00Z");
+    let since = at("2026-03-02T00:00:00Z");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _guard = SetOnDrop(&is_over);
+        for writer in 0..3 {
+            let (database, is_over) = (&database, &is_over);
+            scope.spawn(move || {
+                let mut conn = database.connect().unwrap();
+                for n in (0..).take_while(|_| !is_over.load(Relaxed)) {
+                    let minute = n * 37 % 1_440;
+                    conn.batch_execute(&format!(
+                        "BEGIN;
+                         INSERT INTO proxy_calls SELECT * FROM jsonb_populate_record(
+                             (SELECT c FROM proxy_calls AS c WHERE id = 'c1720'),
+                             jsonb_build_object('id', 'w{writer}-{n}', 'created_at', timestamptz '2026-03-02Z' + interval '{minute} minutes'));
+                         UPDATE proxy_calls SET cost_cents = {n} WHERE id = 'w{writer}-{}';
+                         DELETE FROM proxy_calls WHERE id = 'w{writer}-{}';
+                         COMMIT",
+                        n - 5, n - 9
+                    ))
+                    .unwrap();
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut conn = database.connect().unwrap();
+            for minute in (0..).take_while(|_| !is_over.load(Relaxed)) {
+                let until = since + TimeDelta::minutes(minute % 1_440);
+                KeysDriver::new(&mut conn).roll_up_usage(until, 200).unwrap();
+            }
+        });
+        for _ in 0..15 {
+            conn.batch_execute("DROP TRIGGER proxy_calls_tell_usage ON proxy_calls").unwrap();
+            assert_eq!(migrate(&mut conn).unwrap().len(), 1);
+            for _ in 0..20 {
+                conn.build_transaction()
+                    .repeatable_read()
+                    .run(|conn| {
+                        let expected = plain(conn, "true", &(since..at("2099-01-01T00:00:00Z")));
+                        assert_eq!(
+                            KeysDriver::new(conn).fetch_tenant_usage(&tenant(), since).unwrap(),
+                            expected
+                        );
+                        diesel::QueryResult::Ok(())
+                    })
+                    .unwrap();
+            }
+        }
+    });
+    roll_up(&mut conn, "2026-03-03T18:07:00Z");
+    let all = DateTime::<Utc>::MIN_UTC..DateTime::<Utc>::MAX_UTC;
+    assert_eq!(KeysDriver::new(&mut conn).fetch_usage_drift(all, 5).unwrap(), []);
+}
+
+/// Sets the flag also if the test fails, so that the other threads end.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+#[test]
+fn a_step_in_the_future_can_be_set_back() {
+    let (_database, mut conn) = migrated_apart();
+    fill(&mut conn);
+    roll_up(&mut conn, "2099-01-01T00:00:00Z");
+    call(&mut conn, "recorded", "2026-03-02T18:00:00Z", "1");
+    assert_eq!(changes(&mut conn), 1);
+    conn.batch_execute("DROP TRIGGER proxy_calls_tell_usage ON proxy_calls").unwrap();
+    migrate(&mut conn).unwrap();
+    assert_exact(&mut conn);
+    roll_up(&mut conn, "2026-03-02T18:07:00Z");
+    assert_exact(&mut conn);
+    call(&mut conn, "new", "2026-03-02T18:07:00Z", "1");
+    assert_eq!(changes(&mut conn), 0);
+    assert_exact(&mut conn);
+    call(&mut conn, "late", "2026-03-02T18:06:59Z", "1");
+    assert_eq!(changes(&mut conn), 1);
+    assert_exact(&mut conn);
 }
 
 /// The usage of the tenant and of its keys, from the sums of days.
