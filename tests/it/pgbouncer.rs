@@ -444,3 +444,14 @@ fn a_listener_behind_the_bouncer_says_that_its_session_no_longer_listens() {
     other.batch_execute("COMMIT").unwrap();
     assert_eq!(listener.wait(Duration::from_millis(5)).unwrap(), Wake::NotListening);
 }
+
+#[test]
+fn options_that_a_bouncer_refuses_are_no_reason_to_connect_again() {
+    let server = PrivateServer::start_new().unwrap();
+    let database = server.create_database().unwrap();
+    let Some(bouncer) = Bouncer::start(&server) else { return };
+    let url = format!("{}&options=-c%20geqo%3Doff", bouncer.url(&database));
+    let refused = PoolConfig::new(url).statement_cache(StatementCache::Off).build().unwrap_err();
+    assert!(matches!(refused, Error::ConnectionString), "{refused:?}");
+    assert_eq!(refused.advice(), Advice::Fail);
+}

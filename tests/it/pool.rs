@@ -361,6 +361,7 @@ fn each_reason_for_a_failed_connection_has_its_error_at_build_and_later() {
         (format!("{right} options='-c work_mem=-1'"), "ConnectionString", Advice::Fail),
         (format!("{right} options='-c shared_buffers=1GB'"), "ConnectionString", Advice::Fail),
         (format!("{right} options='-c n0thing'"), "ConnectionString", Advice::Fail),
+        (format!("{right} options='-c log_statement=all'"), "ConnectionString", Advice::Fail),
         (format!("{right} options=n0"), "ConnectionString", Advice::Fail),
         (format!("{right} client_encoding=n0"), "ConnectionString", Advice::Fail),
         (format!("{right} connect_timeout=n0"), "ConnectionString", Advice::Fail),
