@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use api_keys_driver::{Advice, Error, EventPosition, KeysDriver, Pool, PoolConfig, StatementCache, Timeouts};
-use diesel::connection::SimpleConnection;
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel::r2d2::event::{CheckoutEvent, HandleEvent};
 use proptest::test_runner::{Config, TestRunner};
@@ -243,6 +243,17 @@ fn a_connection_that_a_panic_left_in_a_transaction_is_not_returned_again() {
     assert_ne!(pid(&pool), before);
 }
 
+#[test]
+fn a_connection_that_is_given_back_within_a_transaction_is_not_returned_again() {
+    let (database, _conn) = migrated();
+    let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
+    let mut conn = pool.get().unwrap();
+    let before = backend(&mut conn);
+    AnsiTransactionManager::begin_transaction(&mut *conn).unwrap();
+    drop(conn);
+    assert_ne!(backend(&mut pool.get().unwrap()), before);
+}
+
 fn backend(conn: &mut PgConnection) -> i32 {
     diesel::define_sql_function!(fn pg_backend_pid() -> Integer);
     diesel::select(pg_backend_pid()).get_result(conn).unwrap()
@@ -309,7 +320,7 @@ fn no_password_is_shown_by_a_pool_or_by_its_later_errors() {
         format!("host={host} user=postgres password=s3cr3t"),
     ] {
         let pool = PoolConfig::new(string).size(1).wait(Duration::from_millis(300)).build().unwrap();
-        assert!(!texts(&pool).contains("s3cr3t"));
+        assert!(!texts(&pool).contains("s3cr3t") && texts(&pool).contains("PoolManager { .. }"));
         server.stop().unwrap();
         let error = pool.get().map(drop).map_err(Error::from).unwrap_err();
         let said = texts_of_error(&error);

@@ -4,7 +4,7 @@
 use anyhow::Context;
 use api_keys_driver::schema::api_keys;
 use api_keys_driver::{Advice, Error, KeysDriver, Pool, PoolConfig, Transaction};
-use diesel::connection::SimpleConnection;
+use diesel::connection::{Connection, InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
 use diesel::r2d2::ConnectionManager;
 use throwaway_postgres::Database;
@@ -162,6 +162,22 @@ fn an_error_of_an_engines_own_statement_marks_its_connection_as_broken() {
         kept,
         "an error that has another advice costs no connection"
     );
+}
+
+#[test]
+fn with_an_instrumentation_of_the_engine_errors_of_the_crates_methods_are_still_noticed() {
+    let (database, mut conn) = migrated();
+    KeyRow::default().insert(&mut conn);
+    let pool = one_connection(&database);
+    let mut conn = pool.get().unwrap();
+    let spoiled = backend(&mut conn);
+    conn.set_instrumentation(|_: InstrumentationEvent<'_>| ());
+    conn.batch_execute("SET default_transaction_read_only = on").unwrap();
+    let failed =
+        conn.transaction(|conn| KeysDriver::new(conn).fetch_key_for_update(&tenant(), &key("key")).map(drop));
+    assert!(matches!(failed, Err(Error::ReadOnly(_))), "{failed:?}");
+    drop(conn);
+    assert_ne!(backend(&mut pool.get().unwrap()), spoiled);
 }
 
 #[test]
