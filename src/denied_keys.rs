@@ -88,11 +88,12 @@ impl DeniedKeys {
     ///
     /// # Errors
     ///
-    /// [`Error::EventsNotRecorded`] if a trigger is missing or disabled, or if Citus distributes the tables.
+    /// - [`Error::EventsNotRecorded`] if a trigger is missing or disabled, or if Citus distributes the tables.
+    /// - [`Error::AlreadyInTransaction`] in a transaction that has written something, because it may be rolled back.
     pub fn seed(conn: &mut PgConnection) -> Result<Self> {
         let mut driver = KeysDriver::new(conn);
         // This is first, so that changes during the loop are followed.
-        let followed_to = driver.fetch_key_events_head()?;
+        let followed_to = driver.fetch_head_to_seed()?;
         let mut denied = Self { followed_to, keys: HashMap::new(), allowed_again: VecDeque::new() };
         let committed = committed_after(&mut driver, followed_to)?;
         let mut last = None;

@@ -50,7 +50,8 @@ pub enum Error {
     NotInTransaction,
 
     /// The connection already has a transaction, so a [`Transaction`](crate::Transaction) cannot begin, and
-    /// [`migrate`](crate::migrate()) and [`check`](crate::check()) cannot run. Nothing was changed.
+    /// [`migrate`](crate::migrate()), [`check`](crate::check()) and [`DeniedKeys::seed`](crate::DeniedKeys::seed) cannot
+    /// run. Nothing was changed.
     ///
     /// A [`Transaction`](crate::Transaction) can use a savepoint instead:
     /// [`or_savepoint`](crate::Transaction::or_savepoint).

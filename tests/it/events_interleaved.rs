@@ -1,7 +1,7 @@
 //! Transactions whose order of ids, of changes and of commits differ: what a cache makes of them, and which revisions a
 //! key gets.
 
-use api_keys_driver::{DeniedKeys, KeyId, KeysDriver, TenantId};
+use api_keys_driver::{DeniedKeys, Error, KeyId, KeysDriver, TenantId};
 use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -72,6 +72,20 @@ fn an_event_that_is_older_than_the_seeded_table_denies_nothing() {
     cache.catch_up(&mut conn).unwrap();
     assert!(!cache.contains(&tenant(), &key("key")), "{cache:?}");
     assert!(cache.contains(&tenant(), &key("ice")));
+}
+
+#[test]
+fn a_cache_is_not_seeded_in_a_transaction_that_may_be_rolled_back() {
+    let (_database, mut conn) = migrated_apart();
+    KeyRow { is_frozen: true, ..KeyRow::default() }.insert(&mut conn);
+    for begin in ["BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ"] {
+        conn.batch_execute(begin).unwrap();
+        assert!(DeniedKeys::seed(&mut conn).unwrap().contains(&tenant(), &key("key")));
+        conn.batch_execute("SAVEPOINT s; UPDATE api_keys SET is_frozen = false").unwrap();
+        let refused = DeniedKeys::seed(&mut conn);
+        assert!(matches!(refused, Err(Error::AlreadyInTransaction)), "{refused:?}");
+        conn.batch_execute("ROLLBACK").unwrap();
+    }
 }
 
 #[test]

@@ -49,11 +49,25 @@ impl KeysDriver<'_> {
     ///
     /// [`Error::EventsNotRecorded`] if a trigger is missing or disabled, or if Citus distributes the tables.
     pub fn fetch_key_events_head(&mut self) -> Result<EventPosition> {
-        let (epoch, oldest_open): (i64, i64) = FetchHead.read_one(self.conn)?;
+        self.fetch_head().map(|(head, _)| head)
+    }
+
+    /// Fetches the head as it is before a seed: in a transaction that has written something, the seed would read what
+    /// may be rolled back.
+    pub(crate) fn fetch_head_to_seed(&mut self) -> Result<EventPosition> {
+        match self.fetch_head()? {
+            (_, true) => Err(Error::AlreadyInTransaction),
+            (head, false) => Ok(head),
+        }
+    }
+
+    /// The head, and whether the transaction has written something.
+    fn fetch_head(&mut self) -> Result<(EventPosition, bool)> {
+        let (epoch, oldest_open, has_written): (i64, i64, bool) = FetchHead.read_one(self.conn)?;
         if epoch == 0 {
             return Err(Error::EventsNotRecorded);
         }
-        Ok(EventPosition { epoch, transaction_id: oldest_open - 1, id: i64::MAX })
+        Ok((EventPosition { epoch, transaction_id: oldest_open - 1, id: i64::MAX }, has_written))
     }
 
     /// Fetches the next events of all tenants' keys after a position, for a follower of all changes.
@@ -305,14 +319,16 @@ const NEXT: &str =
 struct FetchHead;
 
 impl Query for FetchHead {
-    type SqlType = (BigInt, BigInt);
+    type SqlType = (BigInt, BigInt, Bool);
 }
 
 impl RunQueryDsl<PgConnection> for FetchHead {}
 
 impl QueryFragment<Pg> for FetchHead {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        for part in ["SELECT ", EPOCH, ", ", OLDEST_OPEN] {
+        for part in
+            ["SELECT ", EPOCH, ", ", OLDEST_OPEN, ", pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL"]
+        {
             out.push_sql(part);
         }
         Ok(())

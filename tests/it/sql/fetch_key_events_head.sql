@@ -62,6 +62,7 @@ SELECT
     ) & 9223372036854775807,
     0
   ),
-  pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8;
+  pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8,
+  pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL;
 
 EXPLAIN EXECUTE fetch_key_events_head;
