@@ -59,7 +59,10 @@ fn the_highest_possible_revision_does_not_stop_changes() {
          DELETE FROM api_keys",
     )
     .unwrap();
-    assert_eq!(told(&mut conn, &tenant(), "key"), named(&[(1, "inserted"), (i64::MAX, "deleted")]));
+    KeyRow::default().insert(&mut conn);
+    conn.batch_execute("TRUNCATE api_keys").unwrap();
+    let lives = [(1, "inserted"), (i64::MAX, "deleted"), (i64::MAX, "inserted"), (i64::MAX, "deleted")];
+    assert_eq!(told(&mut conn, &tenant(), "key"), named(&lives));
 }
 
 #[test]
@@ -73,6 +76,13 @@ fn revisions_of_an_id_that_is_used_again_continue_after_its_events() {
     let lives = [(1, "inserted"), (2, "changed"), (3, "frozen"), (4, "deleted"), (5, "inserted")];
     assert_eq!(told(&mut conn, &tenant(), "key"), named(&lives));
     assert_eq!(revision(&mut conn, "key"), 5);
+
+    // The same id in another tenant is another key, whether it is inserted or moved there.
+    conn.batch_execute("DELETE FROM api_keys").unwrap();
+    KeyRow { tenant_id: OTHER, ..KeyRow::default() }.insert(&mut conn);
+    assert_eq!(revision(&mut conn, "key"), 1);
+    conn.batch_execute(&format!("UPDATE api_keys SET tenant_id = '{}'", crate::support::TENANT)).unwrap();
+    assert_eq!(revision(&mut conn, "key"), 7);
 }
 
 #[test]
@@ -171,6 +181,94 @@ fn a_use_is_not_a_change_despite_generated_columns_and_other_triggers() {
         let changes = [(1, "inserted"), (2, "frozen"), (3, "expiry_set"), (4, "changed")];
         assert_eq!(told(&mut conn, &tenant(), "key"), named(&changes), "{neighbour}");
     }
+}
+
+#[test]
+fn a_use_runs_only_the_trigger_that_compares() {
+    let (_database, mut conn) = with_key();
+    // Without this trigger, a revision that was increased stays so.
+    conn.batch_execute("ALTER TABLE api_keys DISABLE TRIGGER \"~api_keys_number_update\"").unwrap();
+    use_key(&mut conn);
+    assert_eq!(revision(&mut conn, "key"), 1);
+}
+
+#[test]
+fn a_time_of_the_service_is_a_change_unless_the_key_is_used() {
+    let (_database, mut conn) = with_key();
+    conn.batch_execute("ALTER TABLE api_keys ADD COLUMN reviewed_at timestamptz").unwrap();
+    for (set, expected) in [
+        ("reviewed_at = '2026-01-01Z'", 2),
+        ("reviewed_at = '2026-01-02Z', total_requests = total_requests + 1", 2),
+        ("reviewed_at = '2026-01-03Z', last_used_at = now()", 2),
+        ("reviewed_at = NULL", 3),
+    ] {
+        conn.batch_execute(&format!("UPDATE api_keys SET {set}")).unwrap();
+        assert_eq!(revision(&mut conn, "key"), expected, "{set}");
+    }
+}
+
+#[test]
+fn a_generated_column_of_a_domain_that_refuses_null_stops_no_write() {
+    let (_database, mut conn) = with_key();
+    conn.batch_execute(
+        "CREATE DOMAIN label AS text NOT NULL;
+         ALTER TABLE api_keys ADD COLUMN lower_name label GENERATED ALWAYS AS (lower(name::text)) STORED,
+             ADD COLUMN updated_at timestamptz",
+    )
+    .unwrap();
+    use_key(&mut conn);
+    conn.batch_execute("UPDATE api_keys SET updated_at = now(), last_used_at = now(), is_frozen = true")
+        .unwrap();
+    assert_eq!(history(&mut conn, &tenant(), &key("key")).last().unwrap().kind.as_str(), "frozen");
+    conn.batch_execute("UPDATE api_keys SET name = 'x', is_frozen = false, updated_at = now()").unwrap();
+    let kinds: Vec<_> = told(&mut conn, &tenant(), "key").into_iter().map(|(_, kind)| kind).collect();
+    assert!(kinds.ends_with(&["unfrozen".to_owned(), "changed".to_owned()]), "{kinds:?}");
+}
+
+#[test]
+fn a_change_has_the_kind_of_the_state_that_the_key_is_in() {
+    let (frozen, revoked) = ("is_frozen = true", "status = 'revoked'");
+    for (state, change, expected) in [
+        (frozen, "frozen_at = now()", &["frozen"][..]),
+        (frozen, "frozen_by = 'x'", &["frozen"]),
+        (frozen, "freeze_reason = 'x'", &["frozen"]),
+        (frozen, "revoked_reason = 'x'", &["changed"]),
+        (revoked, "revoked_at = now()", &["revoked"]),
+        (revoked, "revoked_reason = 'x'", &["revoked"]),
+        (revoked, "frozen_by = 'x'", &["changed"]),
+        (revoked, "status = 'active'", &["changed"]),
+        ("name = 'y'", "frozen_at = now()", &["changed"]),
+        ("name = 'y'", "revoked_at = now()", &["changed"]),
+        ("name = 'y'", "is_frozen = true, revoked_at = now()", &["frozen", "changed"]),
+        ("name = 'y'", "status = 'revoked', frozen_at = now()", &["revoked", "changed"]),
+        ("name = 'y'", "expires_at = now(), created_at = '2020-01-01Z'", &["expiry_set", "changed"]),
+    ] {
+        let (_database, mut conn) = with_key();
+        conn.batch_execute(&format!(
+            "ALTER TABLE api_keys ADD COLUMN is_usable boolean GENERATED ALWAYS AS (NOT is_frozen AND status = 'active') STORED;
+             UPDATE api_keys SET {state}; UPDATE api_keys SET {change}"
+        ))
+        .unwrap();
+        let kinds: Vec<_> =
+            told(&mut conn, &tenant(), "key").into_iter().skip(2).map(|(_, kind)| kind).collect();
+        assert_eq!(kinds, expected, "{state}, then {change}");
+    }
+}
+
+#[test]
+fn the_time_and_the_reason_of_one_kind_are_not_those_of_the_next() {
+    let (_database, mut conn) = with_key();
+    conn.batch_execute(
+        "UPDATE api_keys SET status = 'revoked', revoked_at = '2020-01-01Z', revoked_reason = 'leaked',
+             expires_at = '2021-01-01Z', is_frozen = true, frozen_at = '2022-01-01Z', frozen_by = 'ops'",
+    )
+    .unwrap();
+    let events = history(&mut conn, &tenant(), &key("key"));
+    let of = |kind: &str| events.iter().find(|event| event.kind.as_str() == kind).unwrap();
+    assert_eq!((of("frozen").reason.as_deref(), of("frozen").actor.as_deref()), (None, Some("ops")));
+    assert_eq!((of("revoked").reason.as_deref(), of("revoked").actor.as_deref()), (Some("leaked"), None));
+    let expiry = of("expiry_set");
+    assert_eq!((&expiry.reason, &expiry.actor, expiry.at), (&None, &None, expiry.recorded_at));
 }
 
 #[test]
