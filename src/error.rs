@@ -142,10 +142,11 @@ pub enum Error {
     #[error("the boundaries are not in ascending order: sort them")]
     BoundariesNotAscending,
 
-    /// A call in the requested range has the cost `NaN`, so its usage has no sum.
+    /// A call in the requested range has the cost `NaN` or `Infinity`, so its usage has no sum. Only a `cost_cents` without
+    /// a precision can hold `Infinity`.
     #[error(
-        "a call of {who} has the cost NaN: set `proxy_calls.cost_cents` of that call to a number, or ask for a \
-         range without it", who = key_or_tenant(tenant_id, key_id.as_ref())
+        "a call of {who} has a cost that is not a finite number: set `proxy_calls.cost_cents` of that call to one, or \
+         ask for a range without it", who = key_or_tenant(tenant_id, key_id.as_ref())
     )]
     CostNotANumber {
         /// The tenant of the call.

@@ -180,3 +180,26 @@ fn an_expiry_out_of_range_saturates() {
         assert_eq!(detail.expires_at, Some(read));
     }
 }
+
+#[test]
+fn a_cost_of_any_precision_is_added_up_and_an_infinite_one_is_named() {
+    let (_database, mut conn) = migrated_apart();
+    conn.batch_execute("ALTER TABLE proxy_calls ALTER COLUMN cost_cents TYPE numeric").unwrap();
+    KeyRow::default().insert(&mut conn);
+    CallRow::default().insert(&mut conn);
+    for cost in ["1e131071", "-1e131071", "1e-16383", "0.00005", "Infinity", "-Infinity"] {
+        conn.batch_execute(&format!("UPDATE proxy_calls SET cost_cents = '{cost}'")).unwrap();
+        for method in METHODS {
+            let mut answer = None;
+            conn.test_transaction(|conn| {
+                answer = Some((method.call)(conn, &Input::default()));
+                Ok::<_, std::convert::Infallible>(())
+            });
+            match answer.unwrap() {
+                Ok(_) => {}
+                Err(Error::CostNotANumber { .. }) if cost.contains("Infinity") => {}
+                Err(error) => panic!("{cost}: {} {error:?}", method.name),
+            }
+        }
+    }
+}
