@@ -10,6 +10,14 @@ WITH RECURSIVE home AS (
     FROM pg_class AS class
     WHERE relnamespace = (SELECT oid FROM home) AND relname = ANY ($2)
         AND relkind IN ('r', 'p', 'v', 'm', 'f')
+), domains AS (
+    SELECT pg_type.oid, typbasetype AS base_type, typtypmod AS length, typnotnull AS is_not_null
+    FROM pg_type
+    WHERE typtype = 'd' AND pg_type.oid IN (SELECT atttypid FROM tables JOIN pg_attribute ON attrelid = tables.oid)
+    UNION ALL
+    SELECT domains.oid, typbasetype, typtypmod, is_not_null OR typnotnull
+    FROM domains
+    JOIN pg_type ON pg_type.oid = base_type AND typtype = 'd'
 ), tree AS (
     -- The partitions, and the parts of an index $3.
     SELECT class.oid AS root, class.oid AS relid
@@ -28,23 +36,16 @@ FROM tables
 UNION ALL
 -- A column of a domain has its base type, in which the server sends it.
 SELECT 'column', relname::text, attname::text,
-    format_type(base.type, base.length)
-        || CASE WHEN attnotnull OR base.is_not_null THEN ' NOT NULL' ELSE '' END
+    format_type(coalesce(base_type, atttypid), coalesce(length, atttypmod))
+        || CASE WHEN attnotnull OR is_not_null THEN ' NOT NULL' ELSE '' END
         || CASE WHEN attidentity <> '' THEN ' IDENTITY' WHEN attgenerated <> '' THEN ' GENERATED' ELSE '' END
         || coalesce(' DEFAULT ' || pg_get_expr(adbin, adrelid), ''),
-    CASE WHEN base.type <> atttypid THEN format_type(atttypid, atttypmod) END
+    CASE WHEN base_type IS NOT NULL THEN format_type(atttypid, atttypmod) END
 FROM tables
 JOIN pg_attribute ON attrelid = tables.oid AND attnum > 0 AND NOT attisdropped
 LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-CROSS JOIN LATERAL (
-    WITH RECURSIVE types AS (
-        SELECT atttypid AS type, atttypmod AS length, false AS is_not_null
-        UNION ALL
-        SELECT typbasetype, typtypmod, is_not_null OR typnotnull
-        FROM types JOIN pg_type ON pg_type.oid = types.type AND typtype = 'd'
-    )
-    SELECT type, length, is_not_null FROM types JOIN pg_type ON pg_type.oid = types.type AND typtype <> 'd'
-) AS base
+LEFT JOIN domains ON domains.oid = atttypid
+    AND (SELECT typtype FROM pg_type WHERE pg_type.oid = base_type) <> 'd'
 
 UNION ALL
 SELECT 'constraint', relname::text, conname::text,

@@ -153,6 +153,7 @@ pub(crate) struct Home {
     pub(crate) dependents: Vec<String>,
     pub(crate) neighbours: Vec<Neighbour>,
     pub(crate) hindrances: Vec<Hindrance>,
+    /// Empty if no step is left.
     pub(crate) named: Vec<Named>,
     pub(crate) parts: Vec<Part>,
     /// The objects that an unrelated role owns.
@@ -217,9 +218,28 @@ impl Home {
             .filter(|expected| expected.kind == "column")
             .map(|column| format!("{}.{}", column.table, column.name))
             .collect();
-        let mut relations: Vec<&str> =
-            expected.iter().filter(|expected| expected.is_relation()).map(|expected| expected.name).collect();
-        relations.push(FRONTIER);
+        let mut hindrances: Vec<Hindrance> = diesel::sql_query(include_str!("hindrances.sql"))
+            .bind::<Text, _>(&schema)
+            .bind::<Array<Text>, _>(columns)
+            .load(conn)?;
+        let mut named = Vec::new();
+        let records = Records::read(conn, &schema)?;
+        let is_narrow = prefix_is_narrow(expected, &objects);
+        let has_table =
+            |name: &&str| objects.iter().any(|object| object.kind == "table" && object.name == **name);
+        if is_narrow || !tables.iter().all(has_table) || !STEPS.iter().all(|step| records.has(step)) {
+            hindrances.extend(
+                diesel::sql_query(include_str!("hindered_steps.sql"))
+                    .bind::<Text, _>(&schema)
+                    .load::<Hindrance>(conn)?,
+            );
+            let relations = expected.iter().filter(|expected| expected.is_relation());
+            let relations: Vec<&str> = relations.map(|expected| expected.name).chain([FRONTIER]).collect();
+            named = diesel::sql_query(include_str!("names.sql"))
+                .bind::<Text, _>(&schema)
+                .bind::<Array<Text>, _>(relations)
+                .load(conn)?;
+        }
         Ok(Self {
             session: diesel::sql_query(include_str!("session.sql"))
                 .bind::<Text, _>(&schema)
@@ -228,7 +248,7 @@ impl Home {
                 .bind::<Text, _>(&schema)
                 .bind::<Array<Text>, _>(&tables)
                 .load(conn)?,
-            dependents: if prefix_is_narrow(expected, &objects) {
+            dependents: if is_narrow {
                 names(conn, include_str!("dependents.sql"), &schema)?
             } else {
                 Vec::new()
@@ -239,20 +259,14 @@ impl Home {
                 .bind::<Array<Text>, _>(Expected::names(expected, "function"))
                 .load(conn)?,
             neighbours: diesel::sql_query(include_str!("neighbours.sql")).load(conn)?,
-            hindrances: diesel::sql_query(include_str!("hindrances.sql"))
-                .bind::<Text, _>(&schema)
-                .bind::<Array<Text>, _>(columns)
-                .load(conn)?,
-            named: diesel::sql_query(include_str!("names.sql"))
-                .bind::<Text, _>(&schema)
-                .bind::<Array<Text>, _>(relations)
-                .load(conn)?,
+            hindrances,
+            named,
             parts: if objects.iter().any(Object::is_partitioned) {
                 diesel::sql_query(include_str!("partitions.sql")).bind::<Text, _>(&schema).load(conn)?
             } else {
                 Vec::new()
             },
-            records: Records::read(conn, &schema)?,
+            records,
             objects,
             schema,
         })
