@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Answers that contain the current time or a transaction id.
-fn differs_from_call_to_call(method: &str) -> bool {
+pub(crate) fn differs_from_call_to_call(method: &str) -> bool {
     ["_events", "_history", "denied", "insert_key"].iter().any(|part| method.contains(part))
 }
 

@@ -184,6 +184,17 @@ pub(super) const BREAKS: &[Break] = &[
         "DROP PUBLICATION inserts; ALTER TABLE proxy_calls REPLICA IDENTITY DEFAULT",
     ),
     (
+        // PostgreSQL 14 cannot publish a schema.
+        "ALTER TABLE proxy_calls REPLICA IDENTITY NOTHING;
+         DO $$ BEGIN
+             EXECUTE 'CREATE PUBLICATION of_schema FOR ' || CASE
+                 WHEN current_setting('server_version_num')::integer < 150000 THEN 'ALL TABLES' ELSE 'TABLES IN SCHEMA public'
+             END;
+         END $$",
+        &["! replica identity of proxy_calls"],
+        "DROP PUBLICATION of_schema; ALTER TABLE proxy_calls REPLICA IDENTITY DEFAULT",
+    ),
+    (
         "CREATE UNIQUE INDEX identity ON api_keys (key_hash); ALTER TABLE api_keys REPLICA IDENTITY USING INDEX identity;
          DROP INDEX identity; CREATE PUBLICATION keys FOR TABLE api_keys",
         &["! replica identity of api_keys"],
