@@ -193,9 +193,14 @@ fn break_the_server(server: &mut PrivateServer, database: &Database) {
 
 /// Breaks partitioned calls.
 fn break_partitions() {
-    let Some((_database, mut conn)) = partitioned_service() else { return };
+    let Some((database, mut conn)) = partitioned_service() else { return };
     migrate(&mut conn).unwrap();
     assert_eq!(found(&mut conn), [""; 0]);
+    let mut rewriter = database.connect().unwrap();
+    rewriter.batch_execute("BEGIN; LOCK TABLE calls_2025 IN ACCESS EXCLUSIVE MODE").unwrap();
+    conn.batch_execute("SET lock_timeout = '1s'").unwrap();
+    assert_eq!(found(&mut conn), [""; 0], "the lock of a partition is not waited for");
+    rewriter.batch_execute("COMMIT").unwrap();
     for name in ["proxy_calls_tell_late_insert", "proxy_calls_tell_usage"] {
         for off in ["DISABLE", "ENABLE REPLICA"] {
             conn.batch_execute(&format!("ALTER TABLE calls_2026_01_b {off} TRIGGER {name}")).unwrap();
