@@ -1,10 +1,10 @@
 //! Events are in the schema of their keys' table, also after the schema is renamed.
 
-use api_keys_driver::{MIGRATIONS, migrate};
+use api_keys_driver::{Error, KeysDriver, MIGRATIONS, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_migrations::MigrationHarness;
-use throwaway_postgres::Database;
+use throwaway_postgres::{Database, PrivateServer};
 
 use crate::migrations::lines;
 
@@ -115,4 +115,51 @@ fn writes_in_a_schema_without_events_succeed_with_a_warning() {
     conn.batch_execute("ALTER TABLE elsewhere.api_keys SET SCHEMA app").unwrap();
     live(&mut conn, "app");
     assert_eq!(kinds(&mut conn, "app"), LIFE);
+}
+
+#[test]
+fn triggers_of_another_schema_do_not_count() {
+    let (_database, mut conn) = migrated_in("app");
+    let position = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
+    conn.batch_execute("CREATE SCHEMA second; SET search_path = second").unwrap();
+    migrate(&mut conn).unwrap();
+    let refused = KeysDriver::new(&mut conn).fetch_key_events_after(Some(&position), 1);
+    assert!(matches!(refused, Err(Error::PositionElsewhere)), "{refused:?}");
+    conn.batch_execute("SET search_path = app").unwrap();
+    KeysDriver::new(&mut conn).fetch_key_events_after(Some(&position), 1).unwrap();
+    conn.batch_execute("DROP TRIGGER \"~api_keys_tell\" ON app.api_keys").unwrap();
+    let refused = KeysDriver::new(&mut conn).fetch_key_events_head();
+    assert!(matches!(refused, Err(Error::EventsNotRecorded)), "{refused:?}");
+}
+
+/// Two servers on which everything has the same object and transaction ids.
+#[test]
+fn a_position_of_another_server_is_refused_although_all_ids_are_equal() {
+    let servers = [(); 2].map(|()| PrivateServer::start_new().unwrap());
+    let [first, second] = servers.each_ref().map(|server| {
+        let database = server.create_database().unwrap();
+        let mut conn = database.connect().unwrap();
+        migrate(&mut conn).unwrap();
+        let position = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
+        let ids = "SELECT string_agg(concat(oid, ':', xmin), ',' ORDER BY oid) AS line FROM pg_trigger";
+        (lines(&mut conn, ids), position, database, conn)
+    });
+    let (ids, position, ..) = first;
+    let (other_ids, _, _database, mut conn) = second;
+    assert_eq!(ids, other_ids, "otherwise the test shows nothing");
+    let refused = KeysDriver::new(&mut conn).fetch_key_events_after(Some(&position), 1);
+    assert!(matches!(refused, Err(Error::PositionElsewhere)), "{refused:?}");
+}
+
+/// A sharded server has views over the shards of a worker.
+#[test]
+fn a_view_over_the_keys_is_followed_until_it_is_created_again() {
+    let (_database, mut conn) = migrated_in("app");
+    let view = "CREATE VIEW api_keys AS SELECT * FROM app.api_keys";
+    conn.batch_execute(&format!("CREATE SCHEMA views; SET search_path = views, app; {view}")).unwrap();
+    let position = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
+    KeysDriver::new(&mut conn).fetch_key_events_after(Some(&position), 1).unwrap();
+    conn.batch_execute(&format!("DROP VIEW api_keys; {view}")).unwrap();
+    let refused = KeysDriver::new(&mut conn).fetch_key_events_after(Some(&position), 1);
+    assert!(matches!(refused, Err(Error::PositionElsewhere)), "{refused:?}");
 }
