@@ -111,6 +111,7 @@ BEGIN
                         )
                     );
                 was := OLD;
+                was.last_used_at := NEW.last_used_at;
                 was.total_requests := NEW.total_requests;
                 was.revision := NEW.revision;
                 IF NOT pg_catalog.record_image_ne(

@@ -164,6 +164,11 @@ fn a_use_is_not_a_change_despite_generated_columns_and_other_triggers() {
          CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
              'BEGIN NEW.\"modified on\" := clock_timestamp(); NEW.at_local := clock_timestamp(); RETURN NEW; END';
          CREATE TRIGGER a_touch BEFORE INSERT OR UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION touch()",
+        "CREATE DOMAIN moment AS timestamptz;
+         ALTER TABLE api_keys ALTER COLUMN last_used_at TYPE moment, ADD COLUMN updated_at timestamptz;
+         CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN NEW.updated_at := clock_timestamp(); RETURN NEW; END';
+         CREATE TRIGGER a_touch BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION touch()",
     ];
     for neighbour in neighbours {
         let (_database, mut conn) = with_key();
