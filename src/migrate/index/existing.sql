@@ -1,6 +1,7 @@
 -- The relation with the name $2 in the schema $1. If it is an index: its definition from USING on, without storage
--- parameters and without the cast of a column to text, which is shown for varchar only. A concurrent build holds a lock on the table until it ends, and has a row in
--- pg_stat_progress_create_index. Other roles can read the columns of that row that are used here.
+-- parameters and without the cast of a column to text, which is shown for varchar only. A concurrent build holds a lock
+-- on the table until it ends, and has a row in pg_stat_progress_create_index. Other roles can read the columns of that
+-- row that are used here.
 SELECT indrelid AS "table",
     coalesce(indisvalid AND indisready AND indislive, false) AS is_valid,
     coalesce(indisunique AND indimmediate, false) AS is_unique,

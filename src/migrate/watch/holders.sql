@@ -31,7 +31,8 @@ WITH held AS (
     WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database()
         AND EXISTS (
             SELECT FROM held
-            JOIN pg_catalog.pg_locks AS own USING (virtualtransaction)
+            JOIN pg_catalog.pg_locks AS own
+                ON own.virtualtransaction OPERATOR(pg_catalog.=) held.virtualtransaction
             WHERE held.pid IS NULL AND own.pid IS NULL AND own.transactionid OPERATOR(pg_catalog.=) transaction
         )
 )
