@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use api_keys_driver::schema::{api_key_events, api_keys};
 use api_keys_driver::{
@@ -16,8 +16,8 @@ use diesel::prelude::*;
 
 use crate::support::events::{history, kinds, named};
 use crate::support::{
-    KeyRow, OTHER, assert_fields, at, key, migrated_apart, new_key, other, plans_of, tenant, unfreeze, with,
-    with_locked,
+    KeyRow, OTHER, PATIENCE, assert_fields, at, key, migrated_apart, new_key, other, plans_of, tenant,
+    unfreeze, with, with_locked,
 };
 
 /// Follows to the last event after a position, and returns the keys in the order of the events.
@@ -31,9 +31,6 @@ fn follow(conn: &mut PgConnection, position: &mut Option<EventPosition>) -> Vec<
         ids.extend(events.into_iter().map(|event| String::from(event.key_id)));
     }
 }
-
-/// Followers wait for the transactions of other tests.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Follows until there were `count` events.
 fn follow_until(conn: &mut PgConnection, position: &mut Option<EventPosition>, count: usize) -> Vec<String> {

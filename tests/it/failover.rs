@@ -20,7 +20,7 @@ use diesel::sql_types::Text;
 use throwaway_postgres::{Pair, PrivateServer, Replication};
 
 use crate::every_method::{Input, METHODS};
-use crate::support::{CallRow, KeyRow, at, decimal, eventually, key, tenant};
+use crate::support::{CallRow, KeyRow, PATIENCE, at, decimal, eventually, key, tenant};
 
 /// A migrated pair with one key.
 fn pair(replication: Replication) -> Pair {
@@ -263,8 +263,6 @@ fn removing_a_standby_from_the_list_ends_the_wait_of_commits() {
     pair.set_replication(Replication::Asynchronous).unwrap();
     answered.recv_timeout(PATIENCE).unwrap().unwrap();
 }
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs work that may not return, so that a failing test does not wait for it.
 fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {

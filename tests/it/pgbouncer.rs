@@ -23,7 +23,7 @@ use diesel::connection::{CacheSize, SimpleConnection};
 use diesel::prelude::*;
 use throwaway_postgres::{Database, PrivateServer};
 
-use crate::support::{CallRow, KeyRow, at, decimal};
+use crate::support::{CallRow, KeyRow, PATIENCE, at, decimal};
 
 const WORKERS: usize = 8;
 const SESSIONS: usize = 2;
@@ -78,7 +78,7 @@ impl Bouncer {
             shell.uid(owner.uid()).gid(owner.gid());
         }
         let bouncer = Self { shell: shell.spawn().unwrap(), folder };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while !bouncer.folder.join(".s.PGSQL.6432").exists() {
             let log = || fs::read_to_string(bouncer.folder.join("log"));
             assert!(Instant::now() < deadline, "PgBouncer did not start: {:?}", log());
@@ -379,7 +379,7 @@ fn a_server_lost_behind_the_bouncer_is_a_lost_connection() {
     drop((within, idle));
 
     server.start().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while let Err(error) = pool.get().map_err(Error::from).and_then(|mut conn| count(&mut conn)) {
         assert_eq!(error.advice(), Advice::Reconnect, "{error:?}");
         assert!(Instant::now() < deadline, "{error:?}");
@@ -395,7 +395,7 @@ fn a_call_on_a_stopped_server_ends_with_the_query_timeout_of_the_bouncer() {
     server.pause().unwrap();
     let (answer, answered) = mpsc::channel();
     thread::spawn(move || answer.send(KeysDriver::new(&mut conn).count_keys(&"nobody".into())));
-    let answer = answered.recv_timeout(Duration::from_secs(30));
+    let answer = answered.recv_timeout(PATIENCE);
     server.resume().unwrap();
     let lost = answer.expect("the bouncer ends the call");
     assert!(matches!(lost, Err(Error::ConnectionLost(_))), "{lost:?}");
@@ -420,7 +420,7 @@ fn a_pool_returns_no_connection_while_the_bouncer_leads_to_a_standby() {
     }
     let promote = "SELECT pg_promote()";
     diesel::sql_query(promote).execute(&mut PgConnection::establish(&server.url()).unwrap()).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while let Err(error) = pool.get() {
         assert!(Instant::now() < deadline, "{error:?}");
     }

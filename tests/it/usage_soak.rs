@@ -11,10 +11,5 @@ fn every_method_returns_the_plain_sum_under_faults() {
     let counts = usage::fire(Duration::from_secs(20));
     eprint!("{counts}");
     assert_eq!(counts.differences.load(Relaxed), 0, "\n{counts}");
-    assert!(counts.compared.load(Relaxed) >= 10_000, "\n{counts}");
-    for done in
-        [&counts.commits, &counts.counted, &counts.merged, &counts.deleted, &counts.rounded, &counts.crashes]
-    {
-        assert!(done.load(Relaxed) > 0, "\n{counts}");
-    }
+    assert!(counts.tried_everything(), "\n{counts}");
 }

@@ -1,11 +1,11 @@
 //! The failovers between two servers.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use throwaway_postgres::{Pair, Replication};
 
-use super::{Soak, add};
+use super::{PATIENCE, Soak, add};
 
 /// How long the workers have both servers, and how long only one.
 const WORK: Duration = Duration::from_millis(1500);
@@ -26,6 +26,10 @@ impl Soak {
             pair.rejoin(Replication::Synchronous).expect("a new standby");
             add(&self.counts.failovers);
         }
+        let end = Instant::now() + PATIENCE;
         thread::sleep(WORK);
+        while !self.counts.tried_everything() && Instant::now() < end {
+            thread::sleep(WORK);
+        }
     }
 }

@@ -7,14 +7,16 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::PrivateServer;
 
-use super::{Soak, add};
+use super::{PATIENCE, Soak, add};
 
 impl Soak {
+    /// Injects faults until the end, and for longer on a machine that has not tried everything by then.
     pub(crate) fn inject_faults(&self, server: &mut PrivateServer, url: &str, end: Instant) {
         let faults = [Self::end_sessions, Self::hold_up, Self::crash, Self::end_sessions, Self::restart];
         for fault in faults.iter().cycle() {
             thread::sleep(Duration::from_millis(250));
-            if Instant::now() > end {
+            let is_enough = self.counts.tried_everything() || Instant::now() > end + PATIENCE;
+            if Instant::now() > end && is_enough {
                 return;
             }
             fault(self, server, url);

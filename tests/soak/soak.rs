@@ -35,6 +35,8 @@ const COUNTED: &str = "counted";
 const CHANGERS: u64 = 4;
 const METERS: u64 = 2;
 const POOL: u32 = 8;
+/// How much longer a soak may take on a machine that has not tried everything in time.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 struct Soak {
     pools: Vec<Pool>,

@@ -32,9 +32,10 @@ const TENANTS: [&str; 2] = ["a", "b"];
 const KEYS: u64 = 6;
 const WRITERS: u64 = 6;
 const CHECKERS: u64 = 3;
-/// The soak continues until this number of sums was compared.
+/// The soak continues until this number of sums was compared, and everything was tried.
 const ENOUGH: u64 = 10_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How much longer it may take on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The counts of comparisons are counts of sums: a page or a series has several.
 #[derive(Debug, Default)]
@@ -54,6 +55,21 @@ pub(crate) struct Counts {
     pub(crate) deleted: AtomicU64,
     pub(crate) crashes: AtomicU64,
     pub(crate) sessions_ended: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn tried_everything(&self) -> bool {
+        let done = [
+            &self.rounded,
+            &self.commits,
+            &self.counted,
+            &self.merged,
+            &self.deleted,
+            &self.crashes,
+            &self.sessions_ended,
+        ];
+        self.compared.load(Relaxed) >= ENOUGH && done.iter().all(|count| count.load(Relaxed) > 0)
+    }
 }
 
 impl fmt::Display for Counts {
@@ -242,8 +258,8 @@ impl Fire {
     fn inject_faults(&self, server: &mut PrivateServer, end: Instant) {
         for index in 0_u64.. {
             thread::sleep(Duration::from_millis(1_500));
-            let is_enough = self.counts.compared.load(Relaxed) > ENOUGH;
-            if Instant::now() > end && is_enough || Instant::now() > end + PATIENCE {
+            let is_enough = self.counts.tried_everything() || Instant::now() > end + PATIENCE;
+            if Instant::now() > end && is_enough {
                 return;
             }
             if index % 6 == 5 {
@@ -265,7 +281,7 @@ impl Fire {
     fn finish(&self) {
         let mut conn = PgConnection::establish(&self.url).expect("a connection");
         let until = Utc::now() + TimeDelta::days(9);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let step = KeysDriver::new(&mut conn).roll_up_usage(until, 100_000).expect("a step");
             if step.is_some_and(|step| !step.is_behind && step.counted_to > until - TimeDelta::seconds(1)) {

@@ -11,10 +11,8 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
 
 use crate::private::free_port;
-use crate::server::{as_server_user, give_to_server_user, initialize};
+use crate::server::{PATIENCE, as_server_user, give_to_server_user, initialize};
 use crate::{PrivateServer, Result, binaries};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether a commit waits for the standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

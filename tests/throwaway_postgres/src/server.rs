@@ -20,6 +20,8 @@ use crate::{Database, Result, binaries, database};
 const NOBODY: u32 = 65534;
 pub(crate) const DEFAULT_PORT: u16 = 5432;
 pub(crate) const ENOUGH_MEMORY: u64 = 2 << 30;
+/// How long a server may take to start, or to do what was ordered, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A server that databases can be created on.
 #[derive(Clone)]
@@ -182,7 +184,7 @@ pub(crate) fn launch(bin: &Path, home: &Path, port: u16, settings: &[String]) ->
 
 /// Whether the server of a folder was started and is running. After a crash of one of its processes, it recovers first.
 fn is_running(home: &Path) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while home.join("ready").exists() && postmaster(home).is_some() {
         if PgConnection::establish(&url_in(home, DEFAULT_PORT)).is_ok() || Instant::now() > deadline {
             return true;
@@ -249,7 +251,7 @@ pub(crate) fn as_server_user(program: &Path, home: &Path) -> Command {
 }
 
 fn wait_until_ready(mut postgres: Child, url: &str, log: &Path) -> Result<Child> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while PgConnection::establish(url).is_err() {
         if postgres.try_wait()?.is_some() || Instant::now() > deadline {
             let log = fs::read_to_string(log).unwrap_or_default();
