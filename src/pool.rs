@@ -239,8 +239,9 @@ impl PoolConfig {
         Self { min_idle: Some(min_idle), ..self }
     }
 
-    /// Sets whether `get` tests a connection before it returns it. Without the test, each connection fails once after
-    /// a restart of the server.
+    /// Sets whether `get` tests a connection before it returns it, in one round trip. Without the test, each connection
+    /// fails once after a restart of the server, a session on a former primary is used until it is too old, and a
+    /// transaction that was left open with `BEGIN` as SQL swallows the next user's writes.
     #[must_use]
     pub fn test_on_check_out(self, test_on_check_out: bool) -> Self {
         Self { test_on_check_out, ..self }

@@ -4,10 +4,8 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use diesel::connection::{CacheSize, SimpleConnection};
-use diesel::dsl::select;
 use diesel::prelude::*;
 use diesel::r2d2::{ManageConnection, R2D2Connection};
-use diesel::sql_types::Text;
 
 use super::{StatementCache, watch};
 use crate::error::{ConnectFailure, connect_error, setup_error};
@@ -22,9 +20,12 @@ use crate::{Result, Timeouts, session};
 ///   [`Advice::Reconnect`](crate::Advice::Reconnect) or [`Advice::CheckOutcome`](crate::Advice::CheckOutcome), even if
 ///   later statements succeeded
 /// - a connection that is older than the pool's `max_lifetime` when it is returned
+/// - a connection that is in a transaction when `get` tests it, because its last user sent `BEGIN` as SQL, which Diesel
+///   does not notice. The next user's writes would be lost with that transaction.
 /// - a connection whose server no longer matches `target_session_attrs` when `get` tests it, such as a connection to
-///   the former primary after a failover. For this, the connection string must ask for `read-write` or `primary`. The
-///   check replaces the usual test and costs no further round trip.
+///   the former primary after a failover. For this, the connection string must ask for `read-write` or `primary`.
+///
+/// The test of these two replaces the usual one, and costs no further round trip.
 ///
 /// To detect failures of the engine's own statements, the manager sets an instrumentation on each connection. This
 /// instrumentation passes all events on to Diesel's default instrumentation. Do not call `set_instrumentation` on a
@@ -48,10 +49,20 @@ pub(super) enum Target {
     Primary,
 }
 
-#[diesel::declare_sql_function]
-extern "SQL" {
-    fn current_setting(name: Text) -> Text;
-    fn pg_is_in_recovery() -> Bool;
+const IN_TRANSACTION: &str = "its last user left a transaction open";
+const NOT_THE_TARGET: &str = "it no longer matches target_session_attrs";
+
+impl Target {
+    /// The SQL condition for a session whose server has changed.
+    fn is_lost(self) -> &'static str {
+        match self {
+            Self::Any => "false",
+            Self::ReadWrite => {
+                "pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on'"
+            }
+            Self::Primary => "pg_catalog.pg_is_in_recovery()",
+        }
+    }
 }
 
 impl PoolManager {
@@ -66,20 +77,21 @@ impl PoolManager {
         Ok(conn)
     }
 
+    /// Sends one statement in the simple query protocol, where a transaction begins at the time of its first statement.
+    /// A cast that fails puts its text into the error.
     fn test(&self, conn: &mut PgConnection) -> Result<()> {
-        let matches_target = match self.target {
-            Target::Any => conn.ping().map(|()| true),
-            Target::ReadWrite => {
-                let is_read_only =
-                    select(current_setting("transaction_read_only")).get_result::<String>(conn);
-                is_read_only.map(|setting| setting == "off")
-            }
-            Target::Primary => {
-                select(pg_is_in_recovery()).get_result(conn).map(|is_standby: bool| !is_standby)
-            }
-        };
-        let matches_target = matches_target.map_err(setup_error)?;
-        if matches_target { Ok(()) } else { Err(connect_error(not_the_target())) }
+        let sql = format!(
+            "SELECT CASE
+               WHEN pg_catalog.now() OPERATOR(pg_catalog.<>) pg_catalog.statement_timestamp()
+                 THEN CAST(pg_catalog.concat('{IN_TRANSACTION}') AS pg_catalog.int4)
+               WHEN {} THEN CAST(pg_catalog.concat('{NOT_THE_TARGET}') AS pg_catalog.int4) END",
+            self.target.is_lost(),
+        );
+        conn.batch_execute(&sql).map_err(|error| {
+            let message = error.to_string();
+            let reason = [IN_TRANSACTION, NOT_THE_TARGET].into_iter().find(|reason| message.contains(reason));
+            reason.map_or_else(|| setup_error(error), |reason| connect_error(unusable(reason)))
+        })
     }
 
     fn is_too_old(&self, conn: &mut PgConnection) -> bool {
@@ -89,9 +101,8 @@ impl PoolManager {
 }
 
 /// The message has the form of libpq's messages, so that `connect_error` recognises it.
-fn not_the_target() -> diesel::ConnectionError {
-    let message = "connection to server of the pool failed: it no longer matches target_session_attrs";
-    diesel::ConnectionError::BadConnection(message.into())
+fn unusable(reason: &str) -> diesel::ConnectionError {
+    diesel::ConnectionError::BadConnection(format!("connection to server of the pool failed: {reason}"))
 }
 
 impl ManageConnection for PoolManager {
