@@ -58,9 +58,12 @@ pub(crate) struct TableFacts {
     pub(crate) owner: String,
     #[diesel(sql_type = Bool)]
     pub(crate) is_owner: bool,
-    /// Of the owner, perhaps without inheriting its rights.
+    /// To the owner, perhaps without inheriting its rights.
     #[diesel(sql_type = Bool)]
-    pub(crate) is_member: bool,
+    pub(crate) may_set_role: bool,
+    /// Makes the current role a member of the owner.
+    #[diesel(sql_type = Text)]
+    pub(crate) grant_of_owner: String,
     #[diesel(sql_type = Bool)]
     pub(crate) has_hidden_rows: bool,
     #[diesel(sql_type = Array<Text>)]

@@ -11,7 +11,12 @@ WITH RECURSIVE tree AS (
 SELECT relname::text AS name,
     pg_get_userbyid(relowner)::text AS owner,
     pg_has_role(relowner, 'USAGE') AS is_owner,
-    pg_has_role(relowner, 'MEMBER') AS is_member,
+    pg_has_role(relowner, CASE WHEN grants_have_options THEN 'SET' ELSE 'MEMBER' END) AS may_set_role,
+    concat(
+        format('GRANT %I TO %I', pg_get_userbyid(relowner), current_user),
+        -- A grant that exists keeps the options that are not named.
+        CASE WHEN grants_have_options THEN ' WITH INHERIT TRUE, SET TRUE' END
+    ) AS grant_of_owner,
     row_security_active(class.oid) AS has_hidden_rows,
     publications,
     -- What PostgreSQL checks is the partition.
@@ -64,6 +69,7 @@ SELECT relname::text AS name,
     ) AS column_privileges
 FROM pg_class AS class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace
+CROSS JOIN (SELECT current_setting('server_version_num')::int >= 160000 AS grants_have_options) AS server
 CROSS JOIN LATERAL (
     SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{}') AS publications,
         coalesce(bool_or(pubupdate OR pubdelete), false) AS sends_changes

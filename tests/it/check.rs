@@ -457,6 +457,33 @@ fn block_an_owner() {
     }
 }
 
+#[test]
+fn a_member_that_may_not_set_the_role_of_the_owner_is_told_what_to_grant() {
+    for granted in ["SET FALSE, INHERIT TRUE", "SET FALSE, INHERIT FALSE", "SET FALSE, ADMIN TRUE"] {
+        let Some((database, mut admin)) = existing_service_apart() else { return };
+        let own = "ALTER TABLE api_keys OWNER TO an_owner; ALTER TABLE proxy_calls OWNER TO an_owner";
+        let roles = "CREATE ROLE an_owner; CREATE ROLE a_deputy LOGIN";
+        admin
+            .batch_execute(&format!("{roles}; {own}; GRANT CREATE ON SCHEMA public TO an_owner, a_deputy"))
+            .unwrap();
+        if admin.batch_execute(&format!("GRANT an_owner TO a_deputy WITH {granted}")).is_ok() {
+            let mut deputy = connect_as(&database, "a_deputy");
+            let obstacles = check(&mut deputy).unwrap().obstacles;
+            for obstacle in obstacles.iter().filter(|found| found.effect == Effect::BlocksMigration) {
+                let (_, fix) = obstacle.action.split_once("Migrate as an_owner, or ").unwrap();
+                assert_eq!(admin.batch_execute(fix), Ok(()), "{obstacle}");
+            }
+            migrate(&mut deputy).unwrap();
+            assert!(check(&mut deputy).unwrap().is_clean());
+        } else {
+            eprintln!("skipped: the server knows no SET option (PostgreSQL 16 and newer do)");
+        }
+        admin
+            .batch_execute("DROP OWNED BY an_owner, a_deputy CASCADE; DROP ROLE an_owner, a_deputy")
+            .unwrap();
+    }
+}
+
 fn connect_as(database: &Database, role: &str) -> PgConnection {
     PgConnection::establish(&database.url().replace("user=postgres", &format!("user={role}"))).unwrap()
 }

@@ -1,5 +1,7 @@
 //! The rights of the current role: those that groups of methods need on the tables, and those that migrating needs.
 
+use std::collections::BTreeMap;
+
 use super::super::Effect;
 use super::{Verdict, View};
 use crate::steps::quoted;
@@ -223,6 +225,9 @@ fn other_creators(view: &View<'_>, verdict: &mut Verdict) {
     }
 }
 
+const GIVEN_TO_THE_OWNER: &str = "new tables and functions are given to the owner of api_keys or proxy_calls: that role \
+     must have CREATE on the schema, and the current role must be able to SET ROLE to it";
+
 fn to_migrate(view: &View<'_>, role: &str, verdict: &mut Verdict) {
     if !view.home.session.may_create {
         verdict.add(
@@ -243,9 +248,20 @@ fn to_migrate(view: &View<'_>, role: &str, verdict: &mut Verdict) {
         verdict.add(
             Effect::BlocksMigration,
             format!("CREATE on schema {} of {owner}", view.home.schema),
-            "new tables and functions are given to the owner of api_keys or proxy_calls, which PostgreSQL allows only \
-             if that role may create objects in the schema",
+            GIVEN_TO_THE_OWNER,
             format!("GRANT CREATE ON SCHEMA {} TO {}", quoted(&view.home.schema), quoted(owner)),
+        );
+    }
+    let base =
+        view.home.tables.iter().filter(|table| ["api_keys", "proxy_calls"].contains(&table.name.as_str()));
+    let unsettable = base.filter(|table| table.is_owner && !table.may_set_role);
+    let grants: BTreeMap<_, _> = unsettable.map(|table| (&table.owner, &table.grant_of_owner)).collect();
+    for (owner, grant) in grants.into_iter().filter(|_| creates_for_the_owner) {
+        verdict.add(
+            Effect::BlocksMigration,
+            format!("SET ROLE {owner}"),
+            GIVEN_TO_THE_OWNER,
+            format!("Migrate as {owner}, or {grant}"),
         );
     }
     to_record(view, role, verdict);
@@ -254,10 +270,10 @@ fn to_migrate(view: &View<'_>, role: &str, verdict: &mut Verdict) {
             Effect::BlocksMigration,
             format!("ownership of {}", table.name),
             format!("only the owner {} may change the table", table.owner),
-            if table.is_member {
+            if table.may_set_role {
                 format!("SET ROLE {}, whose rights the role does not inherit", quoted(&table.owner))
             } else {
-                format!("Migrate as {}, or GRANT {} TO {role}", table.owner, quoted(&table.owner))
+                format!("Migrate as {}, or {}", table.owner, table.grant_of_owner)
             },
         );
     }
