@@ -244,9 +244,11 @@ pub enum Error {
     #[error("the database's encoding cannot hold the text: remove NUL bytes and characters that it lacks")]
     UnencodableText(#[source] diesel::result::Error),
 
-    /// The database holds a text that is not valid UTF-8. This is possible if its encoding is `SQL_ASCII`. The source
-    /// shows the bytes.
-    #[error("a stored text is not valid UTF-8: find the text by the bytes in the source, and correct it")]
+    /// The database holds a text that has no form in UTF-8. This is possible if its encoding is `SQL_ASCII`, or one with
+    /// bytes that UTF-8 has no character for, such as `WIN1252`. The source shows the bytes.
+    #[error(
+        "a stored text cannot be read as UTF-8: find the text by the bytes in the source, and correct it"
+    )]
     InvalidText(#[source] diesel::result::Error),
 
     /// The server refused a statement for another reason.

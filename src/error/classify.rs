@@ -78,7 +78,11 @@ impl Kind {
             {
                 Self::UnencodableText
             }
-            _ if message.starts_with("invalid byte sequence for encoding \"UTF8\": ") => Self::InvalidText,
+            _ if message.starts_with("invalid byte sequence for encoding \"UTF8\": ")
+                || is_about("character with byte sequence ", "\" has no equivalent in encoding \"UTF8\"") =>
+            {
+                Self::InvalidText
+            }
             _ if is_about("relation \"", "\" does not exist")
                 || is_about("column ", " does not exist")
                 || is_about("column \"", "") && message.contains("\" is of type ")

@@ -173,13 +173,21 @@ fn break_the_server(server: &mut PrivateServer, database: &Database) {
             "some errors are recognized by their English messages, and this server's are in  SET lc_messages = 'C'",
         );
     }
-    conn.batch_execute("CREATE DATABASE in_ascii TEMPLATE template0 LOCALE 'C' ENCODING 'SQL_ASCII'")
-        .unwrap();
     let name = lines(&mut conn, "SELECT current_database()::text AS line").remove(0);
-    let mut in_ascii = PgConnection::establish(&database.url().replace(&name, "in_ascii")).unwrap();
-    migrate(&mut in_ascii).unwrap();
-    assert_eq!(found(&mut in_ascii), ["encoding"]);
-    drop((conn, in_ascii));
+    for (encoding, expected) in
+        [("SQL_ASCII", ["encoding"].as_slice()), ("WIN1252", &["encoding"]), ("LATIN9", &[])]
+    {
+        conn.batch_execute(&format!(
+            "CREATE DATABASE odd TEMPLATE template0 LOCALE 'C' ENCODING '{encoding}'"
+        ))
+        .unwrap();
+        let mut odd = PgConnection::establish(&database.url().replace(&name, "odd")).unwrap();
+        migrate(&mut odd).unwrap();
+        assert_eq!(found(&mut odd), expected);
+        drop(odd);
+        conn.batch_execute("DROP DATABASE odd").unwrap();
+    }
+    drop(conn);
 
     server.stop().unwrap();
     server.set_standby(true).unwrap();

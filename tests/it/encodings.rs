@@ -1,6 +1,6 @@
 //! Databases whose encoding is not UTF-8, and texts that no database can hold.
 
-use api_keys_driver::{Error, KeysDriver, NewKey, Page, TryLock};
+use api_keys_driver::{Advice, Error, KeysDriver, NewKey, Page, TryLock};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::PrivateServer;
@@ -69,7 +69,7 @@ fn a_text_that_the_encoding_cannot_hold_is_never_found() {
 
 #[test]
 fn every_method_answers_on_a_database_of_another_encoding() {
-    for encoding in ["LATIN1", "SQL_ASCII"] {
+    for encoding in ["LATIN1", "WIN1252", "SQL_ASCII"] {
         let (_server, mut conn) = database_with(encoding);
         KeyRow { name: "Schlüssel", ..KeyRow::default() }.insert(&mut conn);
         CallRow::default().insert(&mut conn);
@@ -81,14 +81,19 @@ fn every_method_answers_on_a_database_of_another_encoding() {
 }
 
 #[test]
-fn bytes_that_are_not_utf8_are_an_error_that_shows_them() {
-    let (_server, mut conn) = database_with("SQL_ASCII");
-    KeyRow::default().insert(&mut conn);
-    let spoil = "SET client_encoding = 'SQL_ASCII';
-                 UPDATE api_keys SET name = convert_from('\\xff41'::bytea, 'SQL_ASCII');
-                 SET client_encoding = 'UTF8'";
-    conn.batch_execute(spoil).unwrap();
-    let failed = KeysDriver::new(&mut conn).fetch_keys(&tenant(), Page::default()).unwrap_err();
-    let why = std::error::Error::source(&failed).unwrap().to_string();
-    assert!(matches!(failed, Error::InvalidText(_)) && why.contains("0xff"), "{failed:?}");
+fn bytes_that_utf8_has_no_character_for_are_an_error_that_shows_them() {
+    for (encoding, bytes, shown) in [("SQL_ASCII", "ff41", "0xff"), ("WIN1252", "8141", "0x81")] {
+        let (_server, mut conn) = database_with(encoding);
+        KeyRow::default().insert(&mut conn);
+        let spoil = format!(
+            "SET client_encoding = '{encoding}';
+             UPDATE api_keys SET name = convert_from('\\x{bytes}'::bytea, '{encoding}');
+             SET client_encoding = 'UTF8'"
+        );
+        conn.batch_execute(&spoil).unwrap();
+        let failed = KeysDriver::new(&mut conn).fetch_keys(&tenant(), Page::default()).unwrap_err();
+        let why = std::error::Error::source(&failed).unwrap().to_string();
+        assert!(matches!(failed, Error::InvalidText(_)) && why.contains(shown), "{failed:?}");
+        assert_eq!(failed.advice(), Advice::Fail);
+    }
 }

@@ -5,6 +5,26 @@ use super::super::object::is_named;
 use super::{Verdict, View};
 use crate::steps::{is_english, quoted};
 
+/// The encodings of which PostgreSQL converts every character to UTF-8. Of the others with one byte per character, some
+/// bytes have none.
+const CONVERTIBLE: &[&str] = &[
+    "UTF8",
+    "LATIN1",
+    "LATIN2",
+    "LATIN4",
+    "LATIN5",
+    "LATIN6",
+    "LATIN7",
+    "LATIN8",
+    "LATIN9",
+    "LATIN10",
+    "ISO_8859_5",
+    "WIN1256",
+    "WIN866",
+    "KOI8R",
+    "KOI8U",
+];
+
 pub(super) fn judge(view: &View<'_>, verdict: &mut Verdict) {
     place(view, verdict);
     session(view, verdict);
@@ -152,11 +172,14 @@ fn session(view: &View<'_>, verdict: &mut Verdict) {
             format!("ALTER DATABASE {} SET lc_messages = 'C'", quoted(&session.database)),
         );
     }
-    if session.encoding == "SQL_ASCII" {
+    if !CONVERTIBLE.contains(&session.encoding.as_str()) {
         verdict.add(
             Effect::Degrades,
             "encoding",
-            "SQL_ASCII stores any bytes, and a row with bytes that are not UTF-8 cannot be read",
+            format!(
+                "{} stores bytes that have no form in UTF-8, and a row with them cannot be read",
+                session.encoding
+            ),
             "Move to a database in UTF8",
         );
     }

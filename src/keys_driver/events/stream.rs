@@ -98,6 +98,8 @@ impl KeysDriver<'_> {
     /// - [`Error::UnreadableEvent`] if the next event's tenant or key is not UTF-8, as a database in `SQL_ASCII`
     ///   allows. The error holds the event's position: to skip the event, continue from there. Events before it are
     ///   returned first. In the other texts of an event, U+FFFD replaces bytes that are not UTF-8.
+    /// - [`Error::InvalidText`] if a text of the page's events has no form in UTF-8, as databases in `WIN1252` and some
+    ///   other encodings allow. PostgreSQL then sends none of the page. Correct the text in `api_key_events`.
     pub fn fetch_key_events_after(
         &mut self,
         position: Option<&EventPosition>,
