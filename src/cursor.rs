@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 
-use crate::KeyId;
 use crate::time::whole_micros;
+use crate::{Error, KeyId, Result};
 
 /// A position in a list of keys that is ordered by `created_at DESC, id DESC`: directly after one key.
 ///
@@ -43,13 +43,6 @@ pub struct KeyCursor {
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) id: KeyId,
 }
-
-/// The text is not the `Display` text of a cursor of this type.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the text is not a cursor of this list: pass the text of a cursor unchanged, or start without a cursor"
-)]
-pub struct ParseKeyCursorError;
 
 impl KeyCursor {
     /// Makes the cursor directly after the key with this time and id.
@@ -106,16 +99,16 @@ impl fmt::Display for KeyEventCursor {
 }
 
 impl FromStr for KeyEventCursor {
-    type Err = ParseKeyCursorError;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, ParseKeyCursorError> {
+    fn from_str(text: &str) -> Result<Self> {
         text.strip_prefix('h')
             .and_then(|digits| digits.split_at_checked(16))
             .and_then(|(revision, id)| {
                 Some(Self { revision: parse_number(revision)?, id: parse_number(id)? })
             })
             .filter(|cursor| cursor.to_string() == text)
-            .ok_or(ParseKeyCursorError)
+            .ok_or(Error::KeyCursor)
     }
 }
 
@@ -132,14 +125,14 @@ macro_rules! cursor_text {
         }
 
         impl FromStr for $Cursor {
-            type Err = ParseKeyCursorError;
+            type Err = Error;
 
-            fn from_str(text: &str) -> Result<Self, ParseKeyCursorError> {
+            fn from_str(text: &str) -> Result<Self> {
                 text.strip_prefix($letter)
                     .and_then(parse)
                     .map(|($time, id)| Self { $time, id })
                     .filter(|cursor| cursor.to_string() == text)
-                    .ok_or(ParseKeyCursorError)
+                    .ok_or(Error::KeyCursor)
             }
         }
     )*};
@@ -163,9 +156,9 @@ macro_rules! cursor_in_serde {
 
         #[cfg(feature = "serde")]
         impl TryFrom<String> for $Cursor {
-            type Error = ParseKeyCursorError;
+            type Error = Error;
 
-            fn try_from(text: String) -> Result<Self, ParseKeyCursorError> {
+            fn try_from(text: String) -> Result<Self> {
                 text.parse()
             }
         }

@@ -7,7 +7,7 @@ mod violation;
 
 use self::classify::Kind;
 use self::violation::without_values;
-use crate::{KeyId, ParseEventPositionError, ParseKeyCursorError, TenantId};
+use crate::{KeyId, TenantId};
 
 pub use self::connect::ConnectFailure;
 pub(crate) use self::connect::{connect_error, setup_error};
@@ -329,12 +329,14 @@ pub enum Error {
     Migration(#[source] Box<dyn std::error::Error + Send + Sync>),
 
     /// A text cannot be parsed as a [`KeyCursor`](crate::KeyCursor), or as another cursor.
-    #[error(transparent)]
-    KeyCursor(#[from] ParseKeyCursorError),
+    #[error(
+        "the text is not a cursor of this list: pass the text of a cursor unchanged, or start without a cursor"
+    )]
+    KeyCursor,
 
     /// A text cannot be parsed as an [`EventPosition`](crate::EventPosition).
-    #[error(transparent)]
-    EventPosition(#[from] ParseEventPositionError),
+    #[error("the text is not a position of an event: start from the beginning, or restore what was stored")]
+    EventPosition,
 }
 
 /// What to do about an [`Error`].
@@ -410,8 +412,8 @@ impl Error {
             | Self::AccessDenied
             | Self::UnknownDatabase
             | Self::Tls
-            | Self::KeyCursor(_)
-            | Self::EventPosition(_) => Advice::Fail,
+            | Self::KeyCursor
+            | Self::EventPosition => Advice::Fail,
         }
     }
 }

@@ -36,9 +36,7 @@ use diesel::prelude::*;
 pub use self::auth::KeyAuthSnapshot;
 pub use self::calls::NewCall;
 pub use self::changes::KeyChanges;
-pub use self::events::{
-    Compaction, DeniedKeySnapshot, EventPosition, KeyEventSnapshot, ParseEventPositionError,
-};
+pub use self::events::{Compaction, DeniedKeySnapshot, EventPosition, KeyEventSnapshot};
 pub use self::freeze::{Freeze, KeyFreezeSnapshot};
 pub use self::key::KeySnapshot;
 pub use self::key_hash::KeyHash;

@@ -82,22 +82,22 @@ pub use bigdecimal::BigDecimal;
 pub use keys_driver::{
     Bucket, Compaction, DeniedKeySnapshot, EventPosition, Freeze, KeyAuthSnapshot, KeyChanges,
     KeyEventSnapshot, KeyFreezeSnapshot, KeyHash, KeySnapshot, KeySuccessor, KeyUsageSnapshot, KeyUse,
-    KeysDriver, LockedKey, LockedTenant, NewCall, NewKey, ParseEventPositionError, TryLock, UsageBucket,
-    UsageDrift, UsageRecount, UsageRollUp, get_keys_driver, get_keys_read_driver, get_keys_write_driver,
+    KeysDriver, LockedKey, LockedTenant, NewCall, NewKey, TryLock, UsageBucket, UsageDrift, UsageRecount,
+    UsageRollUp, get_keys_driver, get_keys_read_driver, get_keys_write_driver,
 };
 
 pub use api_keys_facade_driver::{ApiKeyDetailSnapshot, ApiKeySnapshot, ApiKeysFacadeDriver};
 
 pub use change::Change;
 pub use check::{Effect, Obstacle, Report, check};
-pub use cursor::{ExpiryCursor, KeyCursor, KeyEventCursor, ParseKeyCursorError, UnusedCursor};
+pub use cursor::{ExpiryCursor, KeyCursor, KeyEventCursor, UnusedCursor};
 pub use denied_keys::{CaughtUp, DeniedKeys};
 pub use error::{Advice, ConnectFailure, Error, Result};
 pub use ids::{KeyId, TenantId};
 pub use key_event_listener::{KeyEventListener, Wake};
 pub use migrate::{Holder, Holders, MIGRATIONS, Migrator, Progress, migrate};
 pub use page::Page;
-pub use pool::{Pool, PoolConfig, PoolManager, StatementCache};
+pub use pool::{Pool, PoolConfig, PoolManager, PooledConnection, StatementCache};
 pub use timeouts::Timeouts;
 pub use transaction::{Retry, Transaction, TransactionError};
 pub use vocabulary::{KeyEventKind, KeyStatus};

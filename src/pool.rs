@@ -17,11 +17,41 @@ pub use self::manager::PoolManager;
 use crate::timeouts::whole_milliseconds;
 use crate::{Result, Timeouts};
 
-/// An r2d2 pool of connections. A clone uses the same pool.
+/// A pool of connections, as [`PoolConfig`] describes it. A clone uses the same pool.
 ///
-/// The error of `get` is r2d2's. `?` converts it in a function that returns this crate's [`Result`]. In a function with
-/// another error type, `pool.get().map_err(api_keys_driver::Error::from)?` does.
-pub type Pool = r2d2::Pool<PoolManager>;
+/// It is r2d2's pool, whose [`get`](Self::get) returns this crate's error. So an engine needs one `From` for the errors of
+/// the pool and of the drivers.
+#[derive(Clone, Debug)]
+pub struct Pool(r2d2::Pool<PoolManager>);
+
+/// A connection of a [`Pool`]. When it is dropped, the pool can return it again.
+pub type PooledConnection = r2d2::PooledConnection<PoolManager>;
+
+impl Pool {
+    /// Returns a free connection, or opens one. It waits for at most [`PoolConfig::wait`], and tests the connection
+    /// first, unless [`PoolConfig::test_on_check_out`] is off.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Pool`](crate::Error::Pool) if all connections are in use, or if connecting takes longer than the wait.
+    /// - The errors of [`PoolConfig::build`] if a connection is free to be opened, but opening it fails.
+    pub fn get(&self) -> Result<PooledConnection> {
+        Ok(self.0.get()?)
+    }
+
+    /// Returns r2d2's pool, for its state and its settings.
+    #[must_use]
+    pub fn as_r2d2(&self) -> &r2d2::Pool<PoolManager> {
+        &self.0
+    }
+}
+
+/// For a pool that r2d2's builder made: see [`PoolConfig::builder`].
+impl From<r2d2::Pool<PoolManager>> for Pool {
+    fn from(pool: r2d2::Pool<PoolManager>) -> Self {
+        Self(pool)
+    }
+}
 
 /// Whether connections keep their prepared statements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -289,14 +319,14 @@ impl PoolConfig {
     pub fn build(&self) -> Result<Pool> {
         let manager = self.manager();
         manager.open()?;
-        Ok(self.builder().build_unchecked(manager))
+        Ok(self.builder().build_unchecked(manager).into())
     }
 
     /// Returns r2d2's builder with these settings, to add settings that only r2d2 has. Build the pool with
     /// [`manager`](Self::manager).
     ///
     /// ```
-    /// # use api_keys_driver::PoolConfig;
+    /// use api_keys_driver::{Pool, PoolConfig};
     /// use diesel::r2d2::event::{HandleEvent, TimeoutEvent};
     ///
     /// #[derive(Debug)]
@@ -310,7 +340,8 @@ impl PoolConfig {
     ///
     /// # let database = throwaway_postgres::empty().unwrap();
     /// let config = PoolConfig::new(database.url()).size(2);
-    /// let pool = config.builder().event_handler(Box::new(CountTimeouts)).build_unchecked(config.manager());
+    /// let builder = config.builder().event_handler(Box::new(CountTimeouts));
+    /// let pool = Pool::from(builder.build_unchecked(config.manager()));
     /// # assert!(pool.get().is_ok());
     /// ```
     #[must_use]

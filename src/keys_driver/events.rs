@@ -11,7 +11,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 
 pub use self::denied::DeniedKeySnapshot;
-pub use self::position::{EventPosition, ParseEventPositionError};
+pub use self::position::EventPosition;
 pub use self::stream::Compaction;
 
 use super::KeysDriver;

@@ -126,8 +126,8 @@ fn the_text_of_a_cursor_parses_only_as_the_same_kind_of_cursor() {
         KeyRow { id: &id, expires_at: time, last_used_at: time, ..KeyRow::default() }.insert(&mut conn);
         let key = fetch(&mut conn, &id);
         let (expiry, unused) = (ExpiryCursor::from(&key), UnusedCursor::from(&key));
-        assert_eq!(expiry.to_string().parse(), Ok(expiry.clone()));
-        assert_eq!(unused.to_string().parse(), Ok(unused.clone()));
+        assert_eq!(expiry.to_string().parse::<ExpiryCursor>().unwrap(), expiry);
+        assert_eq!(unused.to_string().parse::<UnusedCursor>().unwrap(), unused);
         assert!(unused.to_string().parse::<ExpiryCursor>().is_err());
         assert!(expiry.to_string().parse::<UnusedCursor>().is_err());
         assert!(expiry.to_string().parse::<KeyCursor>().is_err());

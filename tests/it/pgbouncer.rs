@@ -332,7 +332,7 @@ fn usage_is_exact_behind_the_bouncer_while_it_is_counted_recounted_and_deleted()
     let answers = work_all(|worker| {
         let mut answers = Answers::default();
         for index in 0..ROUNDS {
-            let asked = pool.get().map_err(Error::from).and_then(|mut conn| ask_for_usage(worker, &mut conn));
+            let asked = pool.get().and_then(|mut conn| ask_for_usage(worker, &mut conn));
             answers.note(&asked.inspect_err(|error| eprintln!("{error:?}")));
             answers.note(&maintain(index).inspect_err(|error| eprintln!("{error:?}")));
         }
@@ -380,7 +380,7 @@ fn a_server_lost_behind_the_bouncer_is_a_lost_connection() {
 
     server.start().unwrap();
     let deadline = Instant::now() + PATIENCE;
-    while let Err(error) = pool.get().map_err(Error::from).and_then(|mut conn| count(&mut conn)) {
+    while let Err(error) = pool.get().and_then(|mut conn| count(&mut conn)) {
         assert_eq!(error.advice(), Advice::Reconnect, "{error:?}");
         assert!(Instant::now() < deadline, "{error:?}");
     }
@@ -415,7 +415,7 @@ fn a_pool_returns_no_connection_while_the_bouncer_leads_to_a_standby() {
     server.set_standby(true).unwrap();
     server.start().unwrap();
     for _ in 0..5 {
-        let refused = pool.get().map(drop).map_err(Error::from).unwrap_err();
+        let refused = pool.get().map(drop).unwrap_err();
         assert_eq!(refused.advice(), Advice::Reconnect, "{refused:?}");
     }
     let promote = "SELECT pg_promote()";

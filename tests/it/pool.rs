@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use api_keys_driver::{Advice, Error, EventPosition, KeysDriver, Pool, PoolConfig, StatementCache, Timeouts};
+use api_keys_driver::{
+    Advice, Error, EventPosition, KeyCursor, KeysDriver, Pool, PoolConfig, StatementCache, Timeouts,
+};
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel::r2d2::ManageConnection;
@@ -48,12 +50,12 @@ fn by_default_waiting_running_and_idling_are_limited() {
     assert_eq!(setting(&pool, "lock_timeout"), "5s");
     assert_eq!(setting(&pool, "idle_in_transaction_session_timeout"), "10s");
     assert_eq!(setting(&pool, "application_name"), "api_keys_driver");
-    assert_eq!(pool.max_size(), 4);
-    assert_eq!(pool.connection_timeout(), Duration::from_secs(10));
-    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(30 * 60)));
-    assert_eq!(pool.idle_timeout(), Some(Duration::from_secs(10 * 60)));
-    assert_eq!(pool.min_idle(), None);
-    assert!(pool.test_on_check_out());
+    assert_eq!(pool.as_r2d2().max_size(), 4);
+    assert_eq!(pool.as_r2d2().connection_timeout(), Duration::from_secs(10));
+    assert_eq!(pool.as_r2d2().max_lifetime(), Some(Duration::from_secs(30 * 60)));
+    assert_eq!(pool.as_r2d2().idle_timeout(), Some(Duration::from_secs(10 * 60)));
+    assert_eq!(pool.as_r2d2().min_idle(), None);
+    assert!(pool.as_r2d2().test_on_check_out());
 }
 
 #[test]
@@ -68,13 +70,16 @@ fn the_pool_configuration_passes_on_the_settings_of_r2d2() {
         .test_on_check_out(false)
         .build()
         .unwrap();
-    assert_eq!((pool.min_idle(), pool.test_on_check_out()), (Some(2), false));
-    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(7)));
-    assert_eq!(pool.idle_timeout(), Some(Duration::from_secs(5)));
+    assert_eq!((pool.as_r2d2().min_idle(), pool.as_r2d2().test_on_check_out()), (Some(2), false));
+    assert_eq!(pool.as_r2d2().max_lifetime(), Some(Duration::from_secs(7)));
+    assert_eq!(pool.as_r2d2().idle_timeout(), Some(Duration::from_secs(5)));
 
     let unlimited = config.max_lifetime(Duration::ZERO).idle_timeout(Duration::ZERO).min_idle(9);
     let pool = unlimited.build().unwrap();
-    assert_eq!((pool.max_lifetime(), pool.idle_timeout(), pool.min_idle()), (None, None, Some(3)));
+    assert_eq!(
+        (pool.as_r2d2().max_lifetime(), pool.as_r2d2().idle_timeout(), pool.as_r2d2().min_idle()),
+        (None, None, Some(3))
+    );
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +97,7 @@ fn an_event_handler_is_set_on_the_builder() {
     let config = PoolConfig::new(database.url()).size(1);
     let counter = CountEvents::default();
     let checkouts = Arc::clone(&counter.0);
-    let pool = config.builder().event_handler(Box::new(counter)).build_unchecked(config.manager());
+    let pool = config.builder().event_handler(Box::new(counter)).build_unchecked(config.manager()).into();
     assert_eq!(setting(&pool, "lock_timeout"), "5s", "the settings are the same");
     assert_eq!(checkouts.load(Ordering::Relaxed), 1);
 }
@@ -153,7 +158,10 @@ fn settings_of_the_pool_reach_every_connection() {
     assert_eq!(setting(&pool, "lock_timeout"), "0");
     assert_eq!(setting(&pool, "idle_in_transaction_session_timeout"), "2ms");
     assert_eq!(setting(&pool, "application_name"), "it's 100% \\ \"ours\" & more? =");
-    assert_eq!((pool.max_size(), pool.connection_timeout()), (2, Duration::from_millis(1500)));
+    assert_eq!(
+        (pool.as_r2d2().max_size(), pool.as_r2d2().connection_timeout()),
+        (2, Duration::from_millis(1500))
+    );
 }
 
 #[test]
@@ -176,7 +184,7 @@ fn a_pool_whose_connections_are_all_in_use_is_exhausted() {
     let (database, _conn) = migrated();
     let pool = PoolConfig::new(database.url()).size(1).wait(Duration::from_secs(1)).build().unwrap();
     let held = pool.get().unwrap();
-    let error = pool.get().map(drop).map_err(Error::from).unwrap_err();
+    let error = pool.get().map(drop).unwrap_err();
     assert!(matches!(error, Error::Pool(_)), "{error:?}");
     assert_eq!(error.advice(), Advice::Reconnect);
     drop(held);
@@ -188,15 +196,15 @@ fn a_connection_that_takes_longer_than_the_wait_is_not_reported_as_in_use() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let string = format!("host=127.0.0.1 port={}", silent.local_addr().unwrap().port());
     let config = PoolConfig::new(string).size(1).wait(Duration::from_millis(100));
-    let pool = config.builder().build_unchecked(config.manager());
-    let error = pool.get().map(drop).map_err(Error::from).unwrap_err();
+    let pool = Pool::from(config.builder().build_unchecked(config.manager()));
+    let error = pool.get().map(drop).unwrap_err();
     assert!(matches!(error, Error::Pool(_)) && error.to_string().contains("connecting takes"), "{error}");
 }
 
 #[test]
 fn a_pool_of_size_zero_has_size_one() {
     let (database, _conn) = migrated();
-    assert_eq!(PoolConfig::new(database.url()).size(0).build().unwrap().max_size(), 1);
+    assert_eq!(PoolConfig::new(database.url()).size(0).build().unwrap().as_r2d2().max_size(), 1);
 }
 
 #[test]
@@ -336,7 +344,7 @@ fn no_password_is_shown_by_a_pool_or_by_its_later_errors() {
         let pool = PoolConfig::new(string).size(1).wait(WAIT).build().unwrap();
         assert!(!texts(&pool).contains("s3cr3t") && texts(&pool).contains("PoolManager { .. }"));
         server.stop().unwrap();
-        let error = failure(&pool);
+        let error = failure(pool.as_r2d2());
         let said = texts_of_error(&error);
         assert!(!said.contains("s3cr3t"), "{said}");
         assert!(said.contains("connection to server"), "it says why: {said}");
@@ -430,22 +438,39 @@ fn reasons_are_recognised_in_a_pool_that_the_crate_did_not_build() {
     }
 }
 
+/// An engine's own error, with one `From`.
+#[derive(Debug)]
+struct EngineError(Error);
+
+impl From<Error> for EngineError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
 #[test]
 fn the_question_mark_operator_converts_every_error() {
-    fn walk(pool: &Pool, cursor: &str, position: &str) -> api_keys_driver::Result<usize> {
-        let cursor = cursor.parse()?;
-        let position: EventPosition = position.parse()?;
+    fn walk(pool: &Pool, cursor: &str, position: &str) -> Result<usize, EngineError> {
+        let cursor: KeyCursor = cursor.parse()?;
+        let _: EventPosition = position.parse()?;
+        let mut conn = pool.get()?;
+        Ok(KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 1)?.len())
+    }
+    fn count(pool: &Pool) -> api_keys_driver::Result<i64> {
         let mut conn = pool.get()?;
         conn.batch_execute("SELECT")?;
-        let _ = position;
-        Ok(KeysDriver::new(&mut conn).fetch_keys_after(&tenant(), Some(&cursor), 1)?.len())
+        KeysDriver::new(&mut conn).count_keys(&tenant())
     }
     let (database, _conn) = migrated();
     let pool = PoolConfig::new(database.url()).size(1).build().unwrap();
     let start = "0000000000000000.0.0";
+    assert_eq!(count(&pool).unwrap(), 0);
     assert_eq!(walk(&pool, "00065000000000006b6579", start).unwrap(), 0);
-    assert!(matches!(walk(&pool, "?", start), Err(Error::KeyCursor(_))));
-    assert!(matches!(walk(&pool, "00065000000000006b6579", "?"), Err(Error::EventPosition(_))));
+    assert!(matches!(walk(&pool, "?", start), Err(EngineError(Error::KeyCursor))));
+    assert!(matches!(walk(&pool, "00065000000000006b6579", "?"), Err(EngineError(Error::EventPosition))));
+    let all_in_use = PoolConfig::new(database.url()).size(1).wait(WAIT).build().unwrap();
+    let _held = all_in_use.get().unwrap();
+    assert!(matches!(walk(&all_in_use, "00065000000000006b6579", start), Err(EngineError(Error::Pool(_)))));
     let refused = PgConnection::establish("host=127.0.0.1 port=1").map(drop).map_err(Error::from);
     assert!(matches!(refused, Err(Error::Connect(_))), "{refused:?}");
 }
@@ -458,9 +483,13 @@ fn the_defaults_reach_a_second_host_if_the_first_does_not_answer() {
     let folder = server.socket_folder().display();
     let string = format!("host=127.0.0.1,127.0.0.1,{folder} port={port},{port},5432 user=postgres");
     let config = PoolConfig::new(string).size(1);
-    let pool = config.builder().build_unchecked(config.manager());
+    let pool = Pool::from(config.builder().build_unchecked(config.manager()));
     assert_eq!(setting(&pool, "lock_timeout"), "5s");
-    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(60)), "short, because there are several hosts");
+    assert_eq!(
+        pool.as_r2d2().max_lifetime(),
+        Some(Duration::from_secs(60)),
+        "short, because there are several hosts"
+    );
 }
 
 #[test]
@@ -481,7 +510,7 @@ fn a_session_that_no_longer_fits_the_connection_string_is_not_returned() {
             server.set_standby(true).unwrap();
             server.start().unwrap();
         }
-        let error = failure(&pool);
+        let error = failure(pool.as_r2d2());
         assert!(matches!(error, Error::Connect(_)), "{error:?}");
         assert_eq!(error.advice(), Advice::Reconnect);
         assert!(PoolConfig::new(database.url()).build().unwrap().get().is_ok(), "it can be read");

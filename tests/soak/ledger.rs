@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use api_keys_driver::Pool;
 use api_keys_driver::schema::{api_key_events, api_keys, proxy_calls};
 use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
@@ -112,7 +111,7 @@ impl Soak {
     }
 
     fn check_sessions(&self, conn: &mut PgConnection) {
-        let states = self.pools.iter().map(Pool::state);
+        let states = self.pools.iter().map(|pool| pool.as_r2d2().state());
         let held: u32 = states.map(|state| state.connections - state.idle_connections).sum();
         let in_transaction = diesel::sql_query(
             "SELECT FROM pg_stat_activity WHERE application_name = 'soak' AND state <> 'idle'",

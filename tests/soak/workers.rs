@@ -31,7 +31,7 @@ impl Soak {
     /// Repeats the work on new connections until it succeeds.
     fn retry<T>(&self, n: u64, mut ask: impl FnMut(&mut PgConnection) -> Result<T>) -> Option<T> {
         while !self.over.load(Relaxed) {
-            let error = match self.pool(n).get().map_err(Error::from).and_then(|mut conn| ask(&mut conn)) {
+            let error = match self.pool(n).get().and_then(|mut conn| ask(&mut conn)) {
                 Ok(answer) => return Some(answer),
                 Err(error) => error,
             };
@@ -91,7 +91,7 @@ impl Soak {
     /// Repeats the query until it is answered, also after the end of the soak.
     fn ask_until_known<T>(&self, n: u64, look: impl Fn(&mut PgConnection) -> Result<T>) -> Result<T> {
         loop {
-            match self.pool(n).get().map_err(Error::from).and_then(|mut conn| look(&mut conn)) {
+            match self.pool(n).get().and_then(|mut conn| look(&mut conn)) {
                 Err(error) if error.advice() == Advice::Reconnect => thread::sleep(PAUSE),
                 known => return known,
             }

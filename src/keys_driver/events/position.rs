@@ -9,6 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 
 use crate::schema::api_key_events;
+use crate::{Error, Result};
 
 /// A position in the order in which events are followed: directly after one event.
 ///
@@ -20,11 +21,11 @@ use crate::schema::api_key_events;
 /// To keep it, store its `Display` text, which is opaque. `FromStr` parses it.
 ///
 /// ```
-/// # use api_keys_driver::KeysDriver;
+/// # use api_keys_driver::{EventPosition, KeysDriver};
 /// # let database = throwaway_postgres::empty().unwrap().prepare(api_keys_driver::migrate).unwrap();
 /// # let mut conn = database.connect().unwrap();
 /// let position = KeysDriver::new(&mut conn).fetch_key_events_head().unwrap();
-/// assert_eq!(position.to_string().parse(), Ok(position));
+/// assert_eq!(position.to_string().parse::<EventPosition>().unwrap(), position);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Queryable, Selectable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -62,16 +63,11 @@ impl fmt::Display for EventPosition {
     }
 }
 
-/// The text is not the `Display` text of an [`EventPosition`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a position of an event: start from the beginning, or restore what was stored")]
-pub struct ParseEventPositionError;
-
 impl FromStr for EventPosition {
-    type Err = ParseEventPositionError;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, ParseEventPositionError> {
-        parse(text).filter(|position| position.to_string() == text).ok_or(ParseEventPositionError)
+    fn from_str(text: &str) -> Result<Self> {
+        parse(text).filter(|position| position.to_string() == text).ok_or(Error::EventPosition)
     }
 }
 
@@ -92,9 +88,9 @@ impl From<EventPosition> for String {
 
 #[cfg(feature = "serde")]
 impl TryFrom<String> for EventPosition {
-    type Error = ParseEventPositionError;
+    type Error = Error;
 
-    fn try_from(text: String) -> Result<Self, ParseEventPositionError> {
+    fn try_from(text: String) -> Result<Self> {
         text.parse()
     }
 }
