@@ -289,11 +289,10 @@ pub enum Error {
     )]
     Connect(#[source] diesel::ConnectionError),
 
-    /// All connections of the pool were in use, and none was returned within the pool's `wait`. Or the wait is shorter
-    /// than an attempt to connect: see [`PoolConfig::wait`](crate::PoolConfig::wait).
+    /// All connections of the pool were in use, and none was returned within the pool's `wait`. If the error comes from an
+    /// r2d2 pool and not from [`Pool::get`](crate::Pool::get), connecting may also have taken longer than the wait.
     #[error(
-        "the pool had no free connection: return connections sooner, make the pool larger, or wait for longer than \
-         connecting takes"
+        "the pool had no free connection: return connections sooner, make the pool larger, or wait longer"
     )]
     Pool(#[source] diesel::r2d2::PoolError),
 

@@ -14,8 +14,10 @@ use diesel::r2d2;
 
 pub use self::manager::PoolManager;
 
+use self::manager::unusable;
+use crate::error::connect_error;
 use crate::timeouts::whole_milliseconds;
-use crate::{Result, Timeouts};
+use crate::{Error, Result, Timeouts};
 
 /// A pool of connections, as [`PoolConfig`] describes it. A clone uses the same pool.
 ///
@@ -33,10 +35,17 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// - [`Error::Pool`](crate::Error::Pool) if all connections are in use, or if connecting takes longer than the wait.
-    /// - The errors of [`PoolConfig::build`] if a connection is free to be opened, but opening it fails.
+    /// - [`Error::Pool`] if all connections are in use.
+    /// - The errors of [`PoolConfig::build`] if a further connection cannot be opened. [`Error::Connect`] also if opening
+    ///   it takes longer than the wait.
     pub fn get(&self) -> Result<PooledConnection> {
-        Ok(self.0.get()?)
+        self.0.get().map_err(|error| match Error::from(error) {
+            // r2d2 opens further connections meanwhile, and has no reason yet.
+            Error::Pool(_) if self.0.state().connections < self.0.max_size() => {
+                connect_error(unusable("there was no answer within the pool's wait"))
+            }
+            error => error,
+        })
     }
 
     /// Returns r2d2's pool, for its state and its settings.
@@ -231,13 +240,12 @@ impl PoolConfig {
         Self { size, ..self }
     }
 
-    /// Sets how long `get` waits for a connection. After that, `get` returns [`Error::Pool`](crate::Error::Pool) if all
+    /// Sets how long `get` waits for a connection. After that, `get` returns [`Error::Pool`] if all
     /// connections are in use. If no connection can be opened, it returns the reason, such as
-    /// [`Error::Connect`](crate::Error::Connect).
+    /// [`Error::Connect`].
     ///
     /// The reason is known when an attempt to connect has failed. So wait at least as long as an attempt may take:
-    /// `connect_timeout` for each host. With a shorter wait, the error is [`Error::Pool`](crate::Error::Pool) while a host
-    /// does not answer.
+    /// `connect_timeout` for each host. With a shorter wait, the error does not name the host that does not answer.
     #[must_use]
     pub fn wait(self, wait: Duration) -> Self {
         Self { wait, ..self }
@@ -311,10 +319,10 @@ impl PoolConfig {
     ///
     /// # Errors
     ///
-    /// - [`Error::ConnectionString`](crate::Error::ConnectionString), [`Error::AccessDenied`](crate::Error::AccessDenied),
-    ///   [`Error::UnknownDatabase`](crate::Error::UnknownDatabase) and [`Error::Tls`](crate::Error::Tls): another
+    /// - [`Error::ConnectionString`], [`Error::AccessDenied`],
+    ///   [`Error::UnknownDatabase`] and [`Error::Tls`]: another
     ///   attempt fails again.
-    /// - [`Error::UnknownHost`](crate::Error::UnknownHost) and [`Error::Connect`](crate::Error::Connect): another
+    /// - [`Error::UnknownHost`] and [`Error::Connect`]: another
     ///   attempt may succeed.
     pub fn build(&self) -> Result<Pool> {
         let manager = self.manager();

@@ -101,7 +101,7 @@ impl PoolManager {
 }
 
 /// The message has the form of libpq's messages, so that `connect_error` recognises it.
-fn unusable(reason: &str) -> diesel::ConnectionError {
+pub(super) fn unusable(reason: &str) -> diesel::ConnectionError {
     diesel::ConnectionError::BadConnection(format!("connection to server of the pool failed: {reason}"))
 }
 

@@ -198,7 +198,9 @@ fn a_connection_that_takes_longer_than_the_wait_is_not_reported_as_in_use() {
     let config = PoolConfig::new(string).size(1).wait(Duration::from_millis(100));
     let pool = Pool::from(config.builder().build_unchecked(config.manager()));
     let error = pool.get().map(drop).unwrap_err();
-    assert!(matches!(error, Error::Pool(_)) && error.to_string().contains("connecting takes"), "{error}");
+    assert!(matches!(error, Error::Connect(_)), "{error:?}");
+    assert!(texts_of_error(&error).contains("no answer within the pool's wait"), "{error:?}");
+    assert_eq!(error.advice(), Advice::Reconnect);
 }
 
 #[test]
