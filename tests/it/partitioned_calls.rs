@@ -2,8 +2,9 @@
 //! time range.
 
 use std::sync::OnceLock;
+use std::thread;
 
-use api_keys_driver::{KeysDriver, Result, migrate};
+use api_keys_driver::{KeysDriver, Result, check, migrate};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use throwaway_postgres::Database;
@@ -50,6 +51,60 @@ fn every_method_returns_the_same_with_partitioned_calls() {
         });
         if !differs_from_call_to_call(method.name) {
             assert_eq!(plain, partitioned, "{}", method.name);
+        }
+    }
+}
+
+/// Detaches a partition concurrently, and cancels that while it waits for the transactions that use the table.
+fn detach_halfway(database: &Database, parent: &str, part: &str) {
+    let [mut user, mut detacher, mut watcher] = std::array::from_fn(|_| database.connect().unwrap());
+    user.batch_execute(&format!("BEGIN; SELECT FROM {parent}")).unwrap();
+    thread::scope(|scope| {
+        let detach = format!("ALTER TABLE {parent} DETACH PARTITION {part} CONCURRENTLY");
+        let detached = scope.spawn(move || detacher.batch_execute(&detach));
+        eventually("it waits", || {
+            watcher
+                .batch_execute(
+                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+                     WHERE query LIKE '%CONCURRENTLY' AND wait_event_type = 'Lock' AND datname = current_database()
+                         AND EXISTS (SELECT FROM pg_inherits WHERE inhdetachpending)",
+                )
+                .unwrap();
+            detached.is_finished()
+        });
+        assert!(detached.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_partition_that_is_half_detached_stops_neither_a_migration_nor_a_method() {
+    for (parent, part) in [("calls_2026_01", "calls_2026_01_a"), ("proxy_calls", "calls_2025")] {
+        for is_migrated in [false, true] {
+            let Some((database, mut conn)) = partitioned_service() else { return };
+            conn.batch_execute("DROP TABLE calls_later").unwrap();
+            if is_migrated {
+                migrate(&mut conn).unwrap();
+            }
+            detach_halfway(&database, parent, part);
+            let obstacles = check(&mut conn).unwrap().obstacles;
+            assert!(
+                obstacles.iter().all(|obstacle| obstacle.name == "prepared statements"),
+                "{part}: {obstacles:?}"
+            );
+            migrate(&mut conn).unwrap();
+            assert!(check(&mut conn).unwrap().is_clean());
+            KeyRow::default().insert(&mut conn);
+            let created_at = at("2026-01-20T00:00:00Z");
+            CallRow { created_at, ..CallRow::default() }.insert(&mut conn);
+            for method in METHODS {
+                let answer = conn.transaction(|conn| (method.call)(conn, &Input::default()));
+                let is_for_the_part = matches!(&answer, Err(error) if format!("{error:?}").contains("no partition of relation"));
+                assert!(answer.is_ok() || is_for_the_part, "{}: {answer:?}", method.name);
+            }
+            let finish = format!("ALTER TABLE {parent} DETACH PARTITION {part} FINALIZE");
+            conn.batch_execute(&finish).unwrap();
+            migrate(&mut conn).unwrap();
+            assert!(check(&mut conn).unwrap().is_clean());
         }
     }
 }
