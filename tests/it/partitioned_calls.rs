@@ -61,7 +61,7 @@ fn detach_halfway(database: &Database, parent: &str, part: &str) {
     user.batch_execute(&format!("BEGIN; SELECT FROM {parent}")).unwrap();
     thread::scope(|scope| {
         let detach = format!("ALTER TABLE {parent} DETACH PARTITION {part} CONCURRENTLY");
-        let detached = scope.spawn(move || detacher.batch_execute(&detach));
+        let waiting = scope.spawn(move || detacher.batch_execute(&detach));
         eventually("it waits", || {
             watcher
                 .batch_execute(
@@ -70,9 +70,9 @@ fn detach_halfway(database: &Database, parent: &str, part: &str) {
                          AND EXISTS (SELECT FROM pg_inherits WHERE inhdetachpending)",
                 )
                 .unwrap();
-            detached.is_finished()
+            waiting.is_finished()
         });
-        assert!(detached.join().unwrap().is_err());
+        assert!(waiting.join().unwrap().is_err());
     });
 }
 
