@@ -59,6 +59,14 @@ fn ok_means_committed_and_returns_the_value() {
 }
 
 #[test]
+fn debug_output_shows_the_settings() {
+    let shown = format!("{:?}", Transaction::attempts(3).timeouts(Timeouts::default()).or_savepoint());
+    for setting in ["attempts: 3", "lock: 5s", "or_savepoint: true"] {
+        assert!(shown.contains(setting), "{shown}");
+    }
+}
+
+#[test]
 fn an_error_of_the_engine_undoes_the_work_and_is_returned_as_it_is() {
     let (_database, mut conn) = migrated();
     KeyRow::default().insert(&mut conn);
