@@ -146,6 +146,13 @@ mod tests {
     }
 
     #[test]
+    fn debug_output_shows_the_time() {
+        let time: DateTime<Utc> = "2026-01-01T12:34:59.25Z".parse().unwrap();
+        assert_eq!(format!("{:?}", Time::from(time)), "2026-01-01T12:34:59.250Z");
+        assert_eq!(DateTime::<Utc>::from(Time::from(time)), time);
+    }
+
+    #[test]
     fn a_leap_second_becomes_the_next_second() {
         let time: DateTime<Utc> = "2026-01-01T12:34:59.25Z".parse().unwrap();
         let leap = time.with_nanosecond(1_250_000_000).unwrap();
