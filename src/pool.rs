@@ -240,9 +240,8 @@ impl PoolConfig {
         Self { size, ..self }
     }
 
-    /// Sets how long `get` waits for a connection. After that, `get` returns [`Error::Pool`] if all
-    /// connections are in use. If no connection can be opened, it returns the reason, such as
-    /// [`Error::Connect`].
+    /// Sets how long `get` waits for a connection. After that, `get` returns [`Error::Pool`] if all connections are in
+    /// use. If no connection can be opened, it returns the reason, such as [`Error::Connect`].
     ///
     /// The reason is known when an attempt to connect has failed. So wait at least as long as an attempt may take:
     /// `connect_timeout` for each host. With a shorter wait, the error does not name the host that does not answer.
@@ -278,8 +277,8 @@ impl PoolConfig {
     }
 
     /// Sets whether `get` tests a connection before it returns it, in one round trip. Without the test, each connection
-    /// fails once after a restart of the server, a session on a former primary is used until it is too old, and a
-    /// transaction that was left open with `BEGIN` as SQL swallows the next user's writes.
+    /// fails once after a restart of the server. A session on a former primary is used until it is too old. If a user
+    /// leaves a transaction open with `BEGIN` as SQL, the next user's writes are lost with it.
     #[must_use]
     pub fn test_on_check_out(self, test_on_check_out: bool) -> Self {
         Self { test_on_check_out, ..self }
@@ -319,11 +318,9 @@ impl PoolConfig {
     ///
     /// # Errors
     ///
-    /// - [`Error::ConnectionString`], [`Error::AccessDenied`],
-    ///   [`Error::UnknownDatabase`] and [`Error::Tls`]: another
+    /// - [`Error::ConnectionString`], [`Error::AccessDenied`], [`Error::UnknownDatabase`] and [`Error::Tls`]: another
     ///   attempt fails again.
-    /// - [`Error::UnknownHost`] and [`Error::Connect`]: another
-    ///   attempt may succeed.
+    /// - [`Error::UnknownHost`] and [`Error::Connect`]: another attempt may succeed.
     pub fn build(&self) -> Result<Pool> {
         let manager = self.manager();
         manager.open()?;

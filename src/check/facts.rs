@@ -58,7 +58,7 @@ pub(crate) struct TableFacts {
     pub(crate) owner: String,
     #[diesel(sql_type = Bool)]
     pub(crate) is_owner: bool,
-    /// To the owner, perhaps without inheriting its rights.
+    /// Whether `SET ROLE` to the owner is allowed, also if its rights are not inherited.
     #[diesel(sql_type = Bool)]
     pub(crate) may_set_role: bool,
     /// Makes the current role a member of the owner.

@@ -77,8 +77,9 @@ impl PoolManager {
         Ok(conn)
     }
 
-    /// Sends one statement in the simple query protocol, where a transaction begins at the time of its first statement.
-    /// A cast that fails puts its text into the error.
+    /// Fails if the session is in a transaction, or if its server is lost as a target. It is one statement in the simple
+    /// query protocol: there, `now()` equals `statement_timestamp()` in the first statement of a transaction only. The
+    /// error of a cast quotes the reason.
     fn test(&self, conn: &mut PgConnection) -> Result<()> {
         let sql = format!(
             "SELECT CASE

@@ -5,8 +5,7 @@ use super::super::object::is_named;
 use super::{Verdict, View};
 use crate::steps::{is_english, quoted};
 
-/// The encodings of which PostgreSQL converts every character to UTF-8. Of the others with one byte per character, some
-/// bytes have none.
+/// The encodings in which every character can be converted to UTF-8. The others may store bytes that cannot.
 const CONVERTIBLE: &[&str] = &[
     "UTF8",
     "LATIN1",
